@@ -1,0 +1,3 @@
+from gatelab.cli.main import main
+
+main()

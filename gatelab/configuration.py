@@ -1,0 +1,48 @@
+"""What every configuration shares: frozen Pydantic models that refuse unknown keys, and how they speak of errors."""
+
+import re
+from typing import Annotated, Any, Never
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic_core import PydanticCustomError
+
+IMPOSSIBLE = "impossible"  # the type of the error that `impossible` raises
+
+_SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+
+
+class Config(BaseModel):
+    """Base of every configuration: immutable, and every key must be known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def impossible(reason: str) -> Never:
+    """Reject a combination of fields that are each valid alone.
+
+    The matrix lists such a variant as impossible, with the reason; a wrong field refuses the whole study.
+    """
+    # Braces would be read as a template.
+    raise PydanticCustomError(IMPOSSIBLE, reason.replace("{", "(").replace("}", ")"))  # type: ignore[arg-type]
+
+
+def settle(config: BaseModel, **values: Any) -> None:
+    """Set fields of a frozen configuration from within its own validators, and nowhere else."""
+    for name, value in values.items():
+        object.__setattr__(config, name, value)
+
+
+def _parse_count(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d[\d_]*(?:\.\d+)?)\s*([kmbt]?)\s*", value, re.IGNORECASE)
+    if match is None:
+        raise ValueError("expected a count such as 4096, 300k, 2M or 1.5B")
+    count = float(match[1].replace("_", "")) * _SUFFIXES[match[2].lower()]
+    if count != int(count):
+        raise ValueError("expected a whole count such as 4096, 300k, 2M or 1.5B")
+    return int(count)
+
+
+Count = Annotated[int, BeforeValidator(_parse_count)]
+"""A whole number that may be written 300k, 2M or 1.5B (powers of ten)."""

@@ -1,0 +1,118 @@
+"""What a model is: its shape, its gates, its controls. No torch here: plans are made from these alone."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from gatelab.configuration import Config, impossible, settle
+from gatelab.kernels.gate import ACTIVATIONS, COMBINATIONS
+
+POSITIONS = ("query", "key", "value", "sdpa", "output")
+"""Where a gate can sit (paper G4, G3, G2, G1, G5), in the order in which a forward pass meets them."""
+
+
+def _parse_position(value: Any) -> str:
+    names = str(value).replace(" ", "").split("+")
+    unknown = [name for name in names if name not in POSITIONS]
+    if names == ["none"]:
+        return "none"
+    if unknown or len(set(names)) != len(names):
+        raise ValueError(f"expected none, or one or more of {', '.join(POSITIONS)}, joined by + (value+sdpa)")
+    return "+".join(name for name in POSITIONS if name in names)
+
+
+def _one_of(names: Any) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"expected one of {', '.join(names)}")
+        return value
+
+    return AfterValidator(check)
+
+
+class GateConfig(Config):
+    """A gate: `Y' = combine(Y, activation(X W))` (paper eq. 5), the same at each of its positions.
+
+    Where the position is none the other fields mean nothing and take their defaults, so that such configurations
+    are equal.
+    """
+
+    position: Annotated[str, BeforeValidator(_parse_position)] = "none"
+    """none, or where the gate sits: query, key, value, sdpa, output; several joined by +."""
+    granularity: Literal["elementwise", "headwise"] = "elementwise"
+    """A score for each channel, or one for each head."""
+    sharing: Literal["per_head", "averaged", "shared"] = "per_head"
+    """per_head: each head its own scores; averaged: scores of all heads, averaged after the activation (the paper's
+    "head-shared"); shared: one projection whose scores serve all heads."""
+    activation: Annotated[str, _one_of(ACTIVATIONS)] = "sigmoid"
+    """sigmoid, silu, tanh, relu, softplus, identity or ns_sigmoid."""
+    combine: Annotated[str, _one_of(COMBINATIONS)] = "multiply"
+    """multiply or add."""
+    input: Literal["hidden", "constant"] = "hidden"
+    """What the score is computed from: the pre-normed hidden state, or a learned constant (paper table 4, row 6)."""
+    init_scale: float = Field(1.0, ge=0)
+    """The gate weights start at init_scale x the model's init_std (the paper does not state its choice); 0: at zero.
+    A constant gate starts at its bias instead."""
+    bias: float | None = None
+    """Starting value of a learned bias; null: no bias, as in the paper. For a constant gate: its starting value."""
+
+    @model_validator(mode="after")
+    def _fold_meaningless_fields(self) -> "GateConfig":
+        if self.position == "none":
+            settle(self, **{name: f.default for name, f in GateConfig.model_fields.items() if name != "position"})
+        elif self.input == "constant":
+            settle(self, init_scale=1.0, bias=self.bias or 0.0)
+        return self
+
+    @property
+    def positions(self) -> tuple[str, ...]:
+        """The positions one by one; empty for none."""
+        return () if self.position == "none" else tuple(self.position.split("+"))
+
+
+class ModelConfig(Config):
+    """A decoder in the shape of Qwen3: pre-norm, RoPE, QK-norm, grouped-query attention, SwiGLU."""
+
+    layers: int = Field(4, ge=1)
+    hidden_size: int = Field(64, ge=1)
+    query_heads: int = Field(4, ge=1)
+    kv_heads: int = Field(2, ge=1)
+    head_dim: int = Field(16, ge=2, multiple_of=2)
+    ffn_size: int = Field(176, ge=1)
+    """Width of the SwiGLU feed-forward layer."""
+    vocab_size: int | None = Field(None, ge=2)
+    """null: as many as the tokenizer has."""
+    tie_embeddings: bool = True
+    qk_norm: bool = True
+    """RMSNorm on each query and key head, before RoPE."""
+    rope_base: float = Field(10_000.0, gt=0)
+    norm_eps: float = Field(1e-6, gt=0)
+    init_std: float = Field(0.02, gt=0)
+    """Standard deviation of all initial weights."""
+    depth_scaled_init: bool = True
+    """Divide it by sqrt(2 x layers) for the two projections that write to the residual stream."""
+    gate: GateConfig = GateConfig()
+    sdpa_output: Literal["plain", "rmsnorm", "silu"] = "plain"
+    """Controls without a gate (paper table 3, rows 5 and 6): RMSNorm on each head's SDPA output with one gain for
+    all heads, or SiLU."""
+    sandwich_norm: bool = False
+    """RMSNorm also on the attention and feed-forward outputs, before the residual addition (paper table 2, row 7)."""
+
+    @model_validator(mode="after")
+    def _check_combination(self) -> "ModelConfig":
+        gate = self.gate
+        if self.query_heads % self.kv_heads:
+            impossible(f"query_heads ({self.query_heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if "output" in gate.positions and (gate.granularity, gate.sharing) != ("elementwise", "per_head"):
+            impossible(
+                "the dense output has no heads: a gate there is elementwise and per_head "
+                f"(got {gate.granularity}, {gate.sharing})"
+            )
+        if gate.granularity == "headwise" and self.qk_norm and {"query", "key"} & set(gate.positions):
+            impossible("QK-norm undoes a headwise scale: it divides each query and key head by its own magnitude")
+        if "sdpa" in gate.positions and self.sdpa_output != "plain":
+            impossible(
+                f"sdpa_output: {self.sdpa_output} is a control without a gate; with a gate at sdpa their order "
+                "would be undefined"
+            )
+        return self

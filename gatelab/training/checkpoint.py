@@ -1,0 +1,87 @@
+"""Checkpoints that are whole or not there.
+
+A checkpoint is a safetensors file and, written after it, a small JSON file with its SHA-256: the JSON commits it.
+Both appear by rename, after fsync. The newest two are kept, so that one can be damaged.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+KEPT = 2
+
+logger = logging.getLogger(__name__)
+
+
+def save_checkpoint(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Write the checkpoint of `step`; `state` is what else must survive, as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
+    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    _write(folder / f"step-{step:09d}.safetensors", content)
+    commit = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), "state": state}
+    _write(folder / f"step-{step:09d}.json", json.dumps(commit).encode())
+    for old in sorted(folder.glob("step-*.json"))[:-KEPT]:
+        old.unlink()
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, Any]] | None:
+    """Restore the newest whole checkpoint and return its step and state; None if there is none.
+
+    Damaged or half-written ones are passed over with a warning.
+    """
+    for path in sorted(folder.glob("step-*.json"), reverse=True):
+        try:
+            commit = json.loads(path.read_bytes())
+            content = path.with_suffix(".safetensors").read_bytes()
+            whole = hashlib.sha256(content).hexdigest() == commit["sha256"]
+        except (OSError, ValueError, KeyError) as error:
+            logger.warning("checkpoint %s passed over: %r", path, error)
+            continue
+        if whole:
+            _restore(safetensors.torch.load(content), model, optimizer)
+            return commit["step"], commit["state"]
+        logger.warning("checkpoint %s passed over: its content does not match its SHA-256", path)
+    return None
+
+
+def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part == "optimizer":
+            index, _, key = rest.partition(".")
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Make `path` hold `content`, durably and at once."""
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

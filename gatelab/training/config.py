@@ -1,0 +1,158 @@
+"""What one trial is: its model, its training, its data, its evaluation, its seed. No torch here."""
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from gatelab.configuration import Config, Count, impossible, settle
+from gatelab.models.config import ModelConfig
+
+BYTES_VOCAB = 257  # 256 bytes and the document separator
+
+
+def _parse_tokenizer(value: Any) -> str:
+    text = str(value)
+    if text == "bytes" or text.endswith(".json"):
+        return text
+    if (match := re.fullmatch(r"bpe:(.+)", text)) and match[1].isdigit() and int(match[1]) >= BYTES_VOCAB:
+        return text
+    raise ValueError(
+        f"expected bytes, bpe:N with N >= {BYTES_VOCAB} (trained on the corpus), or the path of a tokenizer.json"
+    )
+
+
+class DataConfig(Config):
+    """The text that a trial trains and is evaluated on."""
+
+    source: str = "stdlib"
+    """stdlib (the source text of Python's standard library), a text, .jsonl or .parquet file, a folder of such
+    files, or hf:NAME for a Hugging Face dataset (hf:NAME:CONFIGURATION)."""
+    split: str = "train"
+    """Which split of a Hugging Face dataset."""
+    text_field: str = "text"
+    """Which field of a JSONL, Parquet or Hugging Face record holds the text."""
+    tokenizer: Annotated[str, BeforeValidator(_parse_tokenizer)] = "bytes"
+    """bytes, bpe:N (trained on the corpus's training part), or the path of a tokenizer.json."""
+    validation_fraction: float = Field(0.05, gt=0, lt=1)
+    """Share of the text, by bytes, that is held out: whole documents, chosen by a hash."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the vocabulary, with the document separator."""
+        if self.tokenizer == "bytes":
+            return BYTES_VOCAB
+        if self.tokenizer.startswith("bpe:"):
+            return int(self.tokenizer.removeprefix("bpe:"))
+        from gatelab.training.tokenizer import file_vocab_size
+
+        return file_vocab_size(Path(self.tokenizer))
+
+
+class OptimizerConfig(Config):
+    """AdamW with decoupled weight decay, on matrices only: norms, biases and constants are not decayed."""
+
+    learning_rate: float = Field(3e-3, gt=0)
+    """Peak of the schedule."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    """Each step shrinks the weights by learning rate x weight_decay."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Gradients are scaled down to this global norm; null: never."""
+
+
+class ScheduleConfig(Config):
+    """Learning rate over training, relative to its peak: linear warm-up, then the named shape."""
+
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    """cosine to `final`; wsd: constant, then linear to `final` over `decay`; constant."""
+    warmup: float = Field(0.05, ge=0)
+    """Below 1: a fraction of all steps; from 1 on: a number of steps."""
+    final: float = Field(0.1, ge=0, le=1)
+    """Last learning rate, as a fraction of the peak."""
+    decay: float = Field(0.2, gt=0, le=1)
+    """Fraction of all steps over which wsd decays; it means nothing to the others."""
+
+    @model_validator(mode="after")
+    def _fold_meaningless_fields(self) -> "ScheduleConfig":
+        if self.kind != "wsd":
+            settle(self, decay=0.2)
+        if self.kind == "constant":
+            settle(self, final=1.0)
+        return self
+
+
+class TrainingConfig(Config):
+    """How long, in what portions and by what rule a model trains."""
+
+    tokens: Count = Field(2_000_000, ge=1)
+    """Training budget; rounded up to whole steps."""
+    sequence_length: Count = Field(128, ge=2)
+    batch_size: Count = Field(16, ge=1)
+    """Sequences per optimiser step."""
+    accumulation: int = Field(1, ge=1)
+    """Parts in which a batch is processed, to save memory."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 products where the device has fast ones (CUDA from compute capability 8.0), float32 elsewhere.
+    Weights and optimiser state are float32 always."""
+    log_every: int = Field(10, ge=1)
+    """Steps between two looks at the metrics; each look records every step since the last."""
+    loss_bound: float = Field(3.0, gt=1)
+    """A trial has diverged when its loss is not finite, or its mean over `log_every` steps exceeds this multiple of
+    the loss of uniform guessing, ln(vocabulary)."""
+
+    @model_validator(mode="after")
+    def _check_combination(self) -> "TrainingConfig":
+        if self.batch_size % self.accumulation:
+            impossible(f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation})")
+        return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimiser step sees."""
+        return self.batch_size * self.sequence_length
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return math.ceil(self.tokens / self.tokens_per_step)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of linear warm-up."""
+        warmup = self.schedule.warmup
+        return round(warmup * self.steps if warmup < 1 else warmup)
+
+
+class EvaluationConfig(Config):
+    """Evaluation on held-out text."""
+
+    tokens: Count = Field(65_536, ge=1)
+    """Tokens to evaluate on: evenly spaced windows of the validation part; all of it if it has fewer."""
+    points: int = Field(10, ge=1)
+    """Evaluations during training, evenly spaced; the last one after the last step."""
+
+
+class TrialConfig(Config):
+    """One trial: everything that decides its result, and nothing else."""
+
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    data: DataConfig = DataConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _take_vocabulary_from_tokenizer(self) -> "TrialConfig":
+        needed = self.data.vocab_size
+        if self.model.vocab_size is None:
+            settle(self, model=self.model.model_copy(update={"vocab_size": needed}))
+        elif self.model.vocab_size < needed:
+            impossible(f"model.vocab_size ({self.model.vocab_size}) is smaller than the tokenizer's ({needed})")
+        return self

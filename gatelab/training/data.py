@@ -1,0 +1,249 @@
+"""Tokens on disk and the batches drawn from them.
+
+A corpus is tokenised once into memory-mapped files with a manifest, shared by all trials that use it. Batches are a
+pure function of the seed and the step.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import numpy.typing as npt
+
+from gatelab.training.config import DataConfig
+from gatelab.training.corpus import (
+    DataError,
+    Document,
+    Skipped,
+    read_corpus,
+    source_digest,
+    validation_names,
+)
+from gatelab.training.tokenizer import Tokenizer, load_tokenizer, tokenizer_digest
+
+PREPARATION_VERSION = 1  # part of the data's identity: raise it when equal text would give other tokens
+SHARD_TOKENS = 1 << 27
+
+Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """Size of one part of the data."""
+
+    documents: int
+    bytes: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What prepared data is made of."""
+
+    identity: str
+    source: str
+    source_digest: str
+    tokenizer: str
+    tokenizer_digest: str
+    vocab_size: int
+    dtype: str
+    train: SplitCounts
+    validation: SplitCounts
+    skipped: list[Skipped]
+
+
+def data_identity(config: DataConfig) -> str:
+    """SHA-256 that names the tokens a configuration yields: the source's content, the tokenizer and the split.
+
+    Where files lie does not enter; what they hold does. Raises DataError or ValueError if they cannot be read.
+    """
+    parts = {
+        "version": PREPARATION_VERSION,
+        "source": source_digest(config),
+        "text_field": config.text_field,
+        "tokenizer": tokenizer_digest(config),
+        "validation_fraction": config.validation_fraction,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class TokenFiles:
+    """The tokens of one part, as a sequence over memory-mapped files."""
+
+    def __init__(self, folder: Path, part: str, dtype: str) -> None:
+        paths = sorted(folder.glob(f"{part}-*.bin"))
+        self._shards = [np.memmap(path, dtype=dtype, mode="r") for path in paths]
+        self._starts = np.cumsum([0] + [len(shard) for shard in self._shards])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def window(self, start: int, length: int) -> npt.NDArray[np.int64]:
+        """`length` tokens from `start` on, as int64."""
+        pieces = []
+        while length > 0:
+            shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+            offset = start - int(self._starts[shard])
+            piece = self._shards[shard][offset : offset + length]
+            pieces.append(piece)
+            start, length = start + len(piece), length - len(piece)
+        return np.concatenate(pieces).astype(np.int64)
+
+
+class Dataset:
+    """Prepared data: training batches and validation windows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        self.train = TokenFiles(folder, "train", self.manifest.dtype)
+        self.validation = TokenFiles(folder, "validation", self.manifest.dtype)
+
+    @cached_property
+    def bytes_per_token(self) -> float:
+        """Of the validation text: turns nats per token into nats per byte."""
+        return self.manifest.validation.bytes / self.manifest.validation.tokens
+
+    def batch(self, seed: int, step: int, batch_size: int, sequence_length: int) -> npt.NDArray[np.int64]:
+        """Training windows `[batch_size, sequence_length + 1]` of a step (from 0), a pure function of its arguments.
+
+        Each epoch visits all windows once, in an order and from an offset of its own.
+        """
+        windows = (len(self.train) - 1) // sequence_length - 1
+        if windows < 1:
+            raise DataError(
+                f"the training part has {len(self.train)} tokens: too few for sequences of {sequence_length}"
+            )
+        out = np.empty((batch_size, sequence_length + 1), dtype=np.int64)
+        for row in range(batch_size):
+            epoch, index = divmod(step * batch_size + row, windows)
+            order, offset = self._epoch(seed, epoch, windows, sequence_length)
+            out[row] = self.train.window(int(order[index]) * sequence_length + offset, sequence_length + 1)
+        return out
+
+    def _epoch(
+        self, seed: int, epoch: int, windows: int, sequence_length: int
+    ) -> tuple[npt.NDArray[np.int64], int]:
+        key = (seed, epoch, windows, sequence_length)
+        cached: dict[Any, tuple[npt.NDArray[np.int64], int]] = self.__dict__.setdefault("_epochs", {})
+        if key not in cached:
+            rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+            while len(cached) >= 2:  # a batch spans two epochs at most, unless the corpus is tiny
+                cached.pop(next(iter(cached)))
+            cached[key] = (rng.permutation(windows), int(rng.integers(sequence_length)))
+        return cached[key]
+
+    def validation_windows(self, tokens: int, sequence_length: int) -> npt.NDArray[np.int64]:
+        """Evenly spaced windows `[N, sequence_length + 1]` that hold about `tokens` tokens, at most all of them."""
+        available = (len(self.validation) - 1) // sequence_length
+        if available < 1:
+            raise DataError(
+                f"the validation part has {len(self.validation)} tokens: too few for a sequence of "
+                f"{sequence_length}; raise data.validation_fraction"
+            )
+        count = min(available, max(1, tokens // sequence_length))
+        starts = np.arange(count) * available // count * sequence_length
+        return np.stack([self.validation.window(int(start), sequence_length + 1) for start in starts])
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of prepared data."""
+    raw = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    raw["train"], raw["validation"] = SplitCounts(**raw["train"]), SplitCounts(**raw["validation"])
+    raw["skipped"] = [Skipped(**entry) for entry in raw["skipped"]]
+    return Manifest(**raw)
+
+
+def prepare(config: DataConfig, root: Path, identity: str | None = None) -> Dataset:
+    """The dataset of a configuration, tokenised into a folder under `root` if it is not there yet.
+
+    Processes that ask at once wait for the one that prepares; a folder appears whole or not at all.
+    Raises DataError if the source cannot be used.
+    """
+    identity = identity or data_identity(config)
+    folder = root / identity
+    if (folder / "manifest.json").exists():
+        return Dataset(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(root / f"{identity}.lock"):
+        if not (folder / "manifest.json").exists():
+            building = Path(tempfile.mkdtemp(prefix=f"{identity[:12]}-", suffix=".tmp", dir=root))
+            try:
+                _build(config, identity, building)
+                building.rename(folder)
+            finally:
+                shutil.rmtree(building, ignore_errors=True)
+    return Dataset(folder)
+
+
+def _build(config: DataConfig, identity: str, folder: Path) -> None:
+    """Tokenise a corpus into `folder`, the manifest last. Reads the corpus once more for each thing it must know."""
+    skipped: list[Skipped] = []
+    sizes: dict[str, int] = {}
+    for document in read_corpus(config, skipped.append):
+        sizes[document.name] = sizes.get(document.name, 0) + len(document.text.encode())
+    held = validation_names(sizes, config.validation_fraction)
+
+    def documents(validation: bool) -> Iterator[Document]:
+        for document in read_corpus(config, lambda _: None):
+            if len(sizes) == 1:
+                yield _part_of_only_document(document, config.validation_fraction, validation)
+            elif (document.name in held) == validation:
+                yield document
+
+    tokenizer = load_tokenizer(config, (document.text for document in documents(validation=False)))
+    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    counts = {
+        part: _write_tokens(documents(part == "validation"), tokenizer, folder, part, dtype)
+        for part in ("train", "validation")
+    }
+    manifest = Manifest(
+        identity=identity,
+        source=config.source,
+        source_digest=source_digest(config),
+        tokenizer=config.tokenizer,
+        tokenizer_digest=hashlib.sha256(tokenizer.description().encode()).hexdigest(),
+        vocab_size=tokenizer.vocab_size,
+        dtype=dtype,
+        skipped=skipped,
+        **counts,
+    )
+    if tokenizer.description() != "bytes":
+        (folder / "tokenizer.json").write_text(tokenizer.description(), encoding="utf-8")
+    (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
+
+
+def _part_of_only_document(document: Document, fraction: float, validation: bool) -> Document:
+    """A corpus of a single document is cut: its tail is held out."""
+    cut = round(len(document.text) * (1 - fraction))
+    return Document(document.name, document.text[cut:] if validation else document.text[:cut])
+
+
+def _write_tokens(
+    documents: Iterator[Document], tokenizer: Tokenizer, folder: Path, part: str, dtype: str
+) -> SplitCounts:
+    number_of_documents = size = total = 0
+    shard, shard_tokens, file = 0, 0, (folder / f"{part}-000.bin").open("wb")
+    for document in documents:
+        if shard_tokens >= SHARD_TOKENS:
+            file.close()
+            shard, shard_tokens = shard + 1, 0
+            file = (folder / f"{part}-{shard:03d}.bin").open("wb")
+        tokens = tokenizer.encode(document.text)
+        file.write(tokens.astype(dtype).tobytes())
+        number_of_documents += 1
+        size += len(document.text.encode())
+        total, shard_tokens = total + len(tokens), shard_tokens + len(tokens)
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+    return SplitCounts(number_of_documents, size, total)

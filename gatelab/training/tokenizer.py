@@ -1,0 +1,126 @@
+"""Text to tokens: bytes, a tokenizer.json, or BPE trained on the corpus. Every document ends in a separator."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gatelab.training.config import BYTES_VOCAB, DataConfig
+
+SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+"""Names under which a tokenizer file may have its document separator; without one, an id is added for it."""
+
+
+class Tokenizer(Protocol):
+    """Turns documents into tokens."""
+
+    vocab_size: int
+
+    def encode(self, text: str) -> npt.NDArray[np.int64]:
+        """Tokens of a document, the separator last."""
+
+    def description(self) -> str:
+        """Its content, such that equal descriptions tokenise equally."""
+
+
+class ByteTokenizer:
+    """One token for each byte of UTF-8."""
+
+    vocab_size = BYTES_VOCAB
+
+    def encode(self, text: str) -> npt.NDArray[np.int64]:
+        """Tokens of a document, the separator last."""
+        data = np.frombuffer(text.encode(), dtype=np.uint8)
+        return np.append(data.astype(np.int64), BYTES_VOCAB - 1)
+
+    def description(self) -> str:
+        """Its content."""
+        return "bytes"
+
+
+class FileTokenizer:
+    """A tokenizer in the format of the `tokenizers` library."""
+
+    def __init__(self, content: str) -> None:
+        import tokenizers
+
+        self._content = content
+        self._tokenizer = tokenizers.Tokenizer.from_str(content)
+        self.vocab_size, self._separator = _vocabulary(content)
+
+    def encode(self, text: str) -> npt.NDArray[np.int64]:
+        """Tokens of a document, the separator last."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return np.array([*ids, self._separator], dtype=np.int64)
+
+    def description(self) -> str:
+        """Its content."""
+        return self._content
+
+
+def load_tokenizer(config: DataConfig, training_texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer that a configuration names. `training_texts` is read only to train one."""
+    if config.tokenizer == "bytes":
+        return ByteTokenizer()
+    if config.tokenizer.startswith("bpe:"):
+        return FileTokenizer(_train_bpe(training_texts, config.vocab_size))
+    return FileTokenizer(Path(config.tokenizer).read_text(encoding="utf-8"))
+
+
+def tokenizer_digest(config: DataConfig) -> str:
+    """Identity of the tokenizer, given the corpus: a file by its content, not by its place."""
+    if config.tokenizer.endswith(".json"):
+        return hashlib.sha256(Path(config.tokenizer).read_bytes()).hexdigest()
+    return config.tokenizer
+
+
+def file_vocab_size(path: Path) -> int:
+    """Vocabulary of a tokenizer.json, with the document separator. Raises ValueError if it cannot be read."""
+    try:
+        stat = path.stat()
+        return _file_vocab_size(path, stat.st_mtime_ns, stat.st_size)
+    except OSError as error:
+        raise ValueError(f"tokenizer {str(path)!r}: {error.strerror}") from error
+
+
+@functools.lru_cache(maxsize=16)
+def _file_vocab_size(path: Path, mtime_ns: int, size: int) -> int:
+    try:
+        return _vocabulary(path.read_text(encoding="utf-8"))[0]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"tokenizer {str(path)!r} is not in the tokenizer.json format ({error!r})") from error
+
+
+def _vocabulary(content: str) -> tuple[int, int]:
+    """(vocabulary size, id of the separator) of a tokenizer.json."""
+    description = json.loads(content)
+    vocab = description["model"]["vocab"]
+    names = vocab if isinstance(vocab, dict) else {entry[0]: index for index, entry in enumerate(vocab)}
+    ids = dict(names) | {token["content"]: token["id"] for token in description.get("added_tokens") or []}
+    size = max(ids.values()) + 1
+    separator = next((ids[name] for name in SEPARATORS if name in ids), None)
+    return (size + 1, size) if separator is None else (size, separator)
+
+
+def _train_bpe(texts: Iterable[str], vocab_size: int) -> str:
+    """Content of a byte-level BPE tokenizer.json trained on texts."""
+    from tokenizers import Tokenizer as Trainable
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Trainable(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[SEPARATORS[0]],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    content: str = tokenizer.to_str()
+    return content
