@@ -43,7 +43,7 @@ def train(
     workdir: Path,
     device: str = "auto",
     *,
-    data_folder: Path | None = None,
+    dataset: Dataset | None = None,
     checkpoint_seconds: float = 60.0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
@@ -56,7 +56,7 @@ def train(
             at each evaluation: validation/loss, validation/bits_per_byte and, by layer, gradient_norm.
         workdir: where checkpoints are written and looked for.
         device: auto, cpu, cuda or cuda:N.
-        data_folder: where prepared data lie and are prepared if missing; `workdir/data` by default.
+        dataset: the prepared data of `trial.data`; prepared under `workdir/data` by default.
         checkpoint_seconds: time between two checkpoints; there is one at the end, too.
         should_stop: asked at each look; when it says yes, a checkpoint is written and training stops.
 
@@ -67,7 +67,7 @@ def train(
         DataError: the data cannot be used. ValueError: the device is not there.
     """
     where = choose_device(device)
-    dataset = prepare(trial.data, data_folder or workdir / "data")
+    dataset = dataset or prepare(trial.data, workdir / "data")
     return _Run(trial, recorder, workdir / "checkpoints", where, dataset).run(checkpoint_seconds, should_stop)
 
 
@@ -111,6 +111,7 @@ class _Run:
                 return Outcome("diverged", self.step, self.metrics, reason)
             if evaluate:
                 self._evaluate()
+            self.recorder.flush()
             last = self.step == self.training.steps
             stop = not last and should_stop()
             if last or stop or time.monotonic() - saved_at >= checkpoint_seconds:

@@ -10,6 +10,9 @@ class Recorder(Protocol):
     def record(self, step: int, values: Mapping[str, float], layer: int | None = None) -> None:
         """Record named values after `step` optimiser steps, of one layer or of the whole model."""
 
+    def flush(self) -> None:
+        """Called between steps, when there is something to see: a chance to write what was recorded."""
+
     def commit(self) -> None:
         """Return when everything recorded so far is on disk."""
 
@@ -19,6 +22,9 @@ class NullRecorder:
 
     def record(self, step: int, values: Mapping[str, float], layer: int | None = None) -> None:
         """Drop the values."""
+
+    def flush(self) -> None:
+        """Do nothing."""
 
     def commit(self) -> None:
         """Do nothing."""

@@ -1,0 +1,278 @@
+"""From a study to its trials: the product of the axes, less what is excluded, impossible or equal."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from gatelab.ablations.errors import Problem
+from gatelab.ablations.identity import canonical_json, canonical_variant, trial_id
+from gatelab.ablations.matching import NotMatchable, match_model
+from gatelab.ablations.paths import get_path, readable, set_path
+from gatelab.ablations.study import Level, StudyPlan, level_label
+from gatelab.models.accounting import count_parameters, flops_per_token, training_memory
+from gatelab.training.config import DataConfig, TrialConfig
+
+LEARNING_RATE = "training.optimizer.learning_rate"
+
+Levels = tuple[Level, ...]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One combination of levels, seeds aside, with what it costs."""
+
+    label: str
+    levels: dict[str, str]  # axis -> label; an axis that makes no difference here is absent
+    config: TrialConfig
+    parameters: int
+    added_parameters: int | None  # over the baseline; None where there is no baseline
+    flops_per_token: int
+    memory: int  # bytes, estimated
+    baseline: str | None  # label of the variant to compare with
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One variant at one seed: the unit of work."""
+
+    id: str
+    variant: str
+    config: TrialConfig
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return self.config.seed
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """All trials of a study, and what became of the other combinations."""
+
+    plan: StudyPlan
+    variants: tuple[Variant, ...]
+    trials: tuple[Trial, ...]
+    combinations: int
+    folded: dict[str, tuple[str, ...]] = field(default_factory=dict)  # variant -> labels of equal combinations
+    excluded: dict[str, str] = field(default_factory=dict)  # combination -> rule
+    impossible: dict[str, str] = field(default_factory=dict)  # combination -> reason
+    notes: tuple[str, ...] = ()
+
+    def variant(self, label: str) -> Variant:
+        """The variant of a label."""
+        return next(variant for variant in self.variants if variant.label == label)
+
+
+def build_matrix(plan: StudyPlan, data_identity: Callable[[DataConfig], str]) -> Matrix:
+    """All trials of a study. `data_identity` names the tokens that a data configuration yields.
+
+    Raises StudyError if nothing is left to run, the baseline is not there or the budget is exceeded.
+    """
+    excluded: dict[str, str] = {}
+    impossible: dict[str, str] = {}
+    groups: dict[str, list[Levels]] = {}  # equal configurations
+    configs: dict[str, TrialConfig] = {}
+    identities: dict[DataConfig, str] = {}
+    used_rules: set[int] = set()
+    names = _short_names(plan)
+    combinations = 0
+    for combination in itertools.product(*(axis.levels for axis in plan.axes)):
+        combinations += 1
+        config, reason = _configure(plan, combination)
+        rule = _exclusion(plan, combination, config)
+        if rule is not None:
+            used_rules.add(rule)
+            excluded[_label(plan, names, combination)] = _describe_rule(plan.study.exclude[rule])
+        elif config is None:
+            impossible[_label(plan, names, combination)] = reason
+        else:
+            if config.data not in identities:
+                identities[config.data] = data_identity(config.data)
+            key = canonical_json(canonical_variant(config, identities[config.data]))
+            groups.setdefault(key, []).append(combination)
+            configs.setdefault(key, config)
+    if not groups:
+        raise plan.error(Problem("axes", _nothing_left(excluded, impossible)))
+
+    labels = _group_labels(plan, names, groups)
+    baselines = _baselines(plan, groups)
+    variants = {}
+    for key, members in groups.items():
+        config, base = configs[key], baselines.get(key)
+        if base is not None and plan.study.match != "none":
+            try:
+                model = match_model(config.model, configs[base].model, plan.study.match, config.training.sequence_length)
+            except NotMatchable as error:
+                impossible[labels[key]] = str(error)
+                continue
+            config = config.model_copy(update={"model": model})
+        added = None if base is None else _parameters(config) - _parameters(configs[base])
+        variants[key] = Variant(
+            label=labels[key],
+            levels=_common_levels(plan, members),
+            config=config,
+            parameters=_parameters(config),
+            added_parameters=added,
+            flops_per_token=flops_per_token(config.model, config.training.sequence_length),
+            memory=training_memory(
+                config.model,
+                config.training.sequence_length,
+                config.training.batch_size // config.training.accumulation,
+            ),
+            baseline=None if base is None else labels[base],
+        )
+    folded = {
+        labels[key]: tuple(_label(plan, names, member) for member in members)
+        for key, members in groups.items()
+        if len(members) > 1
+    }
+    matrix = Matrix(
+        plan=plan,
+        variants=tuple(variants.values()),
+        trials=tuple(_trials(plan, variants.values(), identities)),
+        combinations=combinations,
+        folded=folded,
+        excluded=excluded,
+        impossible=impossible,
+    )
+    most = plan.study.budget.trials
+    if most is not None and len(matrix.trials) > most:
+        raise plan.error(Problem("budget.trials", f"the matrix has {len(matrix.trials)} trials", most))
+    return replace(matrix, notes=tuple(_notes(matrix, used_rules)))
+
+
+def _configure(plan: StudyPlan, combination: Levels) -> tuple[TrialConfig | None, str]:
+    """(configuration, '') of a combination, or (None, why it is impossible)."""
+    tree: dict[str, Any] = plan.base
+    for level in combination:
+        for path, value in level.values.items():
+            tree = set_path(tree, path, value)
+    try:
+        return TrialConfig.model_validate(tree), ""
+    except ValidationError as error:
+        return None, "; ".join(readable(detail["msg"]) for detail in error.errors())
+
+
+def _exclusion(plan: StudyPlan, combination: Levels, config: TrialConfig | None) -> int | None:
+    """Index of the first rule that excludes a combination."""
+    if not plan.study.exclude:
+        return None
+    labels = {axis.name: level.label for axis, level in zip(plan.axes, combination, strict=True)}
+    assigned = {path: value for level in combination for path, value in level.values.items()}
+
+    def matches(name: str, wanted: Any) -> bool:
+        accepted = {level_label(value) for value in (wanted if isinstance(wanted, list) else [wanted])}
+        if name in labels:
+            return labels[name] in accepted
+        if name in assigned:
+            return level_label(assigned[name]) in accepted
+        return config is not None and level_label(get_path(config, name)) in accepted
+
+    for index, rule in enumerate(plan.study.exclude):
+        if all(matches(name, wanted) for name, wanted in rule.items()):
+            return index
+    return None
+
+
+def _baselines(plan: StudyPlan, groups: dict[str, list[Levels]]) -> dict[str, str]:
+    """Key of the baseline for each group that has one: the same levels, but for those that the baseline names."""
+    key_of = {tuple(level.label for level in member): key for key, members in groups.items() for member in members}
+    wanted = plan.baseline
+    found = {}
+    for key, members in groups.items():
+        for member in members:
+            levels = tuple(
+                wanted.get(axis.name, level.label) for axis, level in zip(plan.axes, member, strict=True)
+            )
+            if levels in key_of:
+                found[key] = key_of[levels]
+                break
+    if not found:
+        described = ", ".join(f"{name}={label}" for name, label in wanted.items())
+        raise plan.error(Problem("baseline", f"{described} is not in the matrix: it is excluded or impossible"))
+    return found
+
+
+def _trials(plan: StudyPlan, variants: Any, identities: dict[DataConfig, str]) -> Iterator[Trial]:
+    """Seed by seed, so that a study that is cut short has complete blocks."""
+    canonical = {variant.label: canonical_variant(variant.config, identities[variant.config.data]) for variant in variants}
+    for seed in plan.study.seeds:
+        for variant in variants:
+            config = variant.config.model_copy(update={"seed": seed})
+            yield Trial(trial_id(canonical[variant.label], seed), variant.label, config)
+
+
+def _short_names(plan: StudyPlan) -> dict[str, str]:
+    """The shortest ends of the axes' paths that tell them apart."""
+    names = [axis.name for axis in plan.axes]
+    short = {}
+    for name in names:
+        parts = name.split(".")
+        ends = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
+        short[name] = next(
+            end for end in ends if sum(other == end or other.endswith(f".{end}") for other in names) == 1
+        )
+    return short
+
+
+def _label(plan: StudyPlan, names: dict[str, str], combination: Levels) -> str:
+    parts = (f"{names[axis.name]}={level.label}" for axis, level in zip(plan.axes, combination, strict=True))
+    return ", ".join(parts) or "base"
+
+
+def _common_levels(plan: StudyPlan, members: list[Levels]) -> dict[str, str]:
+    """The levels on which equal combinations agree: the axes that mean something to them."""
+    return {
+        axis.name: members[0][index].label
+        for index, axis in enumerate(plan.axes)
+        if len({member[index].label for member in members}) == 1
+    }
+
+
+def _group_labels(plan: StudyPlan, names: dict[str, str], groups: dict[str, list[Levels]]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    taken: set[str] = set()
+    for key, members in groups.items():
+        common = _common_levels(plan, members)
+        label = ", ".join(f"{names[name]}={level}" for name, level in common.items()) or "base"
+        if label in taken:
+            label = _label(plan, names, members[0])
+        labels[key] = label
+        taken.add(label)
+    return labels
+
+
+def _parameters(config: TrialConfig) -> int:
+    return count_parameters(config.model).total
+
+
+def _describe_rule(rule: dict[str, Any]) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in rule.items())
+
+
+def _nothing_left(excluded: dict[str, str], impossible: dict[str, str]) -> str:
+    reasons = [f"{len(excluded)} combinations excluded"] if excluded else []
+    reasons += [f"{label} is impossible: {reason}" for label, reason in list(impossible.items())[:3]]
+    return f"nothing is left to run ({'; '.join(reasons)})"
+
+
+def _notes(matrix: Matrix, used_rules: set[int]) -> Iterator[str]:
+    """What a careful reader of the plan would point out."""
+    plan, study = matrix.plan, matrix.plan.study
+    for index, rule in enumerate(study.exclude):
+        if index not in used_rules:
+            yield f"exclude[{index}] ({_describe_rule(rule)}) excludes nothing"
+    if not any(LEARNING_RATE in axis.paths for axis in plan.axes) and LEARNING_RATE not in study.fixed:
+        rate = matrix.variants[0].config.training.optimizer.learning_rate
+        yield (
+            f"{LEARNING_RATE} is neither an axis nor declared fixed: the comparison holds at {rate:g} only, "
+            "and a variant with another optimum is judged unfairly"
+        )
+    if len(study.seeds) == 1:
+        yield "one seed: differences will have no interval"
+    alone = [variant.label for variant in matrix.variants if variant.baseline is None]
+    if alone:
+        yield f"without a baseline to compare with: {'; '.join(alone)}"

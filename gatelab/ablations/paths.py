@@ -1,0 +1,98 @@
+"""Dotted paths into a trial's configuration: which exist, what they take, how they are set."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from gatelab.ablations.errors import nearest
+from gatelab.training.config import TrialConfig
+
+
+class UnknownPath(ValueError):
+    """A dotted path that leads to no field of a trial's configuration."""
+
+
+def leaf_paths(model: type[BaseModel] = TrialConfig, prefix: str = "") -> Iterator[str]:
+    """Dotted paths of all fields, those of nested configurations included."""
+    for name, field in model.model_fields.items():
+        inner = _nested(field)
+        if inner is None:
+            yield prefix + name
+        else:
+            yield from leaf_paths(inner, f"{prefix}{name}.")
+
+
+@functools.cache
+def field_adapter(path: str) -> TypeAdapter[Any]:
+    """Checks a value for the field at a path, by itself. Raises UnknownPath, naming the nearest path."""
+    model: type[BaseModel] | None = TrialConfig
+    field: FieldInfo | None = None
+    for name in path.split("."):
+        if model is None or name not in model.model_fields:
+            raise UnknownPath(f"no such configuration field; {nearest_path(path)}")
+        field = model.model_fields[name]
+        model = _nested(field)
+    assert field is not None
+    return TypeAdapter(Annotated[field.annotation, field])
+
+
+def nearest_path(path: str) -> str:
+    """A hint at the path that was probably meant."""
+    return nearest(path, leaf_paths())
+
+
+def check_value(path: str, value: Any) -> tuple[Any, str]:
+    """(the value as its field reads it, '') or (the value, what was expected). Raises UnknownPath."""
+    adapter = field_adapter(path)
+    try:
+        return adapter.validate_python(value), ""
+    except ValidationError as error:
+        return value, "; ".join(sorted({readable(detail["msg"]) for detail in error.errors()}))
+
+
+def readable(message: str) -> str:
+    """A Pydantic message without its prefix."""
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+def set_path(tree: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy of a nested mapping with one value replaced; what is not on the path is shared."""
+    name, _, rest = path.partition(".")
+    inner = tree.get(name)
+    if rest:
+        value = set_path(inner if isinstance(inner, Mapping) else {}, rest, value)
+    return {**tree, name: value}
+
+
+def merge(tree: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `tree` in which `over`'s values, at nested or dotted keys, replace its own."""
+    merged = dict(tree)
+    for key, value in flatten(over):
+        merged = set_path(merged, key, value)
+    return merged
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of everything that is not a mapping."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def get_path(config: BaseModel, path: str) -> Any:
+    """The value at a path of a configuration."""
+    return functools.reduce(getattr, path.split("."), config)
+
+
+def _nested(field: FieldInfo) -> type[BaseModel] | None:
+    """The configuration that a field holds, if it holds one."""
+    for candidate in (field.annotation, *get_args(field.annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None

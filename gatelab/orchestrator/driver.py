@@ -1,0 +1,309 @@
+"""The driver: gives a study's trials to Ray, one to each free worker, until all are over.
+
+Ray places workers and limits them by resources; workers are kept between trials. Metrics do not pass through here:
+trials write journals, which the driver reads for its display and one mirror copies to MLflow.
+"""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+import ray
+from ray.exceptions import RayError
+
+from gatelab.ablations.matrix import Matrix, Trial
+from gatelab.orchestrator.mirroring import MirrorThread
+from gatelab.orchestrator.record import study_record, write_record
+from gatelab.orchestrator.worker import Task, TrialWorker
+from gatelab.results.folders import RunsFolder, read_json, write_json
+from gatelab.results.journal import JournalTail
+from gatelab.training.data import data_identity, prepare
+
+POLL_SECONDS = 0.5  # between two looks at the journals, for the display
+STOP_SECONDS = 60.0  # for trials to reach a checkpoint after an interrupt
+
+
+class Busy(RuntimeError):
+    """Another process is running this study."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a study, as opposed to what it is: none of this enters a trial's identity."""
+
+    concurrency: int | None = None
+    """Trials at a time; None: one for each core, or as many as the GPUs hold."""
+    gpus_per_trial: float | None = None
+    """None: 1 where Ray has GPUs, else 0."""
+    address: str | None = None
+    """Of a Ray cluster; None: Ray is started here and stopped at the end."""
+    tracking_uri: str | None = None
+    """Of an MLflow store; None: SQLite in the runs folder."""
+    retries: int = 1
+    """How often a trial that failed is tried again."""
+    checkpoint_seconds: float = 60.0
+
+
+@dataclass
+class TrialProgress:
+    """What is known of a trial while a study runs."""
+
+    trial: Trial
+    state: str = "waiting"  # or running, finished, diverged, failed
+    step: int = 0
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    reason: str = ""
+    log: str = ""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated time to its end."""
+        training = self.trial.config.training
+        if not self.tokens_per_second:
+            return None
+        return (training.steps - self.step) * training.tokens_per_step / self.tokens_per_second
+
+
+@dataclass
+class Progress:
+    """A study as it runs: what the driver shows."""
+
+    trials: dict[str, TrialProgress]  # by id
+    concurrency: int = 1
+    mirror_problem: str = ""
+    stopping: bool = False
+    started: float = field(default_factory=time.monotonic)
+
+    def count(self, state: str) -> int:
+        """Trials in a state."""
+        return sum(trial.state == state for trial in self.trials.values())
+
+    @property
+    def running(self) -> list[TrialProgress]:
+        """Trials that are being trained."""
+        return [trial for trial in self.trials.values() if trial.state == "running"]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated time to the end of the study, from the speed of what runs."""
+        speeds = [trial.tokens_per_second for trial in self.running if trial.tokens_per_second]
+        if not speeds:
+            return None
+        left = sum(
+            (trial.trial.config.training.steps - trial.step) * trial.trial.config.training.tokens_per_step
+            for trial in self.trials.values()
+            if trial.state in ("waiting", "running")
+        )
+        return left / (sum(speeds) / len(speeds)) / self.concurrency
+
+
+def run_study(
+    matrix: Matrix, folder: RunsFolder, options: Options, show: Callable[[Progress], None] = lambda _: None
+) -> Progress:
+    """Run what is not over yet of a study, and bring MLflow up to date.
+
+    An interrupt (KeyboardInterrupt) lets running trials write a checkpoint and then returns; a second one returns
+    at once. Raises Busy if the study is being run already, DataError if its data cannot be used.
+    """
+    study = folder.study(matrix.plan.study.name)
+    study.path.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(study.path / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise Busy(f"study {matrix.plan.study.name!r} is being run by another process ({lock.lock_file})") from error
+    try:
+        record = study_record(matrix)
+        write_record(folder, record)
+        progress = Progress({trial.id: _known_state(folder, trial) for trial in matrix.trials})
+        pending = [entry.trial for entry in progress.trials.values() if entry.state == "waiting"]
+        identities = _prepare_data(pending, folder)
+        with MirrorThread(folder, record, options.tracking_uri or folder.tracking_uri) as mirror:
+            if pending:
+                with _ray(options.address):
+                    _Driver(pending, identities, folder, options, progress, mirror, show, len(matrix.trials)).run()
+        progress.mirror_problem = mirror.problem
+        show(progress)
+        return progress
+    finally:
+        lock.release()
+
+
+def is_over(outcome: dict[str, Any] | None) -> bool:
+    """Whether a trial need not run again. One that failed is tried again in the next run."""
+    return outcome is not None and outcome["status"] in ("finished", "diverged")
+
+
+def _known_state(folder: RunsFolder, trial: Trial) -> TrialProgress:
+    outcome = read_json(folder.trial(trial.id).outcome)
+    if outcome is None or not is_over(outcome):
+        return TrialProgress(trial)
+    return TrialProgress(trial, outcome["status"], outcome["step"], reason=outcome.get("reason", ""))
+
+
+def _prepare_data(trials: list[Trial], folder: RunsFolder) -> dict[str, str]:
+    """Prepare what trials train on; return the identity of each trial's data."""
+    of_config = {}
+    for config in {trial.config.data for trial in trials}:
+        of_config[config] = data_identity(config)
+        prepare(config, folder.data, of_config[config])
+    return {trial.id: of_config[trial.config.data] for trial in trials}
+
+
+@contextmanager
+def _ray(address: str | None) -> Iterator[None]:
+    """A connection to a cluster, or a Ray of our own for as long as it is needed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    own = {} if address else {"include_dashboard": False, "object_store_memory": 100_000_000}
+    ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class _Driver:
+    """The loop and its state."""
+
+    def __init__(
+        self,
+        pending: list[Trial],
+        identities: dict[str, str],
+        folder: RunsFolder,
+        options: Options,
+        progress: Progress,
+        mirror: MirrorThread,
+        show: Callable[[Progress], None],
+        matrix_size: int,
+    ) -> None:
+        self.identities, self.folder, self.options = identities, folder, options
+        self.progress, self.mirror, self.show = progress, mirror, show
+        self.pending = deque(pending)
+        self.failures: dict[str, int] = {}
+        self.stop_file = folder.root.resolve() / f"stop-{os.getpid()}-{time.time_ns()}"
+        self.workers: dict[Any, Any] = {}  # running task -> its worker
+        self.tasks: dict[Any, Trial] = {}
+        self.idle: list[Any] = []
+        self.tails: dict[str, JournalTail] = {}
+        resources = ray.cluster_resources()
+        gpus, cores = resources.get("GPU", 0.0), int(resources.get("CPU", 1))
+        self.gpus_per_trial = (1.0 if gpus else 0.0) if options.gpus_per_trial is None else options.gpus_per_trial
+        fitting = int(gpus / self.gpus_per_trial) if self.gpus_per_trial else cores
+        # From the whole matrix, not from what is left of it: a study that is resumed runs with as many threads.
+        self.concurrency = options.concurrency or max(1, min(fitting, matrix_size))
+        self.threads = max(1, cores // self.concurrency)
+        progress.concurrency = self.concurrency
+
+    def run(self) -> None:
+        """Run all pending trials."""
+        try:
+            try:
+                self._loop()
+            except KeyboardInterrupt:
+                self._stop()
+        finally:
+            self.stop_file.unlink(missing_ok=True)
+
+    def _loop(self) -> None:
+        for _ in range(min(self.concurrency, len(self.pending))):
+            self.idle.append(self._new_worker())
+        while self.pending or self.tasks:
+            while self.pending and self.idle:
+                self._dispatch(self.pending.popleft(), self.idle.pop())
+            self._wait()
+
+    def _new_worker(self) -> Any:
+        remote = ray.remote(TrialWorker).options(num_cpus=self.threads, num_gpus=self.gpus_per_trial)
+        return remote.remote(self.threads)
+
+    def _dispatch(self, trial: Trial, worker: Any) -> None:
+        task = Task(
+            trial_id=trial.id,
+            config=trial.config.model_dump(mode="json"),
+            data_identity=self.identities[trial.id],
+            root=str(self.folder.root.resolve()),
+            stop_file=str(self.stop_file),
+            checkpoint_seconds=self.options.checkpoint_seconds,
+        )
+        reference = worker.run.remote(task)
+        self.workers[reference], self.tasks[reference] = worker, trial
+        self.tails.setdefault(trial.id, JournalTail(self.folder.trial(trial.id).journal))
+        self.progress.trials[trial.id].state = "running"
+
+    def _wait(self) -> None:
+        """Until a task is over or it is time to show something."""
+        ready, _ = ray.wait(list(self.tasks), num_returns=1, timeout=POLL_SECONDS)
+        for reference in ready:
+            self._collect(reference)
+        self._look()
+
+    def _collect(self, reference: Any) -> None:
+        worker, trial = self.workers.pop(reference), self.tasks.pop(reference)
+        entry = self.progress.trials[trial.id]
+        try:
+            outcome = ray.get(reference)
+        except RayError as error:
+            # The process is gone: out of memory, a lost machine, a crash below Python.
+            outcome = {"status": "failed", "reason": str(error).strip(), "log": str(self.folder.trial(trial.id).log)}
+        if outcome["status"] == "failed":
+            ray.kill(worker)  # what a failure leaves behind is nobody's business
+            worker = None if self.progress.stopping else self._new_worker()
+            self._fail(trial, outcome)
+        elif outcome["status"] in ("busy", "stopped"):
+            entry.state = "waiting"
+            if outcome["status"] == "busy":
+                self.pending.append(trial)
+                time.sleep(POLL_SECONDS)
+        else:
+            entry.state, entry.step, entry.reason = outcome["status"], outcome["step"], outcome.get("reason", "")
+        if worker is not None:
+            self.idle.append(worker)
+
+    def _fail(self, trial: Trial, outcome: dict[str, Any]) -> None:
+        entry = self.progress.trials[trial.id]
+        self.failures[trial.id] = self.failures.get(trial.id, 0) + 1
+        if self.failures[trial.id] <= self.options.retries:
+            entry.state = "waiting"
+            self.pending.append(trial)
+            return
+        entry.state, entry.reason, entry.log = "failed", outcome["reason"], outcome["log"]
+        write_json(self.folder.trial(trial.id).outcome, {"step": entry.step, **outcome})
+
+    def _look(self) -> None:
+        """Bring the running trials' progress up to date from their journals, and show it."""
+        for entry in self.progress.running:
+            rows = self.tails[entry.trial.id].read() if self._has_journal(entry.trial) else None
+            if rows:
+                names, values = rows["name"].to_pylist(), rows["value"].to_pylist()
+                latest = dict(zip(names, values, strict=True))
+                entry.step = rows["step"][-1].as_py()
+                entry.loss = latest.get("train/loss", entry.loss)
+                entry.tokens_per_second = latest.get("train/tokens_per_second", entry.tokens_per_second)
+        self.progress.mirror_problem = self.mirror.problem
+        self.show(self.progress)
+
+    def _has_journal(self, trial: Trial) -> bool:
+        return self.folder.trial(trial.id).journal.exists()
+
+    def _stop(self) -> None:
+        """Let running trials write a checkpoint, and wait for them."""
+        self.progress.stopping = True
+        self.pending.clear()
+        self.stop_file.touch()
+        until = time.monotonic() + STOP_SECONDS
+        try:
+            while self.tasks and time.monotonic() < until:
+                self._wait()
+        except KeyboardInterrupt:
+            pass  # at once, then; every trial goes on from its last checkpoint
+        for entry in self.progress.running:
+            entry.state = "waiting"

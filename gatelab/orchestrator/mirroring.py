@@ -1,0 +1,54 @@
+"""The thread that keeps MLflow up to date while a study runs, without ever holding a trial up."""
+
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from gatelab.results.folders import RunsFolder
+
+SYNC_SECONDS = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class MirrorThread:
+    """A context in which a study's journals are mirrored; at its end, once more and completely.
+
+    If the store is away the study goes on, `problem` says so, and the next sync (or the next run) catches up.
+    """
+
+    def __init__(self, folder: RunsFolder, record: Mapping[str, Any], tracking_uri: str) -> None:
+        self.problem = ""
+        self._arguments = (folder, record, tracking_uri)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
+
+    def __enter__(self) -> "MirrorThread":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        # A server that does not answer is tried again at the next sync, not for minutes within one call.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        from gatelab.results.mirror import Mirror  # MLflow takes seconds to import
+
+        mirror = Mirror(*self._arguments)
+        while True:
+            last = self._over.wait(SYNC_SECONDS)
+            try:
+                mirror.sync()
+                self.problem = ""
+            except Exception as error:  # whatever a store or its network may raise
+                self.problem = f"MLflow is not up to date: {str(error).splitlines()[0]}"
+                logger.warning("%s", self.problem, exc_info=True)
+            if last:
+                return

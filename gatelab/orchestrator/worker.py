@@ -1,0 +1,132 @@
+"""One trial, carried out: folder, lock, log, journal, training, outcome. Runs in a Ray actor or in any process."""
+
+import logging
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+
+from gatelab.orchestrator.provenance import code_version
+from gatelab.results.folders import RunsFolder, TrialFolder, read_json, write_json
+from gatelab.results.journal import Journal
+from gatelab.training.config import TrialConfig
+from gatelab.training.data import Dataset
+from gatelab.training.device import choose_device, compute_dtype, environment
+from gatelab.training.loop import train
+
+ERROR_LINES = 6  # of a traceback, in a report
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker needs to carry out a trial."""
+
+    trial_id: str
+    config: dict[str, Any]
+    data_identity: str
+    root: str  # of the runs folder
+    stop_file: str  # training stops at the next look once it exists
+    checkpoint_seconds: float
+    device: str = "auto"
+
+
+class TrialWorker:
+    """A process that carries out trials one after another, with its share of the cores."""
+
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+
+    def run(self, task: Task) -> dict[str, Any]:
+        """The outcome of a task. See `run_task`."""
+        return run_task(task)
+
+
+def run_task(task: Task, progress: Callable[[Journal], Any] | None = None) -> dict[str, Any]:
+    """Train a trial and return its outcome; one that is over is also written to its folder.
+
+    `status` is that of `train`'s Outcome, or failed (with `reason` and `log`), or busy if another process has the
+    trial. `progress` may wrap the recorder.
+    """
+    folder = RunsFolder(Path(task.root)).trial(task.trial_id)
+    if not Path(task.root).is_dir():
+        return _failure(folder, f"{task.root} is not visible on {os.uname().nodename}: --runs must be on a shared disk")
+    folder.path.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder.path / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        return {"status": "busy"}
+    try:
+        done = read_json(folder.outcome)
+        if done is not None and done["status"] != "failed":
+            return done
+        with _logging_to(folder.log):
+            return _train(task, folder, progress)
+    finally:
+        lock.release()
+
+
+def _train(task: Task, folder: TrialFolder, progress: Callable[[Journal], Any] | None) -> dict[str, Any]:
+    folder.outcome.unlink(missing_ok=True)  # of an attempt that failed
+    try:
+        trial = TrialConfig.model_validate(task.config)
+        device = choose_device(task.device)
+        provenance = {
+            **code_version(),
+            "data": task.data_identity,
+            **environment(device, compute_dtype(trial.training, device)),
+        }
+        description = {"id": task.trial_id, "config": task.config, "provenance": provenance, "started": time.time()}
+        write_json(folder.description, description)
+        dataset = Dataset(RunsFolder(Path(task.root)).data / task.data_identity)
+        with Journal(folder.journal) as journal:
+            outcome = train(
+                trial,
+                journal if progress is None else progress(journal),
+                folder.path,
+                str(device),
+                dataset=dataset,
+                checkpoint_seconds=task.checkpoint_seconds,
+                should_stop=Path(task.stop_file).exists,
+            )
+    except Exception:
+        logging.getLogger("gatelab").exception("the trial failed")
+        lines = traceback.format_exc().strip().splitlines()
+        return _failure(folder, "\n".join(lines[-ERROR_LINES:]))
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    report = {**asdict(outcome), "ended": time.time()}
+    if outcome.status != "stopped":
+        write_json(folder.outcome, report)
+    return report
+
+
+def _failure(folder: TrialFolder, reason: str) -> dict[str, Any]:
+    return {"status": "failed", "reason": reason, "log": str(folder.log), "ended": time.time()}
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Append this process's log records, warnings included, to a file."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()

@@ -1,0 +1,119 @@
+"""Where things lie: the one place that knows the layout of a runs folder.
+
+    gatelab-runs/
+      data/<identity>/            prepared tokens and their manifest
+      trials/<trial id>/          trial.json, journal/, checkpoints/, outcome.json, log.txt
+      studies/<name>/             study.json (the matrix), study-<hash>.json (each matrix there was), tables and plots
+      mlflow.db                   the default tracking store
+      mlflow-artifacts/
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DEFAULT_ROOT = Path("gatelab-runs")
+
+
+class NotFound(LookupError):
+    """A study or trial that is asked for is not in the runs folder."""
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """Files of one trial."""
+
+    path: Path
+
+    @property
+    def description(self) -> Path:
+        """trial.json: configuration, data, code and environment of the latest attempt."""
+        return self.path / "trial.json"
+
+    @property
+    def outcome(self) -> Path:
+        """outcome.json: there once the trial is over."""
+        return self.path / "outcome.json"
+
+    @property
+    def journal(self) -> Path:
+        """Folder of the journal's segments."""
+        return self.path / "journal"
+
+    @property
+    def log(self) -> Path:
+        """What the trial's process had to say."""
+        return self.path / "log.txt"
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Files of one study."""
+
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        """study.json: the matrix as it was last launched."""
+        return self.path / "study.json"
+
+    def read(self) -> dict[str, Any]:
+        """The study record. Raises NotFound."""
+        if not self.record.exists():
+            known = sorted(path.parent.name for path in self.path.parent.glob("*/study.json"))
+            hint = f"there are: {', '.join(known)}" if known else "there is none yet: gatelab run STUDY.yaml"
+            raise NotFound(f"no study {self.path.name!r} in {self.path.parent.parent} ({hint})")
+        record: dict[str, Any] = json.loads(self.record.read_text(encoding="utf-8"))
+        return record
+
+
+@dataclass(frozen=True)
+class RunsFolder:
+    """A folder that holds studies, their trials and their data."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        """Prepared data."""
+        return self.root / "data"
+
+    def trial(self, trial_id: str) -> TrialFolder:
+        """Folder of a trial, which need not exist."""
+        return TrialFolder(self.root / "trials" / trial_id)
+
+    def study(self, name: str) -> StudyFolder:
+        """Folder of a study, which need not exist."""
+        return StudyFolder(self.root / "studies" / name)
+
+    @property
+    def tracking_uri(self) -> str:
+        """The tracking store that is used when none is named."""
+        return f"sqlite:///{self.root.resolve() / 'mlflow.db'}"
+
+    @property
+    def artifacts(self) -> Path:
+        """Artifacts of the default tracking store."""
+        return self.root.resolve() / "mlflow-artifacts"
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is no whole one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON durably and at once. Non-finite numbers are written as NaN and Infinity, as Python reads them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,143 @@
+"""Results as Arrow frames, read from journals or from MLflow: the same frame either way.
+
+`runs` has a row for each trial of a study, those not run yet included. The record of a study (study.json, also an
+artifact of its MLflow run) says which trials there are; journals and outcomes, or MLflow runs, what came of them.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from gatelab.results.folders import RunsFolder, TrialFolder, read_json
+from gatelab.results.journal import read_journal
+
+SUMMARY = (
+    "validation/loss",
+    "validation/bits_per_byte",
+    "train/loss",
+    "train/tokens_per_second",
+    "train/seconds",
+    "peak_memory_bytes",
+)
+"""Metrics that a trial's outcome sums up in one number, each a column of `runs`."""
+
+PROVENANCE = ("code", "commit", "data", "device", "precision", "threads", "torch", "python", "host")
+"""Where a number comes from: recorded with each trial, each a column of `runs`."""
+
+OUTCOMES = ("finished", "diverged", "failed", "running", "waiting")
+
+
+def runs_schema(axes: list[str]) -> pa.Schema:
+    """Columns of `runs` for a study with these axes."""
+    return pa.schema(
+        [
+            ("study", pa.utf8()),
+            ("study_hash", pa.utf8()),
+            ("trial", pa.utf8()),  # id
+            ("variant", pa.utf8()),
+            ("baseline", pa.utf8()),  # the variant to compare with; null: none
+            ("seed", pa.int64()),
+            ("outcome", pa.utf8()),  # one of OUTCOMES
+            ("reason", pa.utf8()),  # why it diverged or failed
+            ("step", pa.int64()),  # optimiser steps done
+            ("steps", pa.int64()),  # optimiser steps planned
+            ("parameters", pa.int64()),
+            ("added_parameters", pa.int64()),  # over the baseline
+            ("flops_per_token", pa.int64()),  # to train on a token
+            *((axis, pa.utf8()) for axis in axes),  # its level; null: makes no difference to this variant
+            *((name, pa.float64()) for name in SUMMARY),
+            *((name, pa.utf8()) for name in PROVENANCE),
+        ]
+    )
+
+
+def axes_of(runs: pa.Table) -> tuple[str, ...]:
+    """The axes of a `runs` frame: the columns that are in no other study's."""
+    common = set(runs_schema([]).names)
+    return tuple(name for name in runs.column_names if name not in common)
+
+
+def run_row(
+    record: Mapping[str, Any], trial: Mapping[str, Any], outcome: Mapping[str, Any], provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One row of `runs`, from the study's record, its entry for a trial, the trial's outcome and provenance."""
+    variant = record["variants"][trial["variant"]]
+    metrics = outcome.get("metrics", {})
+    return {
+        "study": record["name"],
+        "study_hash": record["hash"],
+        "trial": trial["id"],
+        "variant": trial["variant"],
+        "baseline": variant["baseline"],
+        "seed": trial["seed"],
+        "outcome": outcome.get("status", "waiting"),
+        "reason": outcome.get("reason") or None,
+        "step": outcome.get("step", 0),
+        "steps": variant["steps"],
+        "parameters": variant["parameters"],
+        "added_parameters": variant["added_parameters"],
+        "flops_per_token": variant["flops_per_token"],
+        **{axis: variant["levels"].get(axis) for axis in record["axes"]},
+        **{name: metrics.get(name) for name in SUMMARY},
+        **{name: provenance.get(name) for name in PROVENANCE},
+    }
+
+
+def runs_from_journals(folder: RunsFolder, study: str) -> pa.Table:
+    """`runs` of a study from its trials' own files. Raises NotFound."""
+    record = folder.study(study).read()
+    rows = []
+    for trial in record["trials"]:
+        files = folder.trial(trial["id"])
+        description = read_json(files.description) or {}
+        rows.append(run_row(record, trial, trial_state(files), description.get("provenance", {})))
+    return pa.Table.from_pylist(rows, runs_schema(record["axes"]))
+
+
+def trial_state(files: TrialFolder) -> dict[str, Any]:
+    """A trial's outcome as far as it got: its outcome.json, or what its journal shows."""
+    outcome = read_json(files.outcome)
+    if outcome is not None:
+        return outcome
+    if not files.journal.exists():
+        return {}
+    journal = read_journal(files.journal)
+    return {"status": "running", "step": journal["step"][-1].as_py() if len(journal) else 0}
+
+
+def metrics_from_journals(folder: RunsFolder, study: str) -> pa.Table:
+    """All values of a study in long form: trial, variant, seed, step, layer, name, value, time. Raises NotFound."""
+    tables = []
+    for trial in folder.study(study).read()["trials"]:
+        journal = read_journal(folder.trial(trial["id"]).journal)
+        for index, (name, kind) in enumerate((("trial", pa.utf8()), ("variant", pa.utf8()), ("seed", pa.int64()))):
+            value = trial["id"] if name == "trial" else trial[name]
+            journal = journal.add_column(index, name, pa.repeat(pa.scalar(value, kind), len(journal)))
+        tables.append(journal)
+    return pa.concat_tables(tables)
+
+
+def runs_from_mlflow(tracking_uri: str, study: str) -> pa.Table:
+    """`runs` of a study from a tracking store. Raises NotFound."""
+    from gatelab.results.tracking import RunIndex  # MLflow takes seconds to import
+
+    index = RunIndex.open(tracking_uri, study)
+    record = index.study_record()
+    rows = []
+    for trial in record["trials"]:
+        run = index.runs.get(trial["id"])
+        outcome: dict[str, Any] = {}
+        provenance: dict[str, Any] = {}
+        if run is not None:
+            outcome = {
+                "status": run.tags["gatelab.outcome"],
+                "reason": run.tags.get("gatelab.reason"),
+                "step": int(run.tags["gatelab.step"]),
+                "metrics": run.summary,
+            }
+            provenance = json.loads(run.tags["gatelab.provenance"])
+        rows.append(run_row(record, trial, outcome, provenance))
+    return pa.Table.from_pylist(rows, runs_schema(record["axes"]))
+

@@ -1,0 +1,167 @@
+"""Journals copied to MLflow: where results are gathered and read.
+
+One mirror per study writes. What it has sent is marked on each run (`gatelab.mirrored`), so that it can stop at any
+moment and go on later; a store that was away is caught up, and one that was deleted is rebuilt from the journals.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.tracking import MlflowClient
+
+from gatelab.results.folders import RunsFolder, read_json
+from gatelab.results.frames import SUMMARY
+from gatelab.results.journal import JournalTail
+from gatelab.results.tracking import SUMMARY_PREFIX, Run, RunIndex
+
+BATCH = 1_000  # most metrics that MLflow takes at once
+BUCKETS = 1_000
+"""A metric recorded at more steps than this is thinned: of each of this many spans its extremes are sent, and a
+non-finite value if there is one. Journals keep every value."""
+
+OVER = ("finished", "diverged", "failed")
+
+
+class Mirror:
+    """Copies a study's journals to MLflow, call by call."""
+
+    def __init__(self, folder: RunsFolder, record: Mapping[str, Any], tracking_uri: str) -> None:
+        self._folder, self._record, self._uri = folder, record, tracking_uri
+        self._index: RunIndex | None = None
+        self._tails: dict[str, JournalTail] = {}
+        self._held: dict[str, pa.Table] = {}  # rows of a span that is not over
+        self._done: set[str] = set()
+
+    def sync(self) -> int:
+        """Send what is new; return the number of values sent. Raises what MLflow raises if the store is away."""
+        try:
+            if self._index is None:
+                self._index = self._connect()
+            return sum(self._sync_trial(self._index, trial) for trial in self._record["trials"])
+        except Exception:
+            # What was sent is on the runs; start over from there.
+            self._index = None
+            self._tails.clear()
+            self._held.clear()
+            self._done.clear()
+            raise
+
+    def _connect(self) -> RunIndex:
+        local = self._uri == self._folder.tracking_uri
+        index = RunIndex.open_or_create(
+            self._uri, self._record["name"], self._folder.artifacts if local else None
+        )
+        if index.study_run_id is None:
+            tags = {"gatelab.kind": "study", "mlflow.note.content": self._record.get("question", "")}
+            run = index.client.create_run(index.experiment_id, tags=tags, run_name=f"study {self._record['name']}")
+            index.study_run_id = run.info.run_id
+            index.client.set_terminated(run.info.run_id)
+        index.client.set_tag(index.study_run_id, "gatelab.study_hash", self._record["hash"])
+        index.client.log_dict(index.study_run_id, dict(self._record), "study.json")
+        return index
+
+    def _sync_trial(self, index: RunIndex, trial: Mapping[str, Any]) -> int:
+        trial_id = trial["id"]
+        files = self._folder.trial(trial_id)
+        if trial_id in self._done or not files.journal.exists():
+            return 0
+        # The outcome is read first: once it is there, the journal is complete.
+        outcome = read_json(files.outcome) or {"status": "running"}
+        over = outcome["status"] in OVER
+        run = index.runs.get(trial_id)
+        if run is None:
+            run = index.runs[trial_id] = self._create_run(index, trial)
+        tail = self._tails.setdefault(trial_id, JournalTail(files.journal))
+        rows = pa.concat_tables([self._held.get(trial_id, tail.read().slice(0, 0)), tail.read()])
+        span = max(1, math.ceil(self._record["variants"][trial["variant"]]["steps"] / BUCKETS))
+        last = int(rows["step"][-1].as_py()) if len(rows) else run.mirrored
+        upto = last if over else last // span * span
+        steps = rows["step"].to_numpy()
+        self._held[trial_id] = rows.slice(int(np.searchsorted(steps, upto, side="right")))
+        sent = self._send(index.client, run, rows.slice(0, len(rows) - len(self._held[trial_id])), span, upto)
+        if over and run.tags.get("gatelab.outcome") != outcome["status"]:
+            self._finish(index.client, run, outcome)
+        if over:
+            self._done.add(trial_id)
+            del self._tails[trial_id], self._held[trial_id]
+        return sent
+
+    def _create_run(self, index: RunIndex, trial: Mapping[str, Any]) -> Run:
+        variant = self._record["variants"][trial["variant"]]
+        description = read_json(self._folder.trial(trial["id"]).description) or {}
+        tags = {
+            "gatelab.trial": trial["id"],
+            "gatelab.study": self._record["name"],
+            "gatelab.variant": trial["variant"],
+            "gatelab.seed": str(trial["seed"]),
+            "gatelab.outcome": "running",
+            "gatelab.step": "0",
+            "gatelab.config": json.dumps(description.get("config", {}))[:8000],
+            "gatelab.provenance": json.dumps(description.get("provenance", {})),
+            "mlflow.parentRunId": index.study_run_id,
+        }
+        run = index.client.create_run(
+            index.experiment_id, tags=tags, run_name=f"{trial['variant']}, seed={trial['seed']}"
+        )
+        params = {
+            **variant["levels"],
+            "seed": trial["seed"],
+            "variant": trial["variant"],
+            "parameters": variant["parameters"],
+            "flops_per_token": variant["flops_per_token"],
+        }
+        index.client.log_batch(run.info.run_id, params=[Param(name, str(value)) for name, value in params.items()])
+        return Run(run.info.run_id, tags)
+
+    def _send(self, client: MlflowClient, run: Run, rows: pa.Table, span: int, upto: int) -> int:
+        metrics = [metric for metric in thin(rows, span) if metric.step > run.mirrored]
+        for start in range(0, len(metrics), BATCH):
+            client.log_batch(run.run_id, metrics=metrics[start : start + BATCH])
+        if upto > run.mirrored:
+            run.tags |= {"gatelab.mirrored": str(upto), "gatelab.step": str(upto)}
+            client.log_batch(run.run_id, tags=[RunTag(key, str(upto)) for key in ("gatelab.mirrored", "gatelab.step")])
+        return len(metrics)
+
+    def _finish(self, client: MlflowClient, run: Run, outcome: Mapping[str, Any]) -> None:
+        step = outcome.get("step", 0)
+        now = int(outcome.get("ended", 0) * 1000)
+        metrics = [
+            Metric(SUMMARY_PREFIX + name, value, now, step)
+            for name, value in outcome.get("metrics", {}).items()
+            if name in SUMMARY
+        ]
+        tags = {
+            "gatelab.outcome": outcome["status"],
+            "gatelab.reason": str(outcome.get("reason", ""))[:8000],
+            "gatelab.step": str(step),
+        }
+        client.log_batch(run.run_id, metrics=metrics, tags=[RunTag(*item) for item in tags.items()])
+        client.set_terminated(run.run_id, "FAILED" if outcome["status"] == "failed" else "FINISHED", end_time=now)
+        run.tags |= tags
+
+
+def thin(rows: pa.Table, span: int) -> list[Metric]:
+    """Rows of a journal as MLflow metrics; of a metric with several values in a span of steps only the extremes
+    and the first non-finite one. Metrics of a layer are named layer/NN/name."""
+    steps, values = rows["step"].to_numpy(), rows["value"].to_numpy()
+    times = rows["time"].cast(pa.int64()).to_numpy()
+    names = [
+        name if layer is None else f"layer/{layer:02d}/{name}"
+        for name, layer in zip(rows["name"].to_pylist(), rows["layer"].to_pylist(), strict=True)
+    ]
+    groups: dict[tuple[str, int], list[int]] = {}
+    for row, name in enumerate(names):
+        groups.setdefault((name, (int(steps[row]) - 1) // span), []).append(row)
+    kept: set[int] = set()
+    for members in groups.values():
+        finite = [row for row in members if math.isfinite(values[row])]
+        if finite:
+            kept |= {min(finite, key=lambda row: values[row]), max(finite, key=lambda row: values[row])}
+        if len(finite) < len(members):
+            kept.add(next(row for row in members if not math.isfinite(values[row])))
+    return [Metric(names[row], float(values[row]), int(times[row]), int(steps[row])) for row in sorted(kept)]
