@@ -5,10 +5,9 @@ trials write journals, which the driver reads for its display and one mirror cop
 """
 
 import os
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from ray.exceptions import RayError
 from gatelab.ablations.matrix import Matrix, Trial
 from gatelab.orchestrator.mirroring import MirrorThread
 from gatelab.orchestrator.record import study_record, write_record
-from gatelab.orchestrator.worker import Task, TrialWorker
+from gatelab.orchestrator.worker import EvaluationPrinter, Task, TrialWorker, run_task
 from gatelab.results.folders import RunsFolder, read_json, write_json
 from gatelab.results.journal import JournalTail
 from gatelab.training.data import data_identity, prepare
@@ -137,6 +136,18 @@ def run_study(
         lock.release()
 
 
+def run_here(
+    trial: Trial,
+    folder: RunsFolder,
+    device: str,
+    checkpoint_seconds: float,
+    show: Callable[[int, Mapping[str, float]], None],
+) -> dict[str, Any]:
+    """Train one trial in this process and return its outcome; `show` gets its validation metrics as they come."""
+    task = _task(trial, _prepare_data([trial], folder)[trial.id], folder, folder.root / "never", checkpoint_seconds, device)
+    return run_task(task, lambda journal: EvaluationPrinter(journal, show))
+
+
 def is_over(outcome: dict[str, Any] | None) -> bool:
     """Whether a trial need not run again. One that failed is tried again in the next run."""
     return outcome is not None and outcome["status"] in ("finished", "diverged")
@@ -156,6 +167,20 @@ def _prepare_data(trials: list[Trial], folder: RunsFolder) -> dict[str, str]:
         of_config[config] = data_identity(config)
         prepare(config, folder.data, of_config[config])
     return {trial.id: of_config[trial.config.data] for trial in trials}
+
+
+def _task(
+    trial: Trial, identity: str, folder: RunsFolder, stop_file: Path, checkpoint_seconds: float, device: str = "auto"
+) -> Task:
+    return Task(
+        trial_id=trial.id,
+        config=trial.config.model_dump(mode="json"),
+        data_identity=identity,
+        root=str(folder.root.resolve()),
+        stop_file=str(stop_file),
+        checkpoint_seconds=checkpoint_seconds,
+        device=device,
+    )
 
 
 @contextmanager
@@ -226,14 +251,8 @@ class _Driver:
         return remote.remote(self.threads)
 
     def _dispatch(self, trial: Trial, worker: Any) -> None:
-        task = Task(
-            trial_id=trial.id,
-            config=trial.config.model_dump(mode="json"),
-            data_identity=self.identities[trial.id],
-            root=str(self.folder.root.resolve()),
-            stop_file=str(self.stop_file),
-            checkpoint_seconds=self.options.checkpoint_seconds,
-        )
+        identity, seconds = self.identities[trial.id], self.options.checkpoint_seconds
+        task = _task(trial, identity, self.folder, self.stop_file, seconds)
         reference = worker.run.remote(task)
         self.workers[reference], self.tasks[reference] = worker, trial
         self.tails.setdefault(trial.id, JournalTail(self.folder.trial(trial.id).journal))

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from gatelab.training.config import TrialConfig
 from gatelab.training.data import Dataset
 from gatelab.training.device import choose_device, compute_dtype, environment
 from gatelab.training.loop import train
+from gatelab.training.recorder import Recorder
 
 ERROR_LINES = 6  # of a traceback, in a report
 
@@ -37,6 +38,20 @@ class Task:
     device: str = "auto"
 
 
+class EvaluationPrinter:
+    """A recorder that passes everything on, and shows the validation metrics."""
+
+    def __init__(self, recorder: Recorder, show: Callable[[int, Mapping[str, float]], None]) -> None:
+        self._recorder, self._show = recorder, show
+        self.flush, self.commit = recorder.flush, recorder.commit
+
+    def record(self, step: int, values: Mapping[str, float], layer: int | None = None) -> None:
+        """Pass on, and show what is evaluated."""
+        self._recorder.record(step, values, layer)
+        if "validation/loss" in values:
+            self._show(step, values)
+
+
 class TrialWorker:
     """A process that carries out trials one after another, with its share of the cores."""
 
@@ -48,11 +63,11 @@ class TrialWorker:
         return run_task(task)
 
 
-def run_task(task: Task, progress: Callable[[Journal], Any] | None = None) -> dict[str, Any]:
+def run_task(task: Task, recorder: Callable[[Journal], Recorder] = lambda journal: journal) -> dict[str, Any]:
     """Train a trial and return its outcome; one that is over is also written to its folder.
 
     `status` is that of `train`'s Outcome, or failed (with `reason` and `log`), or busy if another process has the
-    trial. `progress` may wrap the recorder.
+    trial. `recorder` may wrap the journal, to see what is recorded.
     """
     folder = RunsFolder(Path(task.root)).trial(task.trial_id)
     if not Path(task.root).is_dir():
@@ -68,12 +83,12 @@ def run_task(task: Task, progress: Callable[[Journal], Any] | None = None) -> di
         if done is not None and done["status"] != "failed":
             return done
         with _logging_to(folder.log):
-            return _train(task, folder, progress)
+            return _train(task, folder, recorder)
     finally:
         lock.release()
 
 
-def _train(task: Task, folder: TrialFolder, progress: Callable[[Journal], Any] | None) -> dict[str, Any]:
+def _train(task: Task, folder: TrialFolder, recorder: Callable[[Journal], Recorder]) -> dict[str, Any]:
     folder.outcome.unlink(missing_ok=True)  # of an attempt that failed
     try:
         trial = TrialConfig.model_validate(task.config)
@@ -89,7 +104,7 @@ def _train(task: Task, folder: TrialFolder, progress: Callable[[Journal], Any] |
         with Journal(folder.journal) as journal:
             outcome = train(
                 trial,
-                journal if progress is None else progress(journal),
+                recorder(journal),
                 folder.path,
                 str(device),
                 dataset=dataset,

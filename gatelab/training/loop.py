@@ -3,22 +3,22 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gatelab.models.decoder import Decoder, initialize
 from gatelab.training.checkpoint import load_checkpoint, save_checkpoint
 from gatelab.training.config import TrialConfig
 from gatelab.training.data import Dataset, prepare
-from gatelab.training.device import choose_device, compute_dtype, peak_memory, precision_context
-from gatelab.training.evaluation import language_model_loss, validation_metrics
-from gatelab.training.optimizer import build_optimizer, learning_rate
+from gatelab.training.device import choose_device, peak_memory
+from gatelab.training.evaluation import validation_metrics
+from gatelab.training.optimizer import learning_rate
 from gatelab.training.recorder import Recorder
+from gatelab.training.step import Learner
 
 logger = logging.getLogger(__name__)
 
@@ -77,35 +77,29 @@ class _Run:
     def __init__(
         self, trial: TrialConfig, recorder: Recorder, checkpoints: Path, device: torch.device, dataset: Dataset
     ) -> None:
-        self.trial, self.recorder, self.checkpoints, self.device = trial, recorder, checkpoints, device
-        self.training, self.dataset = trial.training, dataset
-        self.dtype = compute_dtype(trial.training, device)
+        self.trial, self.training, self.dataset = trial, trial.training, dataset
+        self.recorder, self.checkpoints, self.device = recorder, checkpoints, device
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")
             torch.cuda.reset_peak_memory_stats(device)
-        model = Decoder(trial.model)
-        initialize(model, trial.seed)
-        self.model = model.to(device).train()
-        self.parameters = list(self.model.parameters())
-        self.optimizer = build_optimizer(self.model, self.training.optimizer)
+        self.learner = Learner(trial, device)
         self.windows = dataset.validation_windows(trial.evaluation.tokens, self.training.sequence_length)
         steps, points = self.training.steps, trial.evaluation.points
         self.evaluation_steps = {math.ceil(steps * (i + 1) / points) for i in range(points)}
         self.step = 0
         self.seconds = 0.0  # of training, over all attempts, without evaluation and checkpoints
         self.metrics: dict[str, float] = {}
-        self.losses: list[Tensor] = []
-        self.norms: list[Tensor] = []
+        self.unseen: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of the steps since the last look
 
     def run(self, checkpoint_seconds: float, should_stop: Callable[[], bool]) -> Outcome:
         self._resume()
-        saved_at, look_at = time.monotonic(), time.perf_counter()
+        saved_at, looked_at = time.monotonic(), time.perf_counter()
         while self.step < self.training.steps:
             self._train_step()
             evaluate = self.step in self.evaluation_steps
             if not evaluate and self.step % self.training.log_every:
                 continue
-            reason = self._look(look_at)
+            reason = self._look(time.perf_counter() - looked_at)
             if reason:
                 self.recorder.commit()
                 return Outcome("diverged", self.step, self.metrics, reason)
@@ -119,42 +113,21 @@ class _Run:
                 saved_at = time.monotonic()
             if stop:
                 return Outcome("stopped", self.step, self.metrics)
-            look_at = time.perf_counter()
+            looked_at = time.perf_counter()
         return Outcome("finished", self.step, self.metrics)
 
     def _train_step(self) -> None:
-        """One optimiser step. Nothing waits for the device; values are collected for the next look."""
-        training = self.training
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(training, self.step)
-        loss = torch.zeros((), device=self.device)
-        self.optimizer.zero_grad()
-        for part in self._batch().chunk(training.accumulation):
-            with precision_context(self.dtype, self.device):
-                part_loss = language_model_loss(self.model, part) / training.accumulation
-            part_loss.backward()  # type: ignore[no-untyped-call]
-            loss += part_loss.detach()
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if training.optimizer.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters, training.optimizer.clip_norm, norm)
-        self.optimizer.step()
-        self.step += 1
-        self.losses.append(loss)
-        self.norms.append(norm)
-
-    def _batch(self) -> Tensor:
-        training = self.training
         windows = self.dataset.batch(
-            self.trial.seed, self.step, training.batch_size, training.sequence_length
+            self.trial.seed, self.step, self.training.batch_size, self.training.sequence_length
         )
-        return torch.from_numpy(windows).to(self.device, non_blocking=True)
+        batch = torch.from_numpy(windows).to(self.device, non_blocking=True)
+        self.unseen.append(self.learner.step(self.step, batch))
+        self.step += 1
 
-    def _look(self, since: float) -> str:
+    def _look(self, elapsed: float) -> str:
         """Record the steps since the last look; the reason if they show that training has diverged, else ''."""
-        losses, norms = (torch.stack(values).tolist() for values in (self.losses, self.norms))
-        elapsed = time.perf_counter() - since
-        self.losses.clear()
-        self.norms.clear()
+        losses, norms = torch.tensor(self.unseen, dtype=torch.float64).T.tolist()
+        self.unseen.clear()
         self.seconds += elapsed
         first = self.step - len(losses) + 1
         for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), first):
@@ -187,32 +160,26 @@ class _Run:
 
     def _evaluate(self) -> None:
         metrics = validation_metrics(
-            self.model,
+            self.learner.model,
             self.windows,
             self.training.batch_size // self.training.accumulation,
             self.dataset.bytes_per_token,
             self.device,
-            self.dtype,
+            self.learner.dtype,
         )
         self.metrics |= metrics
         self.recorder.record(self.step, metrics)
-        for layer, norm in self._layer_gradient_norms():
+        for layer, norm in enumerate(self.learner.layer_gradient_norms()):
             self.recorder.record(self.step, {"gradient_norm": norm}, layer)
-
-    def _layer_gradient_norms(self) -> Iterator[tuple[int, float]]:
-        """Gradient norm of each layer in the last step, after clipping."""
-        for index, layer in enumerate(self.model.layers):
-            gradients = [p.grad for p in layer.parameters() if p.grad is not None]
-            yield index, nn.utils.get_total_norm(gradients).item()
 
     def _save(self) -> None:
         # First the journal: a checkpoint must never be ahead of the record of how it was reached.
         self.recorder.commit()
         state: dict[str, Any] = {"seconds": self.seconds, "metrics": self.metrics}
-        save_checkpoint(self.checkpoints, self.step, self.model, self.optimizer, state)
+        save_checkpoint(self.checkpoints, self.step, self.learner.model, self.learner.optimizer, state)
 
     def _resume(self) -> None:
-        restored = load_checkpoint(self.checkpoints, self.model, self.optimizer)
+        restored = load_checkpoint(self.checkpoints, self.learner.model, self.learner.optimizer)
         if restored is not None:
             self.step, state = restored
             self.seconds, self.metrics = state["seconds"], state["metrics"]

@@ -1,0 +1,65 @@
+"""Studies from the command line: a file or a named study, and flags that override it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gatelab.ablations.errors import Problem, StudyError, nearest
+from gatelab.ablations.identity import digest
+from gatelab.ablations.presets import bases, study_files
+from gatelab.ablations.study import StudyPlan, load_study, make_study
+from gatelab.ablations.yaml_source import parse_scalar
+
+COMMAND_LINE = "command line"
+
+
+def study_from_flags(
+    path: Path | None = None,
+    *,
+    preset: str | None = None,
+    axes: Sequence[str] = (),
+    sets: Sequence[str] = (),
+    seeds: str | None = None,
+    baseline: Sequence[str] = (),
+    match: str | None = None,
+    name: str | None = None,
+) -> StudyPlan:
+    """The study of a file, of a preset (a named study or base), or of axes alone.
+
+    `axes` are PATH=LEVEL,LEVEL,…; `sets` and `baseline` are PATH=VALUE; `seeds` is a count, or a comma-separated
+    list. Raises StudyError.
+    """
+    if path is not None and preset is not None:
+        raise StudyError([Problem("--preset", "give a study file or a preset, not both", preset)], COMMAND_LINE)
+    overrides = {key: parse_scalar(value) for key, value in _pairs("--set", sets)}
+    fields: dict[str, Any] = {
+        "name": name,
+        "axes": {key: [parse_scalar(level) for level in value.split(",")] for key, value in _pairs("--axis", axes)} or None,
+        "seeds": None if seeds is None else _seeds(seeds),
+        "baseline": {key: parse_scalar(value) for key, value in _pairs("--baseline", baseline)} or None,
+        "match": match,
+    }
+    if preset is not None and preset in study_files():
+        path = study_files()[preset]
+    if path is not None:
+        return load_study(path, overrides, **fields)
+    if preset is not None and preset not in bases():
+        raise StudyError([Problem("--preset", nearest(preset, [*bases(), *study_files()]), preset)], COMMAND_LINE)
+    if preset is None and not fields["axes"]:
+        hint = "name a study file, --preset NAME (see: gatelab presets) or --axis PATH=LEVEL,LEVEL"
+        raise StudyError([Problem("study", hint)], COMMAND_LINE)
+    raw = {"base": preset} if preset else {}
+    asked = {"raw": raw, "set": list(sets), **{key: value for key, value in fields.items() if key != "seeds"}}
+    raw["name"] = f"adhoc-{digest(asked)[:8]}"
+    return make_study(raw, COMMAND_LINE, None, overrides, **fields)
+
+
+def _pairs(flag: str, texts: Sequence[str]) -> list[tuple[str, str]]:
+    problems = [Problem(flag, "expected PATH=VALUE", text) for text in texts if "=" not in text]
+    if problems:
+        raise StudyError(problems, COMMAND_LINE)
+    return [(key.strip(), value.strip()) for key, _, value in (text.partition("=") for text in texts)]
+
+
+def _seeds(text: str) -> Any:
+    return [parse_scalar(seed) for seed in text.split(",") if seed] if "," in text else parse_scalar(text)

@@ -1,0 +1,51 @@
+"""Arguments and options that several commands take."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gatelab.ablations.flags import study_from_flags
+from gatelab.ablations.study import StudyPlan
+from gatelab.results.folders import DEFAULT_ROOT
+
+StudyFile = Annotated[Path | None, typer.Argument(help="A study file (YAML).", show_default=False)]
+StudyName = Annotated[str, typer.Argument(help="A study's name, or its file.", show_default=False)]
+Preset = Annotated[str | None, typer.Option(help="A named study or base instead of a file (see: gatelab presets).")]
+Axes = Annotated[list[str], typer.Option("--axis", help="PATH=LEVEL,LEVEL,… Adds or replaces an axis; repeatable.")]
+Sets = Annotated[list[str], typer.Option("--set", help="PATH=VALUE in the base configuration; repeatable.")]
+Seeds = Annotated[str | None, typer.Option(help="How many seeds, or which: 3, or 0,1,5.")]
+Baseline = Annotated[list[str], typer.Option("--baseline", help="PATH=LEVEL to compare with; repeatable.")]
+Match = Annotated[str | None, typer.Option(help="none, parameters or flops: what every variant has in common.")]
+Name = Annotated[str | None, typer.Option(help="Name of the study.")]
+Runs = Annotated[Path, typer.Option("--runs", envvar="GATELAB_RUNS", help="The folder of studies, trials and data.")]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store [default: SQLite in the runs folder]."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+DEFAULT_RUNS = DEFAULT_ROOT
+
+
+def study_name(given: str) -> str:
+    """The name of a study that is given by name or by file."""
+    if given.endswith((".yaml", ".yml")):
+        return study_from_flags(Path(given)).study.name
+    return given
+
+
+def chosen_study(
+    path: Path | None,
+    preset: str | None,
+    axes: list[str],
+    sets: list[str],
+    seeds: str | None,
+    baseline: list[str],
+    match: str | None,
+    name: str | None,
+) -> StudyPlan:
+    """The study that `plan` and `run` are asked for."""
+    return study_from_flags(
+        path, preset=preset, axes=axes, sets=sets, seeds=seeds, baseline=baseline, match=match, name=name
+    )

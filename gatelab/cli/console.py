@@ -1,0 +1,82 @@
+"""What every command shares: the console, tables on it, errors and exit codes."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gatelab.ablations.errors import StudyError
+from gatelab.results.folders import NotFound
+from gatelab.results.tables import Grid
+
+DONE, SOME_FAILED, BAD_REQUEST, INTERRUPTED = 0, 1, 2, 130
+
+# Without a terminal there is no width to fit: tables are as wide as they need to be.
+console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 240, highlight=False)
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def reporting_errors() -> Iterator[None]:
+    """Turn what a user can mend into a message and exit code 2."""
+    from gatelab.training.corpus import DataError
+
+    try:
+        yield
+    except StudyError as error:
+        for line in str(error).splitlines():
+            errors.print(f"[red]error[/] {escape(line)}")
+        raise typer.Exit(BAD_REQUEST) from error
+    except (NotFound, DataError) as error:
+        fail(str(error.args[0]), error)
+
+
+def fail(message: str, cause: BaseException | None = None) -> None:
+    """Report a request that cannot be met and exit with code 2."""
+    errors.print(f"[red]error[/] {escape(message)}")
+    raise typer.Exit(BAD_REQUEST) from cause
+
+
+def print_grid(grid: Grid) -> None:
+    """Show a table, its emphasised rows in bold, its notes beneath."""
+    table = Table(title=grid.title, title_justify="left", box=None, pad_edge=False, header_style="bold underline")
+    for column in grid.columns:
+        table.add_column(escape(column.heading), justify="right" if column.numeric else "left", no_wrap=column.numeric)
+    for row, bold in zip(grid.rows, grid.emphasised, strict=True):
+        table.add_row(*(escape(cell) for cell in row), style="bold" if bold else None)
+    console.print(table)
+    for note in grid.notes:
+        console.print(f"[dim]{escape(note)}[/]")
+
+
+def print_json(value: Any) -> None:
+    """Write JSON to standard output, and nothing else."""
+    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def duration(seconds: float | None) -> str:
+    """5 s, 3 min 20 s, 2 h 05 min, 3.2 days."""
+    if seconds is None:
+        return "–"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{seconds / 86400:.1f} days"
+
+
+def quantity(value: float, unit: str = "") -> str:
+    """1.23 k, 4.56 M, … with a unit."""
+    for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {suffix}{unit}"
+    return f"{value:.3g} {unit}".strip()

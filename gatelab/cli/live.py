@@ -1,0 +1,86 @@
+"""The live view of a study as it runs: a display on a terminal, a line now and then elsewhere."""
+
+import time
+
+from rich.console import Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from gatelab.cli.console import console, duration
+from gatelab.orchestrator.driver import Progress, TrialProgress
+
+LINE_SECONDS = 15.0  # between two lines where there is no terminal
+SHOWN = 16  # running trials
+
+
+class LiveView:
+    """Shows each Progress that it is called with."""
+
+    def __init__(self) -> None:
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._next_line = 0.0
+        self._reported: set[str] = set()
+
+    def __enter__(self) -> "LiveView":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        self._report_ends(progress)
+        if self._live:
+            self._live.update(_picture(progress), refresh=True)
+        elif time.monotonic() >= self._next_line and progress.running:
+            self._next_line = time.monotonic() + LINE_SECONDS
+            console.print(f"{_counts(progress)}; {_times(progress)}")
+
+    def _report_ends(self, progress: Progress) -> None:
+        """Say once of each trial that it diverged or failed, above the live picture."""
+        for entry in progress.trials.values():
+            if entry.state in ("diverged", "failed") and entry.trial.id not in self._reported:
+                self._reported.add(entry.trial.id)
+                console.print(f"[yellow]{entry.state}[/] {_name(entry)}: {escape(entry.reason)}")
+                if entry.log:
+                    console.print(f"  log: {escape(entry.log)}")
+
+
+def _picture(progress: Progress) -> Group:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("trial", "", "step", "loss", "tokens/s", "left"):
+        table.add_column(heading, justify="left" if heading in ("trial", "") else "right")
+    for entry in progress.running[:SHOWN]:
+        steps = entry.trial.config.training.steps
+        table.add_row(
+            _name(entry),
+            ProgressBar(total=steps, completed=entry.step, width=24),
+            f"{entry.step}/{steps}",
+            "–" if entry.loss is None else f"{entry.loss:.4f}",
+            "–" if entry.tokens_per_second is None else f"{entry.tokens_per_second:,.0f}",
+            duration(entry.seconds_left),
+        )
+    lines = [f"[bold]{_counts(progress)}[/]; {_times(progress)}"]
+    if progress.stopping:
+        lines.append("[yellow]stopping: each running trial writes a checkpoint; Ctrl-C again to leave at once[/]")
+    if progress.mirror_problem:
+        lines.append(f"[yellow]{escape(progress.mirror_problem)}[/] (training goes on; it will be caught up)")
+    return Group(table, *lines)
+
+
+def _name(entry: TrialProgress) -> str:
+    return escape(f"{entry.trial.variant}, seed={entry.trial.seed}")
+
+
+def _counts(progress: Progress) -> str:
+    names = {"finished": "done"}
+    states = ("finished", "running", "waiting", "diverged", "failed")
+    return ", ".join(f"{progress.count(state)} {names.get(state, state)}" for state in states)
+
+
+def _times(progress: Progress) -> str:
+    return f"{duration(time.monotonic() - progress.started)} so far, {duration(progress.seconds_left)} left"

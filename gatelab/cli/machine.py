@@ -1,0 +1,97 @@
+"""gatelab presets, data, doctor: what there is to work with."""
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from gatelab.cli import arguments as args
+from gatelab.cli.console import console, fail, print_grid, print_json, reporting_errors
+from gatelab.results.folders import RunsFolder
+from gatelab.results.tables import Column, Grid
+
+
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Print this one's YAML.", show_default=False)] = None,
+    json: args.Json = False,
+) -> None:
+    """List the bases and studies that come with gatelab, or print one.
+
+    Example: gatelab presets quickstart
+    """
+    import yaml
+
+    from gatelab.ablations.errors import nearest
+    from gatelab.ablations.presets import bases, study_files
+    from gatelab.ablations.study import load_study
+
+    known, studies = bases(), study_files()
+    if name is not None:
+        if name in studies:
+            console.print(escape(studies[name].read_text(encoding="utf-8")), end="")
+        elif name in known:
+            console.print(escape(yaml.safe_dump(known[name].tree, sort_keys=False)), end="")
+        else:
+            fail(f"no preset {name!r}; {nearest(name, [*known, *studies])}")
+        return
+    rows = [(base.name, "base", base.description) for base in known.values()]
+    rows += [(key, "study", load_study(path).study.question) for key, path in studies.items()]
+    if json:
+        print_json([dict(zip(("name", "kind", "description"), row, strict=True)) for row in rows])
+        return
+    columns = (Column("name"), Column("kind"), Column("what it is"))
+    note = "a study runs as it is (gatelab run --preset NAME); a base is what axes vary (--preset NAME --axis …)"
+    print_grid(Grid("presets", columns, tuple(rows), (False,) * len(rows), (note,)))
+
+
+def data(
+    study: args.StudyFile = None,
+    preset: args.Preset = None,
+    set_: args.Sets = [],  # noqa: B006
+    runs: args.Runs = args.DEFAULT_RUNS,
+    json: args.Json = False,
+) -> None:
+    """Prepare the data that a study trains on, and say what they are made of and what was skipped.
+
+    Example: gatelab data studies/quickstart.yaml
+    """
+    from dataclasses import asdict
+
+    from gatelab.orchestrator import planning
+
+    with reporting_errors():
+        plan = args.chosen_study(study, preset, [], set_, None, [], None, None)
+        manifests = planning.prepare_study(plan, RunsFolder(runs))
+    if json:
+        print_json([asdict(manifest) for manifest in manifests])
+        return
+    for manifest in manifests:
+        columns = (Column("part"), Column("documents", True), Column("bytes", True), Column("tokens", True))
+        parts = {"train": manifest.train, "validation": manifest.validation}
+        rows = tuple((name, f"{p.documents:,}", f"{p.bytes:,}", f"{p.tokens:,}") for name, p in parts.items())
+        title = f"{manifest.source}, tokenizer {manifest.tokenizer} ({manifest.vocab_size} tokens)"
+        notes = (
+            f"data {manifest.identity}",
+            f"source {manifest.source_digest}",
+            *(f"skipped {entry.name}: {entry.reason}" for entry in manifest.skipped[:20]),
+            *([f"… and {len(manifest.skipped) - 20} more skipped"] if len(manifest.skipped) > 20 else []),
+        )
+        print_grid(Grid(title, columns, rows, (False, False), notes))
+        console.print(f"[dim]in {escape(str(RunsFolder(runs).data / manifest.identity))}[/]")
+
+
+def doctor(runs: args.Runs = args.DEFAULT_RUNS, json: args.Json = False) -> None:
+    """Say what this machine can do: devices, attention backends, versions, disk.
+
+    Example: gatelab doctor
+    """
+    from gatelab.orchestrator.machine import describe_machine
+
+    findings = describe_machine(runs)
+    if json:
+        print_json(findings)
+        return
+    for section, entries in findings.items():
+        console.print(f"[bold]{section}[/]")
+        for key, value in entries.items():
+            console.print(f"  {key:<28} {escape(str(value))}")

@@ -1,0 +1,34 @@
+"""The `gatelab` command."""
+
+import typer
+
+from gatelab.cli import machine, plan, results, run
+
+app = typer.Typer(
+    name="gatelab",
+    help="Systematic ablations of gated attention: plan, run, compare. Start with: gatelab run --preset quickstart",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+)
+
+for command in (
+    plan.plan,
+    run.run,
+    results.status,
+    results.compare,
+    results.curves,
+    results.export,
+    results.ui,
+    run.train,
+    machine.presets,
+    machine.data,
+    machine.doctor,
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

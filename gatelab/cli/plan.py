@@ -1,0 +1,149 @@
+"""gatelab plan: the matrix of a study, before anything runs."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from gatelab.ablations.matrix import Matrix
+from gatelab.cli import arguments as args
+from gatelab.cli.console import console, duration, print_grid, print_json, quantity, reporting_errors
+from gatelab.orchestrator.planning import Estimate
+from gatelab.results.folders import RunsFolder
+from gatelab.results.tables import Column, Grid
+
+LISTED = 12  # lines of a list on the terminal; --json has all
+
+
+def plan(
+    study: args.StudyFile = None,
+    preset: args.Preset = None,
+    axis: args.Axes = [],  # noqa: B006
+    set_: args.Sets = [],  # noqa: B006
+    seeds: args.Seeds = None,
+    baseline: args.Baseline = [],  # noqa: B006
+    match: args.Match = None,
+    name: args.Name = None,
+    runs: args.Runs = args.DEFAULT_RUNS,
+    estimate: Annotated[bool, typer.Option(help="Time a few real training steps here.")] = True,
+    json: args.Json = False,
+) -> None:
+    """Show what a study would run, without running it.
+
+    Example: gatelab plan studies/gate-position.yaml
+    """
+    from gatelab.orchestrator import planning
+
+    with reporting_errors():
+        matrix = planning.plan_study(args.chosen_study(study, preset, axis, set_, seeds, baseline, match, name))
+        cost = planning.estimate(matrix, RunsFolder(runs)) if estimate else None
+    if json:
+        print_json(_as_json(matrix, cost))
+        return
+    print_grid(_grid(matrix, cost))
+    console.print()
+    for line in _summary(matrix, cost):
+        console.print(line)
+
+
+def _grid(matrix: Matrix, cost: Estimate | None) -> Grid:
+    axes = [axis.name for axis in matrix.plan.axes]
+    columns = [Column(name.rsplit(".", 1)[-1]) for name in axes] or [Column("variant")]
+    columns += [
+        Column(heading, numeric=True)
+        for heading in ("parameters", "added", "FLOPs/token", "memory", "tokens", "time/trial")
+    ]
+    rows = []
+    for variant in matrix.variants:
+        added = variant.added_parameters
+        training = variant.config.training
+        rows.append(
+            (
+                *([variant.levels.get(axis, "–") for axis in axes] or [variant.label]),
+                f"{variant.parameters:,}",
+                "–" if added is None else f"{added:+,}" if added else "0",
+                quantity(variant.flops_per_token),
+                quantity(variant.memory, "B"),
+                quantity(training.steps * training.tokens_per_step),
+                duration(cost.seconds.get(variant.label)) if cost else "–",
+            )
+        )
+    baselines = {variant.baseline for variant in matrix.variants}
+    return Grid(
+        f"{matrix.plan.study.name}: {len(matrix.variants)} variants",
+        tuple(columns),
+        tuple(rows),
+        tuple(variant.label in baselines for variant in matrix.variants),
+        ("bold: baseline; – in an axis: it makes no difference to this variant",),
+    )
+
+
+def _summary(matrix: Matrix, cost: Estimate | None) -> list[str]:
+    study = matrix.plan.study
+    lines = [
+        f"[bold]{len(matrix.trials)} trials[/] = {len(matrix.variants)} variants x {len(study.seeds)} seeds; "
+        f"{matrix.combinations} combinations, {sum(map(len, matrix.folded.values())) - len(matrix.folded)} folded as "
+        f"equal, {len(matrix.excluded)} excluded, {len(matrix.impossible)} impossible"
+    ]
+    scientific = [axis.name for axis in matrix.plan.axes if axis.name not in study.nuisance]
+    for role, names in (("scientific", scientific), ("nuisance", study.nuisance), ("fixed", study.fixed)):
+        if names:
+            lines.append(f"{role}: {escape(', '.join(names))}")
+    if study.match != "none":
+        lines.append(f"matched {study.match}: the feed-forward layer is sized for it")
+    lists = [
+        ("folded", [f"{label}: {' = '.join(members)}" for label, members in matrix.folded.items()]),
+        ("excluded", [f"{label} ({rule})" for label, rule in matrix.excluded.items()]),
+        ("impossible", [f"{label}: {reason}" for label, reason in matrix.impossible.items()]),
+        ("note", list(matrix.notes)),
+    ]
+    for kind, entries in lists:
+        lines += [f"[yellow]{kind}[/] {escape(entry)}" for entry in entries[:LISTED]]
+        if len(entries) > LISTED:
+            lines.append(f"[yellow]{kind}[/] … and {len(entries) - LISTED} more (--json lists all)")
+    if cost is not None and cost.total_seconds is not None:
+        lines.append(
+            f"about [bold]{duration(cost.total_seconds)}[/] for the {cost.remaining} trials still to run, "
+            f"{cost.concurrency} at a time on {escape(cost.device)}"
+        )
+    elif cost is not None:
+        lines.append(f"time not estimated: {escape(cost.reason)}")
+    return lines
+
+
+def _as_json(matrix: Matrix, cost: Estimate | None) -> dict[str, Any]:
+    return {
+        "study": matrix.plan.study.name,
+        "hash": matrix.plan.hash,
+        "combinations": matrix.combinations,
+        "variants": [
+            {
+                "label": variant.label,
+                "levels": variant.levels,
+                "baseline": variant.baseline,
+                "parameters": variant.parameters,
+                "added_parameters": variant.added_parameters,
+                "flops_per_token": variant.flops_per_token,
+                "memory_bytes": variant.memory,
+                "ffn_size": variant.config.model.ffn_size,
+                "steps": variant.config.training.steps,
+                "seconds_per_trial": cost.seconds.get(variant.label) if cost else None,
+            }
+            for variant in matrix.variants
+        ],
+        "trials": [{"id": trial.id, "variant": trial.variant, "seed": trial.seed} for trial in matrix.trials],
+        "folded": {label: list(members) for label, members in matrix.folded.items()},
+        "excluded": matrix.excluded,
+        "impossible": matrix.impossible,
+        "notes": list(matrix.notes),
+        "estimate": None
+        if cost is None
+        else {
+            "device": cost.device,
+            "concurrency": cost.concurrency,
+            "remaining_trials": cost.remaining,
+            "seconds": cost.total_seconds,
+            "device_hours": cost.device_hours,
+            "reason": cost.reason,
+        },
+    }

@@ -1,0 +1,162 @@
+"""gatelab status, compare, curves, export, ui: looking at what came out."""
+
+import enum
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from gatelab.cli import arguments as args
+from gatelab.cli.console import console, fail, print_grid, print_json, reporting_errors
+from gatelab.results.folders import RunsFolder
+
+
+class Source(enum.StrEnum):
+    """Where results are read from."""
+
+    journal = "journal"
+    mlflow = "mlflow"
+
+
+class Format(enum.StrEnum):
+    """How a table is written."""
+
+    terminal = "terminal"
+    markdown = "md"
+    latex = "tex"
+    csv = "csv"
+    json = "json"
+
+
+def status(study: args.StudyName, runs: args.Runs = args.DEFAULT_RUNS, json: args.Json = False) -> None:
+    """Show how far each trial of a study is.
+
+    Example: gatelab status quickstart
+    """
+    from gatelab.results.frames import OUTCOMES, runs_from_journals
+    from gatelab.results.tables import Column, Grid
+
+    with reporting_errors():
+        trials = runs_from_journals(RunsFolder(runs), args.study_name(study)).to_pylist()
+    counts = {outcome: sum(trial["outcome"] == outcome for trial in trials) for outcome in OUTCOMES}
+    if json:
+        shown = ("trial", "variant", "seed", "outcome", "reason", "step", "steps")
+        print_json({"counts": counts, "trials": [{key: trial[key] for key in shown} for trial in trials]})
+        return
+    columns = (Column("variant"), Column("seed", True), Column("outcome"), Column("step", True), Column("trial"))
+    rows = tuple(
+        (trial["variant"], str(trial["seed"]), trial["outcome"], f"{trial['step']}/{trial['steps']}", trial["trial"][:12])
+        for trial in trials
+    )
+    reasons = tuple(f"{t['variant']}, seed={t['seed']}: {t['reason']}" for t in trials if t["reason"])
+    title = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+    print_grid(Grid(title, columns, rows, (False,) * len(rows), reasons))
+
+
+def compare(
+    study: args.StudyName,
+    metric: Annotated[str, typer.Option(help="The summary metric to compare.")] = "validation/loss",
+    source: Annotated[Source, typer.Option("--from", help="The trials' journals, or MLflow.")] = Source.journal,
+    format: Annotated[Format, typer.Option("--format", "-f", help="How to write the table.")] = Format.terminal,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to a file instead.")] = None,
+    runs: args.Runs = args.DEFAULT_RUNS,
+    tracking_uri: args.TrackingUri = None,
+    json: args.Json = False,
+) -> None:
+    """Compare a study's variants with its baseline: means, paired differences, intervals.
+
+    Example: gatelab compare quickstart --format tex -o table.tex
+    """
+    from gatelab.results import comparison as comparing
+    from gatelab.results.frames import runs_from_journals, runs_from_mlflow
+    from gatelab.results.publish import FORMATS
+    from gatelab.results.tables import comparison_grid
+
+    folder, name = RunsFolder(runs), args.study_name(study)
+    with reporting_errors():
+        if source is Source.mlflow:
+            frame = runs_from_mlflow(tracking_uri or folder.tracking_uri, name)
+        else:
+            frame = runs_from_journals(folder, name)
+        try:
+            result = comparing.compare(frame, metric)
+        except ValueError as error:
+            fail(f"--metric: {error}", error)
+    chosen = Format.json if json else format
+    if chosen is Format.terminal:
+        if output is not None:
+            fail("--output needs --format md, tex, csv or json")
+        print_grid(comparison_grid(result))
+    elif output is not None:
+        output.write_text(FORMATS[chosen.value](result), encoding="utf-8")
+    else:
+        sys.stdout.write(FORMATS[chosen.value](result))
+
+
+def curves(
+    study: args.StudyName,
+    metric: Annotated[list[str], typer.Option(help="A recorded metric; repeatable.")] = ["validation/loss", "train/loss"],  # noqa: B006
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder [default: the study's].")] = None,
+    runs: args.Runs = args.DEFAULT_RUNS,
+) -> None:
+    """Plot metrics over training, a line for each variant and a band over its seeds, as PNG and SVG.
+
+    Example: gatelab curves quickstart --metric train/gradient_norm
+    """
+    from gatelab.results.publish import write_curves
+
+    folder, name = RunsFolder(runs), args.study_name(study)
+    with reporting_errors():
+        for wanted in metric:
+            try:
+                paths = write_curves(folder, name, wanted, output or folder.study(name).path)
+            except ValueError as error:
+                fail(f"--metric: {error}", error)
+            for path in paths:
+                console.print(escape(str(path)))
+            if not paths:
+                fail(f"study {name!r} has not recorded anything yet")
+
+
+def export(
+    study: args.StudyName,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder [default: the study's].")] = None,
+    runs: args.Runs = args.DEFAULT_RUNS,
+) -> None:
+    """Write a study's results as Parquet: runs, metrics, layers.
+
+    Example: gatelab export quickstart -o results/
+    """
+    from gatelab.results.export import export_study
+
+    folder, name = RunsFolder(runs), args.study_name(study)
+    with reporting_errors():
+        for path in export_study(folder, name, output or folder.study(name).path / "parquet"):
+            console.print(escape(str(path)))
+
+
+def ui(
+    runs: args.Runs = args.DEFAULT_RUNS,
+    tracking_uri: args.TrackingUri = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    host: Annotated[str, typer.Option()] = "127.0.0.1",
+) -> None:
+    """Open MLflow's own pages on the tracking store; Ctrl-C ends it.
+
+    Example: gatelab ui --port 5001
+    """
+    folder = RunsFolder(runs)
+    if tracking_uri is None and not (folder.root / "mlflow.db").exists():
+        fail(f"there is no tracking store in {folder.root} yet: gatelab run STUDY.yaml")
+    uri = tracking_uri or folder.tracking_uri
+    console.print(f"MLflow on http://{host}:{port} (store: {escape(uri)})")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
+    if tracking_uri is None:
+        command += ["--default-artifact-root", folder.artifacts.as_uri()]
+    try:
+        raise typer.Exit(subprocess.call(command))
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None

@@ -1,0 +1,137 @@
+"""A plan before anything runs: the matrix, what is done already, and how long the rest would take here."""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from gatelab.ablations.errors import Problem
+from gatelab.ablations.matrix import Matrix, build_matrix
+from gatelab.ablations.study import StudyPlan
+from gatelab.orchestrator.driver import is_over
+from gatelab.results.folders import RunsFolder, read_json, write_json
+from gatelab.training.config import TrialConfig
+from gatelab.training.corpus import DataError
+from gatelab.training.data import Manifest, data_identity, prepare
+
+MEASURED_STEPS = 5
+MEASURED_TOKENS = 16_384  # at most, in a step
+
+
+def plan_study(plan: StudyPlan) -> Matrix:
+    """The matrix of a study on the data that it names. Raises StudyError."""
+    try:
+        return build_matrix(plan, data_identity)
+    except DataError as error:
+        raise plan.error(Problem("data.source", str(error))) from error
+
+
+def prepare_study(plan: StudyPlan, folder: RunsFolder) -> list[Manifest]:
+    """Prepare all data that a study trains on; return what they are made of. Raises StudyError, DataError."""
+    configs = {variant.config.data: None for variant in plan_study(plan).variants}
+    return [prepare(config, folder.data).manifest for config in configs]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long a study would take on this machine."""
+
+    device: str
+    concurrency: int
+    flops_per_second: float | None  # of one trial, as measured here; None if nothing could be measured
+    reason: str  # why nothing could be measured
+    seconds: dict[str, float]  # variant -> of one trial
+    total_seconds: float | None  # of all trials that are still to run, `concurrency` at a time
+    device_hours: float | None  # of the same, summed
+    remaining: int  # trials still to run
+
+
+def estimate(matrix: Matrix, folder: RunsFolder, concurrency: int | None = None) -> Estimate:
+    """Time real training steps of the first variant here, and scale by FLOPs. Raises StudyError over budget.
+
+    The measurement is kept in the runs folder, by device and model.
+    """
+    import torch  # loaded only where it is needed: plans alone do without
+
+    from gatelab.training.device import choose_device, device_name
+
+    device = choose_device()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    units = torch.cuda.device_count() if device.type == "cuda" else cores
+    concurrency = concurrency or max(1, min(units, len(matrix.trials)))
+    threads = max(1, cores // concurrency)
+    remaining = [t for t in matrix.trials if not is_over(read_json(folder.trial(t.id).outcome))]
+    name = device_name(device) if device.type == "cuda" else f"{device_name(device)}, {threads} of {cores} cores"
+    speed, reason = _speed(matrix, folder, device, threads, name)
+    seconds = {}
+    if speed is not None:
+        for variant in matrix.variants:
+            training = variant.config.training
+            tokens = training.steps * training.tokens_per_step
+            forward = variant.config.evaluation.points * variant.config.evaluation.tokens / 3
+            seconds[variant.label] = variant.flops_per_token * (tokens + forward) / speed
+    total = sum(seconds[trial.variant] for trial in remaining) if speed else None
+    hours = matrix.plan.study.budget.hours
+    if hours is not None and total is not None and total / 3600 > hours:
+        problem = Problem("budget.hours", f"the trials still to run are estimated at {total / 3600:.1f} h", hours)
+        raise matrix.plan.error(problem)
+    return Estimate(
+        device=name,
+        concurrency=concurrency,
+        flops_per_second=speed,
+        reason=reason,
+        seconds=seconds,
+        total_seconds=None if total is None else total / concurrency,
+        device_hours=None if total is None else total / 3600,
+        remaining=len(remaining),
+    )
+
+
+def _speed(matrix: Matrix, folder: RunsFolder, device: Any, threads: int, name: str) -> tuple[float | None, str]:
+    """(FLOP/s of one trial, '') or (None, why it cannot be measured)."""
+    first = matrix.variants[0]
+    available = _memory(device)
+    if first.memory > 0.8 * available:
+        return None, f"a trial needs about {first.memory / 1e9:.0f} GB, this device has {available / 1e9:.0f} GB"
+    path = folder.root / "speeds.json"
+    known = read_json(path) or {}
+    training = first.config.training
+    key = f"{name}; {first.flops_per_token} FLOPs x {training.batch_size} x {training.sequence_length}"
+    if key not in known:
+        known[key] = _measure(first.config, device, threads) * first.flops_per_token
+        write_json(path, known)
+    return known[key], ""
+
+
+def _memory(device: Any) -> float:
+    import torch
+
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _measure(config: TrialConfig, device: Any, threads: int) -> float:
+    """Tokens per second of training steps on random tokens, after a warm-up."""
+    import torch
+
+    from gatelab.training.step import Learner
+
+    training = config.training
+    sequences = min(training.batch_size // training.accumulation, max(1, MEASURED_TOKENS // training.sequence_length))
+    whole = training.model_copy(update={"batch_size": sequences, "accumulation": 1})
+    vocab = config.model.vocab_size or 2
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        learner = Learner(config.model_copy(update={"training": whole}), device)
+        windows = torch.randint(vocab, (sequences, training.sequence_length + 1), device=device)
+        learner.step(0, windows)[0].item()
+        started = time.perf_counter()
+        for step in range(1, 1 + MEASURED_STEPS):
+            loss, _ = learner.step(step, windows)
+        loss.item()  # waits for the device
+        elapsed = time.perf_counter() - started
+    finally:
+        torch.set_num_threads(before)
+    return MEASURED_STEPS * sequences * training.sequence_length / elapsed

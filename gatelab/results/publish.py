@@ -1,0 +1,57 @@
+"""Everything that is written when a study ends: table, curves, Parquet, in the study's folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gatelab.results.comparison import DEFAULT_METRIC, Comparison, compare
+from gatelab.results.curves import plot_curves, save_figure
+from gatelab.results.export import export_study
+from gatelab.results.folders import RunsFolder
+from gatelab.results.frames import metrics_from_journals, runs_from_journals
+from gatelab.results.tables import comparison_csv, comparison_grid, comparison_json, to_latex, to_markdown
+
+FORMATS = {
+    "md": lambda comparison: to_markdown(comparison_grid(comparison)),
+    "tex": lambda comparison: to_latex(comparison_grid(comparison)),
+    "csv": comparison_csv,
+    "json": comparison_json,
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was written."""
+
+    comparison: Comparison
+    tables: list[Path]
+    plots: list[Path]
+    parquet: list[Path]
+
+
+def publish(folder: RunsFolder, study: str) -> Published:
+    """Write a study's comparison, curves and Parquet files into its folder. Raises NotFound."""
+    target = folder.study(study).path
+    comparison = compare(runs_from_journals(folder, study))
+    tables = []
+    for suffix, render in FORMATS.items():
+        path = target / f"comparison.{suffix}"
+        path.write_text(render(comparison), encoding="utf-8")
+        tables.append(path)
+    plots = write_curves(folder, study, DEFAULT_METRIC, target, [row.variant for row in comparison.rows])
+    return Published(comparison, tables, plots, export_study(folder, study, target / "parquet"))
+
+
+def write_curves(
+    folder: RunsFolder, study: str, metric: str, target: Path, variants: list[str] | None = None
+) -> list[Path]:
+    """Plot a metric of a study over training, as PNG and SVG; nothing if no trial has recorded it yet.
+
+    Raises NotFound, or ValueError naming the metrics that there are.
+    """
+    metrics = metrics_from_journals(folder, study)
+    if not len(metrics):
+        return []
+    if variants is None:
+        variants = [row.variant for row in compare(runs_from_journals(folder, study)).rows]
+    figure = plot_curves(metrics, metric, variants, study)
+    return save_figure(figure, target / f"curves-{metric.replace('/', '-')}")
