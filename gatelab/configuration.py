@@ -23,7 +23,7 @@ def impossible(reason: str) -> Never:
     The matrix lists such a variant as impossible, with the reason; a wrong field refuses the whole study.
     """
     # Braces would be read as a template.
-    raise PydanticCustomError(IMPOSSIBLE, reason.replace("{", "(").replace("}", ")"))  # type: ignore[arg-type]
+    raise PydanticCustomError(IMPOSSIBLE, reason.replace("{", "(").replace("}", ")"))
 
 
 def settle(config: BaseModel, **values: Any) -> None:

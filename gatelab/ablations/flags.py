@@ -34,7 +34,8 @@ def study_from_flags(
     overrides = {key: parse_scalar(value) for key, value in _pairs("--set", sets)}
     fields: dict[str, Any] = {
         "name": name,
-        "axes": {key: [parse_scalar(level) for level in value.split(",")] for key, value in _pairs("--axis", axes)} or None,
+        "axes": {key: [parse_scalar(level) for level in value.split(",")] for key, value in _pairs("--axis", axes)}
+        or None,
         "seeds": None if seeds is None else _seeds(seeds),
         "baseline": {key: parse_scalar(value) for key, value in _pairs("--baseline", baseline)} or None,
         "match": match,

@@ -22,9 +22,7 @@ def match_model(
         sized = model.model_copy(update={"ffn_size": width})
         return count_parameters(sized).total if match == "parameters" else flops_per_token(sized, sequence_length)
 
-    wanted = (
-        count_parameters(baseline).total if match == "parameters" else flops_per_token(baseline, sequence_length)
-    )
+    wanted = count_parameters(baseline).total if match == "parameters" else flops_per_token(baseline, sequence_length)
     width = round(1 + (wanted - cost(1)) / (cost(2) - cost(1)))
     if width < 1:
         raise NotMatchable(

@@ -104,7 +104,9 @@ def build_matrix(plan: StudyPlan, data_identity: Callable[[DataConfig], str]) ->
         config, base = configs[key], baselines.get(key)
         if base is not None and plan.study.match != "none":
             try:
-                model = match_model(config.model, configs[base].model, plan.study.match, config.training.sequence_length)
+                model = match_model(
+                    config.model, configs[base].model, plan.study.match, config.training.sequence_length
+                )
             except NotMatchable as error:
                 impossible[labels[key]] = str(error)
                 continue
@@ -184,9 +186,7 @@ def _baselines(plan: StudyPlan, groups: dict[str, list[Levels]]) -> dict[str, st
     found = {}
     for key, members in groups.items():
         for member in members:
-            levels = tuple(
-                wanted.get(axis.name, level.label) for axis, level in zip(plan.axes, member, strict=True)
-            )
+            levels = tuple(wanted.get(axis.name, level.label) for axis, level in zip(plan.axes, member, strict=True))
             if levels in key_of:
                 found[key] = key_of[levels]
                 break
@@ -198,7 +198,9 @@ def _baselines(plan: StudyPlan, groups: dict[str, list[Levels]]) -> dict[str, st
 
 def _trials(plan: StudyPlan, variants: Any, identities: dict[DataConfig, str]) -> Iterator[Trial]:
     """Seed by seed, so that a study that is cut short has complete blocks."""
-    canonical = {variant.label: canonical_variant(variant.config, identities[variant.config.data]) for variant in variants}
+    canonical = {
+        variant.label: canonical_variant(variant.config, identities[variant.config.data]) for variant in variants
+    }
     for seed in plan.study.seeds:
         for variant in variants:
             config = variant.config.model_copy(update={"seed": seed})

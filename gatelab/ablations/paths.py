@@ -36,7 +36,8 @@ def field_adapter(path: str) -> TypeAdapter[Any]:
         field = model.model_fields[name]
         model = _nested(field)
     assert field is not None
-    return TypeAdapter(Annotated[field.annotation, field])
+    annotated: Any = Annotated[field.annotation, field]
+    return TypeAdapter(annotated)
 
 
 def nearest_path(path: str) -> str:

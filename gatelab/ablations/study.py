@@ -163,7 +163,9 @@ def level_label(value: Any) -> str:
 def _study_problems(error: ValidationError, lines: dict[KeyPath, int]) -> Iterator[Problem]:
     for detail in error.errors():
         # Union members appear in the location as words that are no keys.
-        location = tuple(part for part in detail["loc"] if part not in ("str", "function-before") and "[" not in str(part))
+        location = tuple(
+            part for part in detail["loc"] if part not in ("str", "function-before") and "[" not in str(part)
+        )
         key = ".".join(map(str, location))
         if detail["type"] == "extra_forbidden":
             fields = Budget.model_fields if location[0] == "budget" else Study.model_fields
@@ -190,7 +192,9 @@ def _resolve_base(
     known = bases()
     if name not in known:
         key = "base" if isinstance(study.base, str) else "base.preset"
-        problems.append(Problem(key, f"no such base; {nearest(str(name), known)}", name, _line(lines, ("base", "preset"))))
+        problems.append(
+            Problem(key, f"no such base; {nearest(str(name), known)}", name, _line(lines, ("base", "preset")))
+        )
         return {}
     for path in overrides:
         try:
@@ -276,13 +280,17 @@ def _reference_problems(plan: StudyPlan) -> Iterator[Problem]:
             if name not in by_name and name not in paths:
                 hint = nearest(name, paths | set(by_name))
                 line = _line(plan.lines, ("exclude", index, name))
-                yield Problem(f"exclude[{index}].{name}", f"neither an axis nor a configuration field; {hint}", line=line)
+                yield Problem(
+                    f"exclude[{index}].{name}", f"neither an axis nor a configuration field; {hint}", line=line
+                )
     for name in study.nuisance:
         if name not in by_name:
             yield Problem("nuisance", f"no such axis; {nearest(name, by_name)}", name, _line(plan.lines, ("nuisance",)))
     for path in study.fixed:
         if path not in paths:
-            yield Problem("fixed", f"no such configuration field; {nearest(path, paths)}", path, _line(plan.lines, ("fixed",)))
+            yield Problem(
+                "fixed", f"no such configuration field; {nearest(path, paths)}", path, _line(plan.lines, ("fixed",))
+            )
         elif any(path in axis.paths for axis in plan.axes):
             yield Problem("fixed", "an axis varies it", path, _line(plan.lines, ("fixed",)))
     if study.match != "none" and any("model.ffn_size" in axis.paths for axis in plan.axes):

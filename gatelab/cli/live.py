@@ -33,6 +33,7 @@ class LiveView:
             self._live.stop()
 
     def __call__(self, progress: Progress) -> None:
+        """Show a study as it is now."""
         self._report_ends(progress)
         if self._live:
             self._live.update(_picture(progress), refresh=True)

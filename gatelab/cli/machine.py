@@ -47,7 +47,7 @@ def presets(
 def data(
     study: args.StudyFile = None,
     preset: args.Preset = None,
-    set_: args.Sets = [],  # noqa: B006
+    set_: args.Sets = [],
     runs: args.Runs = args.DEFAULT_RUNS,
     json: args.Json = False,
 ) -> None:

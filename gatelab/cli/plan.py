@@ -18,10 +18,10 @@ LISTED = 12  # lines of a list on the terminal; --json has all
 def plan(
     study: args.StudyFile = None,
     preset: args.Preset = None,
-    axis: args.Axes = [],  # noqa: B006
-    set_: args.Sets = [],  # noqa: B006
+    axis: args.Axes = [],
+    set_: args.Sets = [],
     seeds: args.Seeds = None,
-    baseline: args.Baseline = [],  # noqa: B006
+    baseline: args.Baseline = [],
     match: args.Match = None,
     name: args.Name = None,
     runs: args.Runs = args.DEFAULT_RUNS,

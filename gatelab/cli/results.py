@@ -48,7 +48,13 @@ def status(study: args.StudyName, runs: args.Runs = args.DEFAULT_RUNS, json: arg
         return
     columns = (Column("variant"), Column("seed", True), Column("outcome"), Column("step", True), Column("trial"))
     rows = tuple(
-        (trial["variant"], str(trial["seed"]), trial["outcome"], f"{trial['step']}/{trial['steps']}", trial["trial"][:12])
+        (
+            trial["variant"],
+            str(trial["seed"]),
+            trial["outcome"],
+            f"{trial['step']}/{trial['steps']}",
+            trial["trial"][:12],
+        )
         for trial in trials
     )
     reasons = tuple(f"{t['variant']}, seed={t['seed']}: {t['reason']}" for t in trials if t["reason"])
@@ -98,7 +104,10 @@ def compare(
 
 def curves(
     study: args.StudyName,
-    metric: Annotated[list[str], typer.Option(help="A recorded metric; repeatable.")] = ["validation/loss", "train/loss"],  # noqa: B006
+    metric: Annotated[list[str], typer.Option(help="A recorded metric; repeatable.")] = [
+        "validation/loss",
+        "train/loss",
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder [default: the study's].")] = None,
     runs: args.Runs = args.DEFAULT_RUNS,
 ) -> None:

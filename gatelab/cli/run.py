@@ -25,10 +25,10 @@ from gatelab.results.folders import RunsFolder
 def run(
     study: args.StudyFile = None,
     preset: args.Preset = None,
-    axis: args.Axes = [],  # noqa: B006
-    set_: args.Sets = [],  # noqa: B006
+    axis: args.Axes = [],
+    set_: args.Sets = [],
     seeds: args.Seeds = None,
-    baseline: args.Baseline = [],  # noqa: B006
+    baseline: args.Baseline = [],
     match: args.Match = None,
     name: args.Name = None,
     runs: args.Runs = args.DEFAULT_RUNS,
@@ -99,8 +99,8 @@ def _where(folder: RunsFolder, study: str, plots: list[Path], tracking_uri: str 
 def train(
     study: args.StudyFile = None,
     preset: args.Preset = None,
-    axis: args.Axes = [],  # noqa: B006
-    set_: args.Sets = [],  # noqa: B006
+    axis: args.Axes = [],
+    set_: args.Sets = [],
     variant: Annotated[str | None, typer.Option(help="Label of the variant [default: the first].")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",

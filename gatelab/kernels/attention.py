@@ -109,7 +109,5 @@ def gated_attention(
     for given, known, what in ((activation, ACTIVATIONS, "activation"), (combine, COMBINATIONS, "combine")):
         if given not in known:
             raise ValueError(f"{what} must be one of {', '.join(known)} (got {given!r})")
-    case = Case(
-        q.device.type, q.dtype, length, k.shape[1], heads, k.shape[2], width, gate is not None, causal
-    )
+    case = Case(q.device.type, q.dtype, length, k.shape[1], heads, k.shape[2], width, gate is not None, causal)
     return choose_backend(case, backend).run(q, k, v, gate, activation, combine, causal, scale)

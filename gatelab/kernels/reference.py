@@ -22,7 +22,14 @@ def attention_weights(q: Tensor, k: Tensor, *, causal: bool = True, scale: float
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, activation: str, combine: str, causal: bool, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Tensor | None,
+    activation: str,
+    combine: str,
+    causal: bool,
+    scale: float | None,
 ) -> Tensor:
     """`[B, T, Hq, D]`: attention and, where there is one, its gate. Arguments as `gated_attention`."""
     weights = attention_weights(q, k, causal=causal, scale=scale)

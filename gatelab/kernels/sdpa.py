@@ -7,7 +7,14 @@ from gatelab.kernels.gate import apply_gate
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, activation: str, combine: str, causal: bool, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Tensor | None,
+    activation: str,
+    combine: str,
+    causal: bool,
+    scale: float | None,
 ) -> Tensor:
     """`[B, T, Hq, D]`: attention and, where there is one, its gate. Arguments as `gated_attention`."""
     out = F.scaled_dot_product_attention(

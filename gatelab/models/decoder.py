@@ -26,8 +26,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the residual stream `[B, T, hidden]` to itself."""
-        x = x + self.attention_post_norm(self.attention(self.attention_norm(x)))
-        return x + self.ffn_post_norm(self.ffn(self.ffn_norm(x)))
+        attended: Tensor = x + self.attention_post_norm(self.attention(self.attention_norm(x)))
+        out: Tensor = attended + self.ffn_post_norm(self.ffn(self.ffn_norm(attended)))
+        return out
 
 
 class Decoder(nn.Module):

@@ -82,7 +82,7 @@ class Gate:
 
         Averaged scores are activated here, before the mean over heads, and need no further activation.
         """
-        gate = logits.unflatten(-1, self.logit_shape)
+        gate = logits.view(*logits.shape[:-1], *self.logit_shape)
         if self.config.sharing != "averaged":
             return gate, self.config.activation
         return gate_score(gate, self.config.activation).mean(-2, keepdim=True).to(logits.dtype), "identity"

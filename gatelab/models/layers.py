@@ -26,7 +26,7 @@ class JointLinear(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map `x [..., inputs]` to `[..., rows]` for each block."""
         joint = F.linear(x, torch.cat([self.blocks[name] for name in self.rows]))
-        return dict(zip(self.rows, joint.split(list(self.rows.values()), dim=-1), strict=True))
+        return dict(zip(self.rows, torch.split(joint, list(self.rows.values()), dim=-1), strict=True))
 
 
 class Rotary(nn.Module):
@@ -42,9 +42,7 @@ class Rotary(nn.Module):
         key = (length, device)
         if key not in self._tables:
             exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device=device) / self.head_dim
-            angles = torch.outer(
-                torch.arange(length, dtype=torch.float64, device=device), self.base ** -exponent
-            )
+            angles = torch.outer(torch.arange(length, dtype=torch.float64, device=device), self.base**-exponent)
             cos, sin = angles.cos(), angles.sin()
             self._tables[key] = (
                 torch.cat([cos, cos], -1).float().unsqueeze(1),
@@ -67,9 +65,7 @@ class Attention(nn.Module):
         self.gates = gates_of(config)
         queries, keys = config.query_heads * config.head_dim, config.kv_heads * config.head_dim
         scores = {f"gate_{position}": gate.logits for position, gate in self.gates.items() if gate.projected}
-        self.input = JointLinear(
-            config.hidden_size, {"query": queries, "key": keys, "value": keys, **scores}
-        )
+        self.input = JointLinear(config.hidden_size, {"query": queries, "key": keys, "value": keys, **scores})
         self.gate_constants = nn.ParameterDict(
             {position: torch.empty(gate.logits) for position, gate in self.gates.items() if gate.has_constant}
         )
@@ -96,18 +92,17 @@ class Attention(nn.Module):
         query, key = self.rotary(self.query_norm(query)), self.rotary(self.key_norm(key))
         if gate := self.gates.get("sdpa"):
             scores, activation = gate.pre_activation(logits["sdpa"])
-            attended = gated_attention(
-                query, key, value, scores, activation=activation, combine=gate.config.combine
-            )
+            attended = gated_attention(query, key, value, scores, activation=activation, combine=gate.config.combine)
         else:
             attended = gated_attention(query, key, value)
         output = self.output(self.sdpa_output(attended).flatten(-2))
-        return gated("output", output.unsqueeze(-2)).squeeze(-2)
+        modulated: Tensor = gated("output", output.unsqueeze(-2)).squeeze(-2)
+        return modulated
 
     def _logits(self, position: str, parts: dict[str, Tensor], x: Tensor) -> Tensor:
         """The pre-activations `[B, T, logits]` of the gate at a position."""
         projected = parts.get(f"gate_{position}")
-        constant = self.gate_constants[position] if position in self.gate_constants else None
+        constant = self.gate_constants.get(position)
         if projected is None:
             assert constant is not None
             return constant.to(parts["query"].dtype).expand(*x.shape[:-1], -1)

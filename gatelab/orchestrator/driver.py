@@ -144,7 +144,9 @@ def run_here(
     show: Callable[[int, Mapping[str, float]], None],
 ) -> dict[str, Any]:
     """Train one trial in this process and return its outcome; `show` gets its validation metrics as they come."""
-    task = _task(trial, _prepare_data([trial], folder)[trial.id], folder, folder.root / "never", checkpoint_seconds, device)
+    task = _task(
+        trial, _prepare_data([trial], folder)[trial.id], folder, folder.root / "never", checkpoint_seconds, device
+    )
     return run_task(task, lambda journal: EvaluationPrinter(journal, show))
 
 

@@ -49,9 +49,8 @@ def _devices(device: torch.device) -> dict[str, Any]:
     }
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        found[f"cuda:{index}"] = (
-            f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, capability {properties.major}.{properties.minor}"
-        )
+        capability = f"{properties.major}.{properties.minor}"
+        found[f"cuda:{index}"] = f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, capability {capability}"
     if device.type == "cpu":
         found["cuda"] = f"none that torch {torch.__version__} sees: trials run on the CPU, in float32"
     return found

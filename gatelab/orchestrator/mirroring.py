@@ -37,10 +37,10 @@ class MirrorThread:
         # A server that does not answer is tried again at the next sync, not for minutes within one call.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         from gatelab.results.mirror import Mirror  # MLflow takes seconds to import
 
+        for chatty in ("mlflow", "alembic"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
         mirror = Mirror(*self._arguments)
         while True:
             last = self._over.wait(SYNC_SECONDS)

@@ -143,9 +143,7 @@ def _row(
         value=t_interval(list(values[variant].values())),
         delta=delta,
         outcomes={
-            outcome: count
-            for outcome in OUTCOMES
-            if (count := sum(trial["outcome"] == outcome for trial in members))
+            outcome: count for outcome in OUTCOMES if (count := sum(trial["outcome"] == outcome for trial in members))
         },
         reasons=tuple(f"seed {trial['seed']}: {trial['reason']}" for trial in members if trial["reason"]),
         parameters=first["parameters"],
@@ -165,4 +163,3 @@ def _notes(runs: pa.Table, rows: Sequence[ComparisonRow]) -> Iterator[str]:
     for row in rows:
         for reason in row.reasons:
             yield f"{row.variant}, {reason}"
-

@@ -1,6 +1,6 @@
-"""Curves over training: a line for each variant, a band over its seeds."""
+"""Curves over training: a line for each variant, a band over its seeds, and the paired difference to the baseline."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gatelab.results.tables import UNITS
@@ -18,36 +19,57 @@ from gatelab.results.tables import UNITS
 # Told apart in print and by colour-blind readers (Okabe and Ito), then by dashes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
+SPANS = 200  # points of a line; a metric recorded at more steps is averaged over spans first
+
+Curve = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 
 
-def plot_curves(metrics: pa.Table, metric: str, variants: Sequence[str], title: str) -> Figure:
-    """Plot a metric against steps. `metrics` is in the long form of `metrics_from_journals`.
+def plot_curves(metrics: pa.Table, metric: str, variants: Mapping[str, str | None], title: str) -> Figure:
+    """Plot a metric against steps, and below it each variant's difference to its baseline at equal seeds.
 
-    Lines are means over the seeds that have reached a step, bands reach from the lowest to the highest of them.
-    A metric recorded at more than 200 steps is averaged over spans first. Raises ValueError if it was not recorded.
+    Args:
+        metrics: in the long form of `metrics_from_journals`.
+        metric: a name in it.
+        variants: variant -> its baseline, in the order of the legend.
+        title: above the figure.
+
+    Lines are means over the seeds that have reached a step; bands reach from the lowest to the highest seed.
+    Non-finite values are left out. Raises ValueError if the metric was not recorded.
     """
-    rows = metrics.filter(pc.and_(pc.equal(metrics["name"], metric), pc.is_null(metrics["layer"])))
+    of_model = metrics.filter(pc.is_null(metrics["layer"]))
+    rows = of_model.filter(pc.equal(of_model["name"], metric))
     if not rows.num_rows:
-        known = sorted(set(metrics.filter(pc.is_null(metrics["layer"]))["name"].unique().to_pylist()))
+        known = sorted(of_model["name"].unique().to_pylist())
         raise ValueError(f"metric {metric!r} was not recorded (there are: {', '.join(known) or 'none yet'})")
-    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
-    axes = figure.subplots()
+    curves = {variant: _by_seed(rows.filter(pc.equal(rows["variant"], variant))) for variant in variants}
+    differences = {
+        variant: _differences(curves[variant], curves[baseline])
+        for variant, baseline in variants.items()
+        if baseline in curves and baseline != variant
+    }
+    unit = f" [{UNITS[metric]}]" if metric in UNITS else ""
+    compared = any(differences.values())
+    figure = Figure(figsize=(6.5, 6.2 if compared else 4.2), layout="constrained")
+    panels = figure.subplots(2 if compared else 1, 1, sharex=True, squeeze=False, height_ratios=[3, 2][: 1 + compared])
+    top = panels[0, 0]
     for index, variant in enumerate(variants):
-        curves = _by_seed(rows.filter(pc.equal(rows["variant"], variant)))
-        if not curves:
-            continue
-        steps, low, mean, high = _summarise(curves)
-        colour, dash = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
-        label = f"{variant} ({len(curves)} seed{'s' if len(curves) > 1 else ''})"
-        axes.plot(steps, mean, color=colour, linestyle=dash, linewidth=1.4, label=label)
-        axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-    axes.set_xlabel("step")
-    axes.set_ylabel(f"{metric} [{UNITS[metric]}]" if metric in UNITS else metric)
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.25, linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, title="mean; band: range over seeds", title_fontsize=7)
-    _focus(axes, rows)
+        seeds = len(curves[variant])
+        _draw(top, index, curves[variant], f"{variant} ({seeds} seed{'s' if seeds != 1 else ''})")
+    top.set_title(title, fontsize=10)
+    top.set_ylabel(metric + unit)
+    top.legend(frameon=False, fontsize=8, title="mean; band: range over seeds", title_fontsize=7)
+    _focus(top, [curve for own in curves.values() for curve in own.values()])
+    if compared:
+        bottom = panels[1, 0]
+        bottom.axhline(0, color="#555555", linewidth=0.8)
+        for index, variant in enumerate(variants):
+            _draw(bottom, index, differences.get(variant, {}), variant)
+        bottom.set_ylabel(f"difference to baseline{unit}")
+        _focus(bottom, [curve for own in differences.values() for curve in own.values()])
+    panels[-1, 0].set_xlabel("step")
+    for panel in panels[:, 0]:
+        panel.grid(alpha=0.25, linewidth=0.5)
+        panel.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -60,45 +82,57 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-Curve = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
-
-
-def _by_seed(rows: pa.Table) -> list[Curve]:
-    """(steps, values) of each seed, non-finite values left out."""
-    curves = []
+def _by_seed(rows: pa.Table) -> dict[int, Curve]:
+    """The curve of each seed."""
+    curves = {}
     for seed in sorted(pc.unique(rows["seed"]).to_pylist()):
         mine = rows.filter(pc.equal(rows["seed"], seed))
         steps, values = mine["step"].to_numpy(), mine["value"].to_numpy()
         finite = np.isfinite(values)
         if finite.any():
-            curves.append(_average_spans(steps[finite], values[finite]))
+            curves[seed] = _average_spans(steps[finite], values[finite])
     return curves
 
 
-def _average_spans(steps: npt.NDArray[np.int64], values: npt.NDArray[np.float64], spans: int = 200) -> Curve:
-    if len(steps) <= spans:
+def _average_spans(steps: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> Curve:
+    if len(steps) <= SPANS:
         return steps, values
-    width = int(np.ceil(steps[-1] / spans))
+    width = int(np.ceil(steps[-1] / SPANS))
     span = (steps - 1) // width
     counts = np.bincount(span)
     means = np.bincount(span, values)[counts > 0] / counts[counts > 0]
     return (np.flatnonzero(counts) + 1) * width, means
 
 
-def _summarise(curves: list[Curve]) -> tuple[npt.NDArray[np.int64], *tuple[npt.NDArray[np.float64], ...]]:
-    """(steps, lowest, mean, highest) over the seeds that have a value at a step."""
-    steps = np.unique(np.concatenate([curve[0] for curve in curves]))
+def _differences(own: dict[int, Curve], baseline: dict[int, Curve]) -> dict[int, Curve]:
+    """Own less the baseline's value, at the seeds and steps that both have."""
+    paired = {}
+    for seed in own.keys() & baseline.keys():
+        steps, mine, others = np.intersect1d(own[seed][0], baseline[seed][0], return_indices=True)
+        if len(steps):
+            paired[seed] = (steps, own[seed][1][mine] - baseline[seed][1][others])
+    return paired
+
+
+def _draw(axes: Axes, index: int, curves: dict[int, Curve], label: str) -> None:
+    """A mean line and a band over seeds."""
+    if not curves:
+        return
+    steps = np.unique(np.concatenate([own for own, _ in curves.values()]))
     grid = np.full((len(curves), len(steps)), np.nan)
-    for row, (own, values) in enumerate(curves):
+    for row, (own, values) in enumerate(curves.values()):
         grid[row, np.searchsorted(steps, own)] = values
-    return steps, np.nanmin(grid, 0), np.nanmean(grid, 0), np.nanmax(grid, 0)
+    colour, dash = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
+    axes.plot(steps, np.nanmean(grid, 0), color=colour, linestyle=dash, linewidth=1.4, label=label)
+    axes.fill_between(steps, np.nanmin(grid, 0), np.nanmax(grid, 0), color=colour, alpha=0.18, linewidth=0)
 
 
-def _focus(axes: matplotlib.axes.Axes, rows: pa.Table) -> None:
+def _focus(axes: Axes, curves: list[Curve]) -> None:
     """Let the early fall of a loss leave the picture, so that the differences at the end can be seen."""
-    values = rows["value"].to_numpy()
-    steps = rows["step"].to_numpy()
-    late = values[(steps >= 0.2 * steps.max()) & np.isfinite(values)]
-    if len(late) and values[np.isfinite(values)].max() > late.max():
-        margin = 0.08 * (late.max() - late.min() or 1.0)
-        axes.set_ylim(late.min() - margin, late.max() + margin)
+    if not curves:
+        return
+    steps, values = (np.concatenate([curve[part] for curve in curves]) for part in (0, 1))
+    late = values[steps >= 0.2 * steps.max()]
+    margin = 0.08 * float(late.max() - late.min()) or 0.05
+    axes.set_ylim(float(late.min()) - margin, float(late.max()) + margin)
+    axes.set_xlim(0, float(steps.max()) * 1.02)

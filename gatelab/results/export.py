@@ -1,7 +1,6 @@
 """Results as Parquet files that anything can read: see docs/parquet.md for the columns."""
 
 import json
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -35,13 +34,15 @@ def export_study(folder: RunsFolder, study: str, target: Path) -> list[Path]:
     for name, frame in frames.items():
         path = target / f"{name}.parquet"
         temporary = path.with_suffix(".tmp")
-        pq.write_table(frame.replace_schema_metadata(provenance | {"gatelab.table": name}), temporary, compression="zstd")
+        pq.write_table(
+            frame.replace_schema_metadata(provenance | {"gatelab.table": name}), temporary, compression="zstd"
+        )
         temporary.replace(path)
         paths.append(path)
     return paths
 
 
-def _provenance(runs: pa.Table) -> Mapping[str, str]:
+def _provenance(runs: pa.Table) -> dict[str, str]:
     def all_of(column: str) -> str:
         return json.dumps(sorted({value for value in runs[column].to_pylist() if value is not None}))
 

@@ -1,11 +1,11 @@
 """Where things lie: the one place that knows the layout of a runs folder.
 
-    gatelab-runs/
-      data/<identity>/            prepared tokens and their manifest
-      trials/<trial id>/          trial.json, journal/, checkpoints/, outcome.json, log.txt
-      studies/<name>/             study.json (the matrix), study-<hash>.json (each matrix there was), tables and plots
-      mlflow.db                   the default tracking store
-      mlflow-artifacts/
+gatelab-runs/
+  data/<identity>/            prepared tokens and their manifest
+  trials/<trial id>/          trial.json, journal/, checkpoints/, outcome.json, log.txt
+  studies/<name>/             study.json (the matrix), study-<hash>.json (each matrix there was), tables and plots
+  mlflow.db                   the default tracking store
+  mlflow-artifacts/
 """
 
 import json

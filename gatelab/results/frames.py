@@ -140,4 +140,3 @@ def runs_from_mlflow(tracking_uri: str, study: str) -> pa.Table:
             provenance = json.loads(run.tags["gatelab.provenance"])
         rows.append(run_row(record, trial, outcome, provenance))
     return pa.Table.from_pylist(rows, runs_schema(record["axes"]))
-

@@ -53,9 +53,7 @@ class Mirror:
 
     def _connect(self) -> RunIndex:
         local = self._uri == self._folder.tracking_uri
-        index = RunIndex.open_or_create(
-            self._uri, self._record["name"], self._folder.artifacts if local else None
-        )
+        index = RunIndex.open_or_create(self._uri, self._record["name"], self._folder.artifacts if local else None)
         if index.study_run_id is None:
             tags = {"gatelab.kind": "study", "mlflow.note.content": self._record.get("question", "")}
             run = index.client.create_run(index.experiment_id, tags=tags, run_name=f"study {self._record['name']}")

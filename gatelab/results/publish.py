@@ -37,12 +37,12 @@ def publish(folder: RunsFolder, study: str) -> Published:
         path = target / f"comparison.{suffix}"
         path.write_text(render(comparison), encoding="utf-8")
         tables.append(path)
-    plots = write_curves(folder, study, DEFAULT_METRIC, target, [row.variant for row in comparison.rows])
+    plots = write_curves(folder, study, DEFAULT_METRIC, target, comparison)
     return Published(comparison, tables, plots, export_study(folder, study, target / "parquet"))
 
 
 def write_curves(
-    folder: RunsFolder, study: str, metric: str, target: Path, variants: list[str] | None = None
+    folder: RunsFolder, study: str, metric: str, target: Path, comparison: Comparison | None = None
 ) -> list[Path]:
     """Plot a metric of a study over training, as PNG and SVG; nothing if no trial has recorded it yet.
 
@@ -51,7 +51,6 @@ def write_curves(
     metrics = metrics_from_journals(folder, study)
     if not len(metrics):
         return []
-    if variants is None:
-        variants = [row.variant for row in compare(runs_from_journals(folder, study)).rows]
-    figure = plot_curves(metrics, metric, variants, study)
+    comparison = comparison or compare(runs_from_journals(folder, study))
+    figure = plot_curves(metrics, metric, {row.variant: row.baseline for row in comparison.rows}, study)
     return save_figure(figure, target / f"curves-{metric.replace('/', '-')}")

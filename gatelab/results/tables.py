@@ -88,7 +88,7 @@ def comparison_csv(comparison: Comparison) -> str:
     for row in comparison.rows:
         delta = row.delta or Interval(math.nan, math.nan, math.nan, 0)
         counts = row.outcomes
-        cells = [row.variant, *(row.levels[axis] for axis in comparison.axes), comparison.metric]
+        cells: list[Any] = [row.variant, *(row.levels[axis] for axis in comparison.axes), comparison.metric]
         cells += [row.value.mean, row.value.low, row.value.high, row.value.n]
         cells += [delta.mean, delta.low, delta.high, delta.n, row.verdict]
         cells += [counts.get(name, 0) for name in ("finished", "diverged", "failed")]
@@ -99,6 +99,7 @@ def comparison_csv(comparison: Comparison) -> str:
 
 def to_markdown(grid: Grid) -> str:
     """A GitHub-flavoured Markdown table, the title above and the notes below."""
+
     def line(cells: list[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -108,11 +109,15 @@ def to_markdown(grid: Grid) -> str:
     ]
     rule = line(["---:" if column.numeric else ":---" for column in grid.columns])
     notes = [f"\n{note}" for note in grid.notes]
-    return "\n".join([f"**{grid.title}**\n", line([column.heading for column in grid.columns]), rule, *rows, *notes]) + "\n"
+    return (
+        "\n".join([f"**{grid.title}**\n", line([column.heading for column in grid.columns]), rule, *rows, *notes])
+        + "\n"
+    )
 
 
 def to_latex(grid: Grid) -> str:
     """A LaTeX table with booktabs rules; notes as comments beneath."""
+
     def line(cells: list[str]) -> str:
         return "  " + " & ".join(_latex(cell) for cell in cells) + r" \\"
 
@@ -121,19 +126,22 @@ def to_latex(grid: Grid) -> str:
 
     rows = [bold(row) if best else line(list(row)) for row, best in zip(grid.rows, grid.emphasised, strict=True)]
     alignment = "".join("r" if column.numeric else "l" for column in grid.columns)
-    return "\n".join(
-        [
-            rf"% {grid.title}; needs \usepackage{{booktabs}}",
-            rf"\begin{{tabular}}{{{alignment}}}",
-            r"  \toprule",
-            line([column.heading for column in grid.columns]),
-            r"  \midrule",
-            *rows,
-            r"  \bottomrule",
-            r"\end{tabular}",
-            *(f"% {note}" for note in grid.notes),
-        ]
-    ) + "\n"
+    return (
+        "\n".join(
+            [
+                rf"% {grid.title}; needs \usepackage{{booktabs}}",
+                rf"\begin{{tabular}}{{{alignment}}}",
+                r"  \toprule",
+                line([column.heading for column in grid.columns]),
+                r"  \midrule",
+                *rows,
+                r"  \bottomrule",
+                r"\end{tabular}",
+                *(f"% {note}" for note in grid.notes),
+            ]
+        )
+        + "\n"
+    )
 
 
 def _cells(row: ComparisonRow) -> list[str]:
@@ -167,7 +175,14 @@ def _short(axis: str, axes: list[str]) -> str:
 
 
 _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}"}
-_LATEX |= {"Δ": r"$\Delta$", "–": "--", "†": r"$^\dagger$", "−": "$-$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {
+    "Δ": r"$\Delta$",
+    "–": "--",
+    "†": r"$^\dagger$",
+    "−": "$-$",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
 
 
 def _latex(text: str) -> str:

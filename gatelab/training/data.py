@@ -130,9 +130,7 @@ class Dataset:
             out[row] = self.train.window(int(order[index]) * sequence_length + offset, sequence_length + 1)
         return out
 
-    def _epoch(
-        self, seed: int, epoch: int, windows: int, sequence_length: int
-    ) -> tuple[npt.NDArray[np.int64], int]:
+    def _epoch(self, seed: int, epoch: int, windows: int, sequence_length: int) -> tuple[npt.NDArray[np.int64], int]:
         key = (seed, epoch, windows, sequence_length)
         cached: dict[Any, tuple[npt.NDArray[np.int64], int]] = self.__dict__.setdefault("_epochs", {})
         if key not in cached:
