@@ -102,7 +102,7 @@ class Attention(nn.Module):
     def _logits(self, position: str, parts: dict[str, Tensor], x: Tensor) -> Tensor:
         """The pre-activations `[B, T, logits]` of the gate at a position."""
         projected = parts.get(f"gate_{position}")
-        constant = self.gate_constants.get(position)
+        constant: Tensor | None = self.gate_constants.get(position)
         if projected is None:
             assert constant is not None
             return constant.to(parts["query"].dtype).expand(*x.shape[:-1], -1)
