@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 _NO_VALUE = object()
+MOST_NAMES = 16  # listed in a hint
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """One thing that is wrong with a study."""
 
@@ -26,7 +27,8 @@ class StudyError(ValueError):
     """A study that cannot be run as it is written."""
 
     def __init__(self, problems: Iterable[Problem], source: str) -> None:
-        self.problems, self.source = list(problems), source
+        self.problems = list({(problem.line, str(problem)): problem for problem in problems}.values())
+        self.source = source
         lines = [
             f"{source}:{problem.line}: {problem}" if problem.line else f"{source}: {problem}"
             for problem in self.problems
@@ -35,12 +37,14 @@ class StudyError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """' (did you mean …?)' for a name that is almost a known one, else what is known."""
+    """A hint: the known name that is nearest to `name`, or, where none is near, the known names if they are few."""
     known = sorted(known)
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if matches:
         return f"did you mean {matches[0]}?"
-    return f"known: {', '.join(known)}" if known else "none is known"
+    if not known:
+        return "there are none"
+    return f"known: {', '.join(known)}" if len(known) <= MOST_NAMES else f"not one of the {len(known)} known names"
 
 
 def _short(value: Any) -> str:

@@ -23,8 +23,8 @@ def _parse_seeds(value: Any) -> Any:
         if value < 1:
             raise ValueError("expected at least one seed")
         return list(range(value))
-    if isinstance(value, list) and len(set(map(repr, value))) != len(value):
-        raise ValueError("expected different seeds")
+    if not isinstance(value, list) or not value or len(set(map(repr, value))) != len(value):
+        raise ValueError("expected how many (3) or which ([0, 1, 5], each once)")
     return value
 
 
@@ -136,11 +136,9 @@ def make_study(
     given = {name: value for name, value in fields.items() if value is not None}
     if "axes" in given:
         given["axes"] = {**(raw.get("axes") or {}), **given["axes"]}
-    try:
-        study = Study.model_validate({**raw, **given})
-    except ValidationError as error:
-        raise StudyError(_study_problems(error, lines), source) from error
-    problems: list[Problem] = []
+    study, problems = _read_study({**raw, **given}, lines)
+    if study is None:
+        raise StudyError(problems, source)
     base = _resolve_base(study, overrides or {}, lines, problems)
     axes = tuple(_axes(study, lines, problems))
     plan = StudyPlan(study, source, base, axes, lines)
@@ -158,6 +156,20 @@ def level_label(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return "null" if value is None else str(value)
+
+
+def _read_study(raw: dict[str, Any], lines: dict[KeyPath, int]) -> tuple[Study | None, list[Problem]]:
+    """The study and its problems; keys that are wrong take their defaults, so that the others are checked, too."""
+    try:
+        return Study.model_validate(raw), []
+    except ValidationError as error:
+        problems = list(_study_problems(error, lines))
+        wrong = {detail["loc"][0] for detail in error.errors()}
+    rest = {key: value for key, value in raw.items() if key not in wrong}
+    try:
+        return Study.model_validate({"name": "unnamed", **rest}), problems
+    except ValidationError:
+        return None, problems
 
 
 def _study_problems(error: ValidationError, lines: dict[KeyPath, int]) -> Iterator[Problem]:
@@ -195,7 +207,7 @@ def _resolve_base(
         problems.append(
             Problem(key, f"no such base; {nearest(str(name), known)}", name, _line(lines, ("base", "preset")))
         )
-        return {}
+        return own
     for path in overrides:
         try:
             _, expected = check_value(path, overrides[path])

@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from gatelab.ablations.matrix import Matrix
 from gatelab.cli import arguments as args
-from gatelab.cli.console import console, duration, print_grid, print_json, quantity, reporting_errors
+from gatelab.cli.console import console, duration, plural, print_grid, print_json, quantity, reporting_errors
 from gatelab.orchestrator.planning import Estimate
 from gatelab.results.folders import RunsFolder
 from gatelab.results.tables import Column, Grid
@@ -70,7 +70,7 @@ def _grid(matrix: Matrix, cost: Estimate | None) -> Grid:
         )
     baselines = {variant.baseline for variant in matrix.variants}
     return Grid(
-        f"{matrix.plan.study.name}: {len(matrix.variants)} variants",
+        f"{matrix.plan.study.name}: {plural(len(matrix.variants), 'variant')}",
         tuple(columns),
         tuple(rows),
         tuple(variant.label in baselines for variant in matrix.variants),
@@ -80,10 +80,11 @@ def _grid(matrix: Matrix, cost: Estimate | None) -> Grid:
 
 def _summary(matrix: Matrix, cost: Estimate | None) -> list[str]:
     study = matrix.plan.study
+    folded = sum(map(len, matrix.folded.values())) - len(matrix.folded)
     lines = [
-        f"[bold]{len(matrix.trials)} trials[/] = {len(matrix.variants)} variants x {len(study.seeds)} seeds; "
-        f"{matrix.combinations} combinations, {sum(map(len, matrix.folded.values())) - len(matrix.folded)} folded as "
-        f"equal, {len(matrix.excluded)} excluded, {len(matrix.impossible)} impossible"
+        f"[bold]{plural(len(matrix.trials), 'trial')}[/] = {plural(len(matrix.variants), 'variant')} x "
+        f"{plural(len(study.seeds), 'seed')}; {plural(matrix.combinations, 'combination')}, {folded} folded as equal, "
+        f"{len(matrix.excluded)} excluded, {len(matrix.impossible)} impossible"
     ]
     scientific = [axis.name for axis in matrix.plan.axes if axis.name not in study.nuisance]
     for role, names in (("scientific", scientific), ("nuisance", study.nuisance), ("fixed", study.fixed)):

@@ -15,6 +15,7 @@ from gatelab.cli.console import (
     SOME_FAILED,
     console,
     fail,
+    plural,
     print_grid,
     print_json,
     reporting_errors,
@@ -63,6 +64,9 @@ def run(
         console.quiet = json
         for note in matrix.notes:
             console.print(f"[yellow]note[/] {escape(note)}")
+        done = sum(planning.is_over_in(folder, trial) for trial in matrix.trials)
+        if done:
+            console.print(f"{done} of {plural(len(matrix.trials), 'trial')} done already")
         try:
             with LiveView() as view:
                 progress = driver.run_study(matrix, folder, options, view)

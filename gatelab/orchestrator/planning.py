@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gatelab.ablations.errors import Problem
-from gatelab.ablations.matrix import Matrix, build_matrix
+from gatelab.ablations.matrix import Matrix, Trial, build_matrix
 from gatelab.ablations.study import StudyPlan
 from gatelab.orchestrator.driver import is_over
 from gatelab.results.folders import RunsFolder, read_json, write_json
@@ -23,13 +23,18 @@ def plan_study(plan: StudyPlan) -> Matrix:
     try:
         return build_matrix(plan, data_identity)
     except DataError as error:
-        raise plan.error(Problem("data.source", str(error))) from error
+        raise plan.error(Problem("data", str(error))) from error
 
 
 def prepare_study(plan: StudyPlan, folder: RunsFolder) -> list[Manifest]:
     """Prepare all data that a study trains on; return what they are made of. Raises StudyError, DataError."""
     configs = {variant.config.data: None for variant in plan_study(plan).variants}
     return [prepare(config, folder.data).manifest for config in configs]
+
+
+def is_over_in(folder: RunsFolder, trial: Trial) -> bool:
+    """Whether a trial need not run again."""
+    return is_over(read_json(folder.trial(trial.id).outcome))
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def estimate(matrix: Matrix, folder: RunsFolder, concurrency: int | None = None)
     units = torch.cuda.device_count() if device.type == "cuda" else cores
     concurrency = concurrency or max(1, min(units, len(matrix.trials)))
     threads = max(1, cores // concurrency)
-    remaining = [t for t in matrix.trials if not is_over(read_json(folder.trial(t.id).outcome))]
+    remaining = [trial for trial in matrix.trials if not is_over_in(folder, trial)]
     name = device_name(device) if device.type == "cuda" else f"{device_name(device)}, {threads} of {cores} cores"
     speed, reason = _speed(matrix, folder, device, threads, name)
     seconds = {}

@@ -73,7 +73,7 @@ def run_task(task: Task, recorder: Callable[[Journal], Recorder] = lambda journa
     if not Path(task.root).is_dir():
         return _failure(folder, f"{task.root} is not visible on {os.uname().nodename}: --runs must be on a shared disk")
     folder.path.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder.path / "lock", timeout=0)
+    lock = filelock.FileLock(folder.lock, timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout:

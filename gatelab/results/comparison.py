@@ -17,6 +17,7 @@ from scipy.special import stdtrit
 from gatelab.results.frames import OUTCOMES, SUMMARY, axes_of
 
 DEFAULT_METRIC = "validation/loss"
+UNFINISHED = ("running", "interrupted", "waiting")
 HIGHER_IS_BETTER = {"train/tokens_per_second"}
 ENVIRONMENT = ("code", "data", "device", "precision", "threads", "torch", "python")
 
@@ -157,7 +158,7 @@ def _notes(runs: pa.Table, rows: Sequence[ComparisonRow]) -> Iterator[str]:
         kinds = [value for value in pc.unique(runs[name]).to_pylist() if value is not None]
         if len(kinds) > 1:
             yield f"trials differ in {name}: {', '.join(sorted(kinds))}"
-    unfinished = sum(count for row in rows for name, count in row.outcomes.items() if name in ("running", "waiting"))
+    unfinished = sum(count for row in rows for name, count in row.outcomes.items() if name in UNFINISHED)
     if unfinished:
         yield f"{unfinished} trials have not finished: the table will change"
     for row in rows:

@@ -43,6 +43,11 @@ class TrialFolder:
         return self.path / "journal"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that is at work on the trial."""
+        return self.path / "lock"
+
+    @property
     def log(self) -> Path:
         """What the trial's process had to say."""
         return self.path / "log.txt"

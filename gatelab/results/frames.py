@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import filelock
 import pyarrow as pa
 
 from gatelab.results.folders import RunsFolder, TrialFolder, read_json
@@ -26,7 +27,8 @@ SUMMARY = (
 PROVENANCE = ("code", "commit", "data", "device", "precision", "threads", "torch", "python", "host")
 """Where a number comes from: recorded with each trial, each a column of `runs`."""
 
-OUTCOMES = ("finished", "diverged", "failed", "running", "waiting")
+OUTCOMES = ("finished", "diverged", "failed", "running", "interrupted", "waiting")
+"""interrupted: begun, and nobody is at work on it; it goes on from its checkpoint when the study is run again."""
 
 
 def runs_schema(axes: list[str]) -> pa.Schema:
@@ -104,7 +106,19 @@ def trial_state(files: TrialFolder) -> dict[str, Any]:
     if not files.journal.exists():
         return {}
     journal = read_journal(files.journal)
-    return {"status": "running", "step": journal["step"][-1].as_py() if len(journal) else 0}
+    status = "running" if _is_locked(files) else "interrupted"
+    return {"status": status, "step": journal["step"][-1].as_py() if len(journal) else 0}
+
+
+def _is_locked(files: TrialFolder) -> bool:
+    """Whether a process is at work on a trial."""
+    lock = filelock.FileLock(files.lock, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def metrics_from_journals(folder: RunsFolder, study: str) -> pa.Table:

@@ -15,7 +15,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
 from gatelab.results.folders import RunsFolder, read_json
-from gatelab.results.frames import SUMMARY
+from gatelab.results.frames import SUMMARY, trial_state
 from gatelab.results.journal import JournalTail
 from gatelab.results.tracking import SUMMARY_PREFIX, Run, RunIndex
 
@@ -68,8 +68,8 @@ class Mirror:
         files = self._folder.trial(trial_id)
         if trial_id in self._done or not files.journal.exists():
             return 0
-        # The outcome is read first: once it is there, the journal is complete.
-        outcome = read_json(files.outcome) or {"status": "running"}
+        # The state is read first: once it is over, the journal is complete.
+        outcome = trial_state(files)
         over = outcome["status"] in OVER
         run = index.runs.get(trial_id)
         if run is None:
@@ -82,8 +82,8 @@ class Mirror:
         steps = rows["step"].to_numpy()
         self._held[trial_id] = rows.slice(int(np.searchsorted(steps, upto, side="right")))
         sent = self._send(index.client, run, rows.slice(0, len(rows) - len(self._held[trial_id])), span, upto)
-        if over and run.tags.get("gatelab.outcome") != outcome["status"]:
-            self._finish(index.client, run, outcome)
+        if run.tags.get("gatelab.outcome") != outcome["status"]:
+            self._set_outcome(index.client, run, outcome, over)
         if over:
             self._done.add(trial_id)
             del self._tails[trial_id], self._held[trial_id]
@@ -125,21 +125,24 @@ class Mirror:
             client.log_batch(run.run_id, tags=[RunTag(key, str(upto)) for key in ("gatelab.mirrored", "gatelab.step")])
         return len(metrics)
 
-    def _finish(self, client: MlflowClient, run: Run, outcome: Mapping[str, Any]) -> None:
-        step = outcome.get("step", 0)
+    def _set_outcome(self, client: MlflowClient, run: Run, outcome: Mapping[str, Any], over: bool) -> None:
         now = int(outcome.get("ended", 0) * 1000)
         metrics = [
-            Metric(SUMMARY_PREFIX + name, value, now, step)
+            Metric(SUMMARY_PREFIX + name, value, now, outcome["step"])
             for name, value in outcome.get("metrics", {}).items()
             if name in SUMMARY
         ]
         tags = {
             "gatelab.outcome": outcome["status"],
             "gatelab.reason": str(outcome.get("reason", ""))[:8000],
-            "gatelab.step": str(step),
+            "gatelab.step": str(outcome["step"]),
         }
         client.log_batch(run.run_id, metrics=metrics, tags=[RunTag(*item) for item in tags.items()])
-        client.set_terminated(run.run_id, "FAILED" if outcome["status"] == "failed" else "FINISHED", end_time=now)
+        if over:
+            status = "FAILED" if outcome["status"] == "failed" else "FINISHED"
+            client.set_terminated(run.run_id, status, end_time=now)
+        else:
+            client.update_run(run.run_id, "RUNNING" if outcome["status"] == "running" else "KILLED")
         run.tags |= tags
 
 

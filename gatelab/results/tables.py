@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gatelab.results.comparison import Comparison, ComparisonRow, Interval
+from gatelab.results.comparison import UNFINISHED, Comparison, ComparisonRow, Interval
 
 UNITS = {
     "validation/loss": "nats/token",
@@ -82,7 +82,7 @@ def comparison_csv(comparison: Comparison) -> str:
     """A comparison for spreadsheets, with full precision; numbers that do not exist are empty."""
     out = io.StringIO()
     headings = ["variant", *comparison.axes, "metric", "mean", "low", "high", "n", "delta", "delta_low", "delta_high"]
-    headings += ["pairs", "verdict", "finished", "diverged", "failed", "missing", "parameters", "added_parameters"]
+    headings += ["pairs", "verdict", "finished", "diverged", "failed", "unfinished", "parameters", "added_parameters"]
     writer = csv.writer(out)
     writer.writerow([*headings, "tokens_per_second"])
     for row in comparison.rows:
@@ -92,7 +92,7 @@ def comparison_csv(comparison: Comparison) -> str:
         cells += [row.value.mean, row.value.low, row.value.high, row.value.n]
         cells += [delta.mean, delta.low, delta.high, delta.n, row.verdict]
         cells += [counts.get(name, 0) for name in ("finished", "diverged", "failed")]
-        cells += [counts.get("running", 0) + counts.get("waiting", 0), row.parameters, row.added_parameters]
+        cells += [sum(counts.get(name, 0) for name in UNFINISHED), row.parameters, row.added_parameters]
         writer.writerow(["" if cell is None or cell != cell else cell for cell in [*cells, row.tokens_per_second]])
     return out.getvalue()
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,7 @@ class RunIndex:
         """The record of the study, from its run's artifacts."""
         if self.study_run_id is None:
             raise NotFound(f"MLflow experiment {self.experiment_id} was not written by gatelab")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         path = self.client.download_artifacts(self.study_run_id, "study.json")
         record: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
         return record
