@@ -18,7 +18,7 @@ from gatelab.results.frames import OUTCOMES, SUMMARY, axes_of
 
 DEFAULT_METRIC = "validation/loss"
 UNFINISHED = ("running", "interrupted", "waiting")
-HIGHER_IS_BETTER = {"train/tokens_per_second"}
+HIGHER_IS_BETTER = {"train/mean_tokens_per_second"}
 ENVIRONMENT = ("code", "data", "device", "precision", "threads", "torch", "python")
 
 
@@ -136,7 +136,7 @@ def _row(
     if baseline is not None and baseline != variant:
         own, other = values[variant], values.get(baseline, {})
         delta = t_interval([own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())])
-    speeds = [trial["train/tokens_per_second"] for trial in members if trial["train/tokens_per_second"] is not None]
+    speeds = [speed for trial in members if (speed := trial["train/mean_tokens_per_second"]) is not None]
     return ComparisonRow(
         variant=variant,
         levels={axis: first[axis] for axis in axes},

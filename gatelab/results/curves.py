@@ -64,12 +64,13 @@ def plot_curves(metrics: pa.Table, metric: str, variants: Mapping[str, str | Non
         bottom.axhline(0, color="#555555", linewidth=0.8)
         for index, variant in enumerate(variants):
             _draw(bottom, index, differences.get(variant, {}), variant)
-        bottom.set_ylabel(f"difference to baseline{unit}")
+        bottom.set_ylabel(f"difference\nto baseline{unit}")
         _focus(bottom, [curve for own in differences.values() for curve in own.values()])
     panels[-1, 0].set_xlabel("step")
     for panel in panels[:, 0]:
         panel.grid(alpha=0.25, linewidth=0.5)
         panel.spines[["top", "right"]].set_visible(False)
+    figure.align_ylabels()
     return figure
 
 

@@ -17,10 +17,10 @@ from gatelab.results.journal import read_journal
 SUMMARY = (
     "validation/loss",
     "validation/bits_per_byte",
-    "train/loss",
-    "train/tokens_per_second",
+    "train/final_loss",
+    "train/mean_tokens_per_second",
     "train/seconds",
-    "peak_memory_bytes",
+    "memory/peak_bytes",
 )
 """Metrics that a trial's outcome sums up in one number, each a column of `runs`."""
 
@@ -149,7 +149,7 @@ def runs_from_mlflow(tracking_uri: str, study: str) -> pa.Table:
                 "status": run.tags["gatelab.outcome"],
                 "reason": run.tags.get("gatelab.reason"),
                 "step": int(run.tags["gatelab.step"]),
-                "metrics": run.summary,
+                "metrics": run.latest,
             }
             provenance = json.loads(run.tags["gatelab.provenance"])
         rows.append(run_row(record, trial, outcome, provenance))

@@ -17,12 +17,12 @@ from mlflow.tracking import MlflowClient
 from gatelab.results.folders import RunsFolder, read_json
 from gatelab.results.frames import SUMMARY, trial_state
 from gatelab.results.journal import JournalTail
-from gatelab.results.tracking import SUMMARY_PREFIX, Run, RunIndex
+from gatelab.results.tracking import Run, RunIndex
 
 BATCH = 1_000  # most metrics that MLflow takes at once
 BUCKETS = 1_000
-"""A metric recorded at more steps than this is thinned: of each of this many spans its extremes are sent, and a
-non-finite value if there is one. Journals keep every value."""
+"""A metric recorded at more steps than this is thinned: of each of this many spans its extremes and its last value
+are sent, and a non-finite one if there is one. Journals keep every value."""
 
 OVER = ("finished", "diverged", "failed")
 
@@ -101,10 +101,12 @@ class Mirror:
             "gatelab.step": "0",
             "gatelab.config": json.dumps(description.get("config", {}))[:8000],
             "gatelab.provenance": json.dumps(description.get("provenance", {})),
-            "mlflow.parentRunId": index.study_run_id,
         }
         run = index.client.create_run(
-            index.experiment_id, tags=tags, run_name=f"{trial['variant']}, seed={trial['seed']}"
+            index.experiment_id,
+            start_time=int(description.get("started", 0) * 1000) or None,
+            tags=tags,
+            run_name=f"{trial['variant']}, seed={trial['seed']}",
         )
         params = {
             **variant["levels"],
@@ -128,9 +130,9 @@ class Mirror:
     def _set_outcome(self, client: MlflowClient, run: Run, outcome: Mapping[str, Any], over: bool) -> None:
         now = int(outcome.get("ended", 0) * 1000)
         metrics = [
-            Metric(SUMMARY_PREFIX + name, value, now, outcome["step"])
+            Metric(name, value, now, outcome["step"])
             for name, value in outcome.get("metrics", {}).items()
-            if name in SUMMARY
+            if name in SUMMARY and not name.startswith("validation/")  # which the journal has, at its last step
         ]
         tags = {
             "gatelab.outcome": outcome["status"],
@@ -147,8 +149,8 @@ class Mirror:
 
 
 def thin(rows: pa.Table, span: int) -> list[Metric]:
-    """Rows of a journal as MLflow metrics; of a metric with several values in a span of steps only the extremes
-    and the first non-finite one. Metrics of a layer are named layer/NN/name."""
+    """Rows of a journal as MLflow metrics; of a metric with several values in a span of steps only the extremes,
+    the last and the first non-finite one. Metrics of a layer are named layer/NN/name."""
     steps, values = rows["step"].to_numpy(), rows["value"].to_numpy()
     times = rows["time"].cast(pa.int64()).to_numpy()
     names = [
@@ -160,6 +162,7 @@ def thin(rows: pa.Table, span: int) -> list[Metric]:
         groups.setdefault((name, (int(steps[row]) - 1) // span), []).append(row)
     kept: set[int] = set()
     for members in groups.values():
+        kept.add(members[-1])
         finite = [row for row in members if math.isfinite(values[row])]
         if finite:
             kept |= {min(finite, key=lambda row: values[row]), max(finite, key=lambda row: values[row])}

@@ -13,9 +13,11 @@ UNITS = {
     "validation/loss": "nats/token",
     "validation/bits_per_byte": "bits/byte",
     "train/loss": "nats/token",
+    "train/final_loss": "nats/token",
     "train/tokens_per_second": "tokens/s",
+    "train/mean_tokens_per_second": "tokens/s",
     "train/seconds": "s",
-    "peak_memory_bytes": "bytes",
+    "memory/peak_bytes": "bytes",
 }
 
 

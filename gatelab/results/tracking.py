@@ -13,9 +13,6 @@ from mlflow.tracking import MlflowClient
 
 from gatelab.results.folders import NotFound
 
-SUMMARY_PREFIX = "summary/"
-"""Begins the metrics that sum a trial up in one number."""
-
 
 @dataclass
 class Run:
@@ -23,7 +20,7 @@ class Run:
 
     run_id: str
     tags: dict[str, str]
-    summary: dict[str, float] = field(default_factory=dict)
+    latest: dict[str, float] = field(default_factory=dict)  # metric -> its value at the last step
 
     @property
     def mirrored(self) -> int:
@@ -56,7 +53,9 @@ class RunIndex:
         experiment = client.get_experiment_by_name(study)
         if experiment is None:
             location = None if artifacts is None else (artifacts / study).as_uri()
-            experiment_id = client.create_experiment(study, artifact_location=location)
+            # The kind decides which of MLflow's page layouts opens: runs and charts, not traces.
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            experiment_id = client.create_experiment(study, artifact_location=location, tags=tags)
         else:
             experiment_id = experiment.experiment_id
             if experiment.lifecycle_stage == "deleted":
@@ -75,12 +74,8 @@ class RunIndex:
                 if run.data.tags.get("gatelab.kind") == "study":
                     index.study_run_id = run.info.run_id
                 elif trial := run.data.tags.get("gatelab.trial"):
-                    summary = {
-                        name.removeprefix(SUMMARY_PREFIX): _from_store(value)
-                        for name, value in run.data.metrics.items()
-                        if name.startswith(SUMMARY_PREFIX)
-                    }
-                    index.runs[trial] = Run(run.info.run_id, dict(run.data.tags), summary)
+                    latest = {name: _from_store(value) for name, value in run.data.metrics.items()}
+                    index.runs[trial] = Run(run.info.run_id, dict(run.data.tags), latest)
             token = page.token
             if not token:
                 return index

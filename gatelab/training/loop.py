@@ -32,7 +32,8 @@ class Outcome:
     step: int
     """Optimiser steps done."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """The last value of each summary metric."""
+    """What sums the trial up: validation/* of the last evaluation; train/final_loss, the mean over the steps since
+    the last look but one; train/mean_tokens_per_second and train/seconds, of training alone; memory/peak_bytes."""
     reason: str = ""
     """Why it diverged."""
 
@@ -134,10 +135,10 @@ class _Run:
             self.recorder.record(step, {"train/loss": loss, "train/gradient_norm": norm})
         mean = math.fsum(losses) / len(losses) if all(map(math.isfinite, losses)) else math.nan
         self.metrics |= {
-            "train/loss": mean,
-            "train/tokens_per_second": self.step * self.training.tokens_per_step / self.seconds,
+            "train/final_loss": mean,
+            "train/mean_tokens_per_second": self.step * self.training.tokens_per_step / self.seconds,
             "train/seconds": self.seconds,
-            "peak_memory_bytes": float(peak_memory(self.device)),
+            "memory/peak_bytes": float(peak_memory(self.device)),
         }
         self.recorder.record(
             self.step,
