@@ -23,7 +23,8 @@ from gatelab.orchestrator.record import study_record, write_record
 from gatelab.orchestrator.worker import EvaluationPrinter, Task, TrialWorker, run_task
 from gatelab.results.folders import RunsFolder, read_json, write_json
 from gatelab.results.journal import JournalTail
-from gatelab.training.data import data_identity, prepare
+from gatelab.training.config import DataConfig
+from gatelab.training.data import Dataset, prepare
 
 POLL_SECONDS = 0.5  # between two looks at the journals, for the display
 STOP_SECONDS = 60.0  # for trials to reach a checkpoint after an interrupt
@@ -120,11 +121,11 @@ def run_study(
     except filelock.Timeout as error:
         raise Busy(f"study {matrix.plan.study.name!r} is being run by another process ({lock.lock_file})") from error
     try:
-        record = study_record(matrix)
-        write_record(folder, record)
         progress = Progress({trial.id: _known_state(folder, trial) for trial in matrix.trials})
         pending = [entry.trial for entry in progress.trials.values() if entry.state == "waiting"]
         identities = _prepare_data(pending, folder)
+        record = study_record(matrix)
+        write_record(folder, record)
         with MirrorThread(folder, record, options.tracking_uri or folder.tracking_uri) as mirror:
             if pending:
                 with _ray(options.address):
@@ -163,12 +164,13 @@ def _known_state(folder: RunsFolder, trial: Trial) -> TrialProgress:
 
 
 def _prepare_data(trials: list[Trial], folder: RunsFolder) -> dict[str, str]:
-    """Prepare what trials train on; return the identity of each trial's data."""
-    of_config = {}
-    for config in {trial.config.data for trial in trials}:
-        of_config[config] = data_identity(config)
-        prepare(config, folder.data, of_config[config])
-    return {trial.id: of_config[trial.config.data] for trial in trials}
+    """Prepare what trials train on; return the identity of each trial's data. Raises DataError."""
+    datasets: dict[DataConfig, Dataset] = {}
+    for data, sequence_length in {(t.config.data, t.config.training.sequence_length): None for t in trials}:
+        if data not in datasets:
+            datasets[data] = prepare(data, folder.data)
+        datasets[data].require(sequence_length)
+    return {trial.id: datasets[trial.config.data].manifest.identity for trial in trials}
 
 
 def _task(
@@ -187,7 +189,10 @@ def _task(
 
 @contextmanager
 def _ray(address: str | None) -> Iterator[None]:
-    """A connection to a cluster, or a Ray of our own for as long as it is needed."""
+    """The Ray that this process has, or a connection to a cluster, or one of our own for as long as it is needed."""
+    if ray.is_initialized():
+        yield
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     own = {} if address else {"include_dashboard": False, "object_store_memory": 100_000_000}

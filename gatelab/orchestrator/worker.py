@@ -93,13 +93,7 @@ def _train(task: Task, folder: TrialFolder, recorder: Callable[[Journal], Record
     try:
         trial = TrialConfig.model_validate(task.config)
         device = choose_device(task.device)
-        provenance = {
-            **code_version(),
-            "data": task.data_identity,
-            **environment(device, compute_dtype(trial.training, device)),
-        }
-        description = {"id": task.trial_id, "config": task.config, "provenance": provenance, "started": time.time()}
-        write_json(folder.description, description)
+        _describe_attempt(task, folder, environment(device, compute_dtype(trial.training, device)))
         dataset = Dataset(RunsFolder(Path(task.root)).data / task.data_identity)
         with Journal(folder.journal) as journal:
             outcome = train(
@@ -122,6 +116,14 @@ def _train(task: Task, folder: TrialFolder, recorder: Callable[[Journal], Record
     if outcome.status != "stopped":
         write_json(folder.outcome, report)
     return report
+
+
+def _describe_attempt(task: Task, folder: TrialFolder, machine: dict[str, str]) -> None:
+    """Add this attempt to the trial's description: when, with which code, where."""
+    provenance = {**code_version(), "data": task.data_identity, **machine}
+    known = read_json(folder.description) or {"id": task.trial_id, "config": task.config, "attempts": []}
+    known["attempts"].append({"started": time.time(), "provenance": provenance})
+    write_json(folder.description, known)
 
 
 def _failure(folder: TrialFolder, reason: str) -> dict[str, Any]:

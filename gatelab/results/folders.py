@@ -29,7 +29,7 @@ class TrialFolder:
 
     @property
     def description(self) -> Path:
-        """trial.json: configuration, data, code and environment of the latest attempt."""
+        """trial.json: id, configuration and, of each attempt, when it started and its provenance."""
         return self.path / "trial.json"
 
     @property

@@ -31,6 +31,10 @@ OUTCOMES = ("finished", "diverged", "failed", "running", "interrupted", "waiting
 """interrupted: begun, and nobody is at work on it; it goes on from its checkpoint when the study is run again."""
 
 
+SUMMED_UP = ("finished", "diverged")
+"""Outcomes with summary metrics."""
+
+
 def runs_schema(axes: list[str]) -> pa.Schema:
     """Columns of `runs` for a study with these axes."""
     return pa.schema(
@@ -62,7 +66,7 @@ def axes_of(runs: pa.Table) -> tuple[str, ...]:
 
 
 def run_row(
-    record: Mapping[str, Any], trial: Mapping[str, Any], outcome: Mapping[str, Any], provenance: Mapping[str, Any]
+    record: Mapping[str, Any], trial: Mapping[str, Any], outcome: Mapping[str, Any], origin: Mapping[str, Any]
 ) -> dict[str, Any]:
     """One row of `runs`, from the study's record, its entry for a trial, the trial's outcome and provenance."""
     variant = record["variants"][trial["variant"]]
@@ -83,7 +87,7 @@ def run_row(
         "flops_per_token": variant["flops_per_token"],
         **{axis: variant["levels"].get(axis) for axis in record["axes"]},
         **{name: metrics.get(name) for name in SUMMARY},
-        **{name: provenance.get(name) for name in PROVENANCE},
+        **{name: origin.get(name) or None for name in PROVENANCE},
     }
 
 
@@ -93,8 +97,7 @@ def runs_from_journals(folder: RunsFolder, study: str) -> pa.Table:
     rows = []
     for trial in record["trials"]:
         files = folder.trial(trial["id"])
-        description = read_json(files.description) or {}
-        rows.append(run_row(record, trial, trial_state(files), description.get("provenance", {})))
+        rows.append(run_row(record, trial, trial_state(files), provenance(files)))
     return pa.Table.from_pylist(rows, runs_schema(record["axes"]))
 
 
@@ -108,6 +111,13 @@ def trial_state(files: TrialFolder) -> dict[str, Any]:
     journal = read_journal(files.journal)
     status = "running" if _is_locked(files) else "interrupted"
     return {"status": status, "step": journal["step"][-1].as_py() if len(journal) else 0}
+
+
+def provenance(files: TrialFolder) -> dict[str, str]:
+    """Where a trial's numbers come from. What its attempts differ in is joined by " then "."""
+    description = read_json(files.description) or {"attempts": []}
+    known = [attempt["provenance"] for attempt in description["attempts"]]
+    return {name: " then ".join(dict.fromkeys(origin[name] for origin in known)) for name in PROVENANCE if known}
 
 
 def _is_locked(files: TrialFolder) -> bool:
@@ -143,14 +153,14 @@ def runs_from_mlflow(tracking_uri: str, study: str) -> pa.Table:
     for trial in record["trials"]:
         run = index.runs.get(trial["id"])
         outcome: dict[str, Any] = {}
-        provenance: dict[str, Any] = {}
+        origin: dict[str, Any] = {}
         if run is not None:
             outcome = {
                 "status": run.tags["gatelab.outcome"],
                 "reason": run.tags.get("gatelab.reason"),
                 "step": int(run.tags["gatelab.step"]),
-                "metrics": run.latest,
+                "metrics": run.latest if run.tags["gatelab.outcome"] in SUMMED_UP else {},
             }
-            provenance = json.loads(run.tags["gatelab.provenance"])
-        rows.append(run_row(record, trial, outcome, provenance))
+            origin = json.loads(run.tags["gatelab.provenance"])
+        rows.append(run_row(record, trial, outcome, origin))
     return pa.Table.from_pylist(rows, runs_schema(record["axes"]))

@@ -15,8 +15,8 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
 from gatelab.results.folders import RunsFolder, read_json
-from gatelab.results.frames import SUMMARY, trial_state
-from gatelab.results.journal import JournalTail
+from gatelab.results.frames import SUMMARY, provenance, trial_state
+from gatelab.results.journal import SCHEMA, JournalTail
 from gatelab.results.tracking import Run, RunIndex
 
 BATCH = 1_000  # most metrics that MLflow takes at once
@@ -75,7 +75,7 @@ class Mirror:
         if run is None:
             run = index.runs[trial_id] = self._create_run(index, trial)
         tail = self._tails.setdefault(trial_id, JournalTail(files.journal))
-        rows = pa.concat_tables([self._held.get(trial_id, tail.read().slice(0, 0)), tail.read()])
+        rows = pa.concat_tables([self._held.get(trial_id, SCHEMA.empty_table()), tail.read()])
         span = max(1, math.ceil(self._record["variants"][trial["variant"]]["steps"] / BUCKETS))
         last = int(rows["step"][-1].as_py()) if len(rows) else run.mirrored
         upto = last if over else last // span * span
@@ -91,7 +91,9 @@ class Mirror:
 
     def _create_run(self, index: RunIndex, trial: Mapping[str, Any]) -> Run:
         variant = self._record["variants"][trial["variant"]]
-        description = read_json(self._folder.trial(trial["id"]).description) or {}
+        files = self._folder.trial(trial["id"])
+        description = read_json(files.description) or {}
+        attempts = description.get("attempts") or [{"started": 0}]
         tags = {
             "gatelab.trial": trial["id"],
             "gatelab.study": self._record["name"],
@@ -100,11 +102,11 @@ class Mirror:
             "gatelab.outcome": "running",
             "gatelab.step": "0",
             "gatelab.config": json.dumps(description.get("config", {}))[:8000],
-            "gatelab.provenance": json.dumps(description.get("provenance", {})),
+            "gatelab.provenance": json.dumps(provenance(files)),
         }
         run = index.client.create_run(
             index.experiment_id,
-            start_time=int(description.get("started", 0) * 1000) or None,
+            start_time=int(attempts[0]["started"] * 1000) or None,
             tags=tags,
             run_name=f"{trial['variant']}, seed={trial['seed']}",
         )
@@ -138,6 +140,7 @@ class Mirror:
             "gatelab.outcome": outcome["status"],
             "gatelab.reason": str(outcome.get("reason", ""))[:8000],
             "gatelab.step": str(outcome["step"]),
+            "gatelab.provenance": json.dumps(provenance(self._folder.trial(run.tags["gatelab.trial"]))),
         }
         client.log_batch(run.run_id, metrics=metrics, tags=[RunTag(*item) for item in tags.items()])
         if over:

@@ -80,7 +80,7 @@ class TokenFiles:
     """The tokens of one part, as a sequence over memory-mapped files."""
 
     def __init__(self, folder: Path, part: str, dtype: str) -> None:
-        paths = sorted(folder.glob(f"{part}-*.bin"))
+        paths = [path for path in sorted(folder.glob(f"{part}-*.bin")) if path.stat().st_size]
         self._shards = [np.memmap(path, dtype=dtype, mode="r") for path in paths]
         self._starts = np.cumsum([0] + [len(shard) for shard in self._shards])
 
@@ -100,29 +100,45 @@ class TokenFiles:
 
 
 class Dataset:
-    """Prepared data: training batches and validation windows."""
+    """Prepared data: training batches and validation windows. Raises DataError if its files are not whole."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder)
         self.train = TokenFiles(folder, "train", self.manifest.dtype)
         self.validation = TokenFiles(folder, "validation", self.manifest.dtype)
+        if (len(self.train), len(self.validation)) != (self.manifest.train.tokens, self.manifest.validation.tokens):
+            raise DataError(
+                f"the prepared data in {folder} are damaged: delete that folder, and they are prepared anew"
+            )
 
     @cached_property
     def bytes_per_token(self) -> float:
         """Of the validation text: turns nats per token into nats per byte."""
         return self.manifest.validation.bytes / self.manifest.validation.tokens
 
+    def require(self, sequence_length: int) -> None:
+        """Raise DataError unless both parts hold at least one sequence of this length."""
+        if self._training_windows(sequence_length) < 1 or self._validation_windows(sequence_length) < 1:
+            raise DataError(
+                f"data.source {self.manifest.source!r} is too small for training.sequence_length {sequence_length}: "
+                f"{len(self.train)} tokens to train on, {len(self.validation)} to evaluate on "
+                "(data.validation_fraction divides them)"
+            )
+
+    def _training_windows(self, sequence_length: int) -> int:
+        # One window less than fit, for the offset at which an epoch begins.
+        return (len(self.train) - 1) // sequence_length - 1
+
+    def _validation_windows(self, sequence_length: int) -> int:
+        return (len(self.validation) - 1) // sequence_length
+
     def batch(self, seed: int, step: int, batch_size: int, sequence_length: int) -> npt.NDArray[np.int64]:
         """Training windows `[batch_size, sequence_length + 1]` of a step (from 0), a pure function of its arguments.
 
         Each epoch visits all windows once, in an order and from an offset of its own.
         """
-        windows = (len(self.train) - 1) // sequence_length - 1
-        if windows < 1:
-            raise DataError(
-                f"the training part has {len(self.train)} tokens: too few for sequences of {sequence_length}"
-            )
+        windows = self._training_windows(sequence_length)
         out = np.empty((batch_size, sequence_length + 1), dtype=np.int64)
         for row in range(batch_size):
             epoch, index = divmod(step * batch_size + row, windows)
@@ -142,12 +158,7 @@ class Dataset:
 
     def validation_windows(self, tokens: int, sequence_length: int) -> npt.NDArray[np.int64]:
         """Evenly spaced windows `[N, sequence_length + 1]` that hold about `tokens` tokens, at most all of them."""
-        available = (len(self.validation) - 1) // sequence_length
-        if available < 1:
-            raise DataError(
-                f"the validation part has {len(self.validation)} tokens: too few for a sequence of "
-                f"{sequence_length}; raise data.validation_fraction"
-            )
+        available = self._validation_windows(sequence_length)
         count = min(available, max(1, tokens // sequence_length))
         starts = np.arange(count) * available // count * sequence_length
         return np.stack([self.validation.window(int(start), sequence_length + 1) for start in starts])

@@ -83,6 +83,7 @@ class _Run:
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")
             torch.cuda.reset_peak_memory_stats(device)
+        dataset.require(self.training.sequence_length)
         self.learner = Learner(trial, device)
         self.windows = dataset.validation_windows(trial.evaluation.tokens, self.training.sequence_length)
         steps, points = self.training.steps, trial.evaluation.points

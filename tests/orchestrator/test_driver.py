@@ -1,0 +1,196 @@
+"""Running studies on a real Ray, with real training and a real MLflow store."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+import pyarrow as pa
+import pytest
+
+from gatelab.ablations.matrix import Matrix
+from gatelab.orchestrator.driver import Busy, Options, Progress, run_here, run_study
+from gatelab.results.comparison import compare
+from gatelab.results.folders import RunsFolder, read_json
+from gatelab.results.frames import metrics_from_journals, runs_from_journals, runs_from_mlflow
+from gatelab.training.corpus import DataError
+
+pytestmark = pytest.mark.usefixtures("own_ray")
+
+Build = Callable[..., Matrix]
+
+
+def counts(progress: Progress) -> dict[str, int]:
+    states = [entry.state for entry in progress.trials.values()]
+    return {state: states.count(state) for state in set(states)}
+
+
+def segments(folder: RunsFolder) -> int:
+    return len(list(folder.root.glob("trials/*/journal/*.arrows")))
+
+
+def assert_mlflow_agrees(folder: RunsFolder) -> tuple[pa.Table, pa.Table]:
+    ours, theirs = runs_from_journals(folder, "tiny"), runs_from_mlflow(folder.tracking_uri, "tiny")
+    assert repr(ours.to_pylist()) == repr(theirs.to_pylist())  # by repr: nan is nan
+    return ours, theirs
+
+
+def test_study_runs_once_and_grows(tiny_study: Build, tmp_path: Path) -> None:
+    """Finished trials are never run again; a study that grew by seeds and a level runs only what is new."""
+    folder = RunsFolder(tmp_path / "runs")
+    assert counts(run_study(tiny_study(seeds=2), folder, Options())) == {"finished": 4}
+    assert segments(folder) == 4
+    assert counts(run_study(tiny_study(seeds=2), folder, Options())) == {"finished": 4}
+    assert segments(folder) == 4
+    grown = tiny_study(seeds=3, axes={"model.gate.position": ["none", "sdpa", "value"]})
+    assert counts(run_study(grown, folder, Options())) == {"finished": 9}
+    assert segments(folder) == 9
+    assert len(list(folder.study("tiny").path.glob("study-*.json"))) == 2  # what was launched before is kept
+
+
+def test_journal_and_mlflow_give_the_same_frame_and_table(tiny_study: Build, tmp_path: Path) -> None:
+    """MLflow is a copy of the journals that tables can be made from."""
+    folder = RunsFolder(tmp_path / "runs")
+    run_study(tiny_study(seeds=2), folder, Options())
+    ours, theirs = assert_mlflow_agrees(folder)
+    assert compare(ours) == compare(theirs)
+    assert ours["outcome"].to_pylist() == ["finished"] * 4
+
+
+def test_the_same_work_in_two_studies_is_done_once(tiny_study: Build, tmp_path: Path) -> None:
+    """Trials belong to no study: another one that asks for the same work takes the result."""
+    folder = RunsFolder(tmp_path / "runs")
+    run_study(tiny_study(), folder, Options())
+    other = tiny_study(
+        name="other", axes={"model.gate.position": ["sdpa", "none"]}, baseline={"model.gate.position": "none"}
+    )
+    run_study(other, folder, Options())
+    assert segments(folder) == 2
+    assert runs_from_mlflow(folder.tracking_uri, "other")["outcome"].to_pylist() == ["finished"] * 2
+
+
+def test_divergence_is_a_result(tiny_study: Build, tmp_path: Path) -> None:
+    """A diverged trial is over, counted and explained; it is not retried and does not stop others."""
+    folder = RunsFolder(tmp_path / "runs")
+    axes = {"training.optimizer.learning_rate": [0.01, 1e30]}
+    matrix = tiny_study({"training.optimizer.clip_norm": None, "training.tokens": 3200}, axes=axes)
+    progress = run_study(matrix, folder, Options())
+    assert counts(progress) == {"finished": 1, "diverged": 1}
+    assert segments(folder) == 2
+    frame = runs_from_journals(folder, "tiny")
+    assert_mlflow_agrees(folder)
+    diverged = frame.filter([outcome == "diverged" for outcome in frame["outcome"].to_pylist()])
+    assert "training loss" in diverged["reason"][0].as_py()
+    assert counts(run_study(matrix, folder, Options())) == {"finished": 1, "diverged": 1}
+    assert segments(folder) == 2
+
+
+def test_failure_is_retried_then_reported(tiny_study: Build, tmp_path: Path) -> None:
+    """A trial that cannot be carried out fails after its retry, with the error and a log; when mended, it runs."""
+    folder, matrix = RunsFolder(tmp_path / "runs"), tiny_study()
+    in_the_way = folder.trial(matrix.trials[1].id).path / "checkpoints"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()  # where a folder must be
+    progress = run_study(matrix, folder, Options(retries=1))
+    assert counts(progress) == {"finished": 1, "failed": 1}
+    entry = progress.trials[matrix.trials[1].id]
+    assert "FileExistsError" in entry.reason
+    assert Path(entry.log).read_text().count("the trial failed") == 2  # the attempt and its retry
+    assert runs_from_journals(folder, "tiny")["outcome"].to_pylist() == ["finished", "failed"]
+    assert_mlflow_agrees(folder)
+    in_the_way.unlink()
+    assert counts(run_study(matrix, folder, Options())) == {"finished": 2}
+    assert runs_from_mlflow(folder.tracking_uri, "tiny")["outcome"].to_pylist() == ["finished"] * 2
+
+
+def test_killed_worker_is_replaced_and_its_trial_goes_on(tiny_study: Build, tmp_path: Path) -> None:
+    """kill -9 of a worker costs nothing: the trial goes on and gives what an undisturbed one gives, bit for bit."""
+    long = {"training.tokens": 64_000, "training.log_every": 5}
+    undisturbed, disturbed = RunsFolder(tmp_path / "a"), RunsFolder(tmp_path / "b")
+    run_study(tiny_study(long), undisturbed, Options())
+
+    def kill_one_worker() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            journals = list(disturbed.root.glob("trials/*/checkpoints/*.json"))
+            workers = [
+                int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if b"TrialWorker.run" in _read(p)
+            ]
+            if journals and workers:
+                os.kill(workers[0], signal.SIGKILL)
+                return
+            time.sleep(0.02)
+
+    killer = threading.Thread(target=kill_one_worker)
+    killer.start()
+    progress = run_study(tiny_study(long), disturbed, Options(checkpoint_seconds=0.2))
+    killer.join()
+    assert counts(progress) == {"finished": 2}
+    assert segments(disturbed) == 3
+    for name in ("train/loss", "validation/loss"):
+        assert _values(undisturbed, name) == _values(disturbed, name)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _values(folder: RunsFolder, name: str) -> list[tuple[str, int, float]]:
+    rows = metrics_from_journals(folder, "tiny").to_pylist()
+    return [(row["trial"], row["step"], row["value"]) for row in rows if row["name"] == name]
+
+
+def test_mlflow_away_does_not_stop_training_and_is_caught_up(tiny_study: Build, tmp_path: Path) -> None:
+    """A tracking store that cannot be reached costs a message; the next run brings it up to date."""
+    folder = RunsFolder(tmp_path / "runs")
+    progress = run_study(tiny_study(), folder, Options(tracking_uri="http://127.0.0.1:9"))
+    assert counts(progress) == {"finished": 2}
+    assert progress.mirror_problem.startswith("MLflow is not up to date")
+    assert run_study(tiny_study(), folder, Options()).mirror_problem == ""
+    assert_mlflow_agrees(folder)
+
+
+def test_one_study_is_run_by_one_process(tiny_study: Build, tmp_path: Path) -> None:
+    """A second `run` of a study that is being run is refused, and says so."""
+    folder = RunsFolder(tmp_path / "runs")
+    folder.study("tiny").path.mkdir(parents=True)
+    with filelock.FileLock(folder.study("tiny").path / "lock"), pytest.raises(Busy, match="being run by another"):
+        run_study(tiny_study(), folder, Options())
+
+
+def test_data_too_small_is_refused_before_anything_starts(tiny_study: Build, tmp_path: Path) -> None:
+    """Bad input never starts half a study: no record, no trial, no journal."""
+    folder = RunsFolder(tmp_path / "runs")
+    with pytest.raises(DataError, match="too small for training.sequence_length 100000"):
+        run_study(tiny_study({"training.sequence_length": 100_000}), folder, Options())
+    assert not folder.study("tiny").record.exists()
+    assert segments(folder) == 0
+
+
+def test_cores_are_shared_out(tiny_study: Build, tmp_path: Path) -> None:
+    """Parallel trials do not fight for cores: each has its share, and it is recorded with the result."""
+    for concurrency, threads in ((1, "2"), (2, "1")):
+        folder = RunsFolder(tmp_path / str(concurrency))
+        run_study(tiny_study(), folder, Options(concurrency=concurrency))
+        assert set(runs_from_journals(folder, "tiny")["threads"].to_pylist()) == {threads}
+
+
+def test_training_in_process_is_the_same_trial(tiny_study: Build, tmp_path: Path) -> None:
+    """`gatelab train` gives the journal that `gatelab run` gives, and its result counts as done."""
+    matrix, shown = tiny_study(), []
+    by_ray, by_hand = RunsFolder(tmp_path / "ray"), RunsFolder(tmp_path / "hand")
+    run_study(matrix, by_ray, Options())
+    for trial in matrix.trials:
+        outcome = run_here(trial, by_hand, "cpu", 60.0, lambda step, values: shown.append((step, values)))
+        expected = read_json(by_ray.trial(trial.id).outcome)
+        assert expected is not None
+        assert outcome["metrics"]["validation/loss"] == expected["metrics"]["validation/loss"]
+    assert [step for step, _ in shown] == [10, 20] * 2
+    assert counts(run_study(matrix, by_hand, Options())) == {"finished": 2}
+    assert segments(by_hand) == 2
