@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Never
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 IMPOSSIBLE = "impossible"  # the type of the error that `impossible` raises
@@ -44,5 +44,7 @@ def _parse_count(value: Any) -> Any:
     return int(count)
 
 
-Count = Annotated[int, BeforeValidator(_parse_count)]
+_COUNT_SCHEMA = {"anyOf": [{"type": "integer"}, {"type": "string", "pattern": r"^\d[\d_]*(\.\d+)?\s*[kKmMbBtT]?$"}]}
+
+Count = Annotated[int, BeforeValidator(_parse_count), WithJsonSchema(_COUNT_SCHEMA)]
 """A whole number that may be written 300k, 2M or 1.5B (powers of ten)."""

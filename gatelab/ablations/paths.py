@@ -55,9 +55,9 @@ def check_value(path: str, value: Any) -> tuple[Any, str]:
 
 
 def readable(message: str) -> str:
-    """A Pydantic message without its prefix."""
+    """A Pydantic message as part of a sentence."""
     message = message.removeprefix("Value error, ")
-    return message[:1].lower() + message[1:]
+    return "input" + message.removeprefix("Input") if message.startswith("Input ") else message
 
 
 def set_path(tree: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:

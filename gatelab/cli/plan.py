@@ -1,6 +1,6 @@
 """gatelab plan: the matrix of a study, before anything runs."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -8,9 +8,11 @@ from rich.markup import escape
 from gatelab.ablations.matrix import Matrix
 from gatelab.cli import arguments as args
 from gatelab.cli.console import console, duration, plural, print_grid, print_json, quantity, reporting_errors
-from gatelab.orchestrator.planning import Estimate
 from gatelab.results.folders import RunsFolder
 from gatelab.results.tables import Column, Grid
+
+if TYPE_CHECKING:
+    from gatelab.orchestrator.planning import Estimate
 
 LISTED = 12  # lines of a list on the terminal; --json has all
 
@@ -46,7 +48,7 @@ def plan(
         console.print(line)
 
 
-def _grid(matrix: Matrix, cost: Estimate | None) -> Grid:
+def _grid(matrix: Matrix, cost: "Estimate | None") -> Grid:
     axes = [axis.name for axis in matrix.plan.axes]
     columns = [Column(name.rsplit(".", 1)[-1]) for name in axes] or [Column("variant")]
     columns += [
@@ -78,7 +80,7 @@ def _grid(matrix: Matrix, cost: Estimate | None) -> Grid:
     )
 
 
-def _summary(matrix: Matrix, cost: Estimate | None) -> list[str]:
+def _summary(matrix: Matrix, cost: "Estimate | None") -> list[str]:
     study = matrix.plan.study
     folded = sum(map(len, matrix.folded.values())) - len(matrix.folded)
     lines = [
@@ -112,7 +114,7 @@ def _summary(matrix: Matrix, cost: Estimate | None) -> list[str]:
     return lines
 
 
-def _as_json(matrix: Matrix, cost: Estimate | None) -> dict[str, Any]:
+def _as_json(matrix: Matrix, cost: "Estimate | None") -> dict[str, Any]:
     return {
         "study": matrix.plan.study.name,
         "hash": matrix.plan.hash,

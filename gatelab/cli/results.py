@@ -126,8 +126,6 @@ def curves(
                 fail(f"--metric: {error}", error)
             for path in paths:
                 console.print(escape(str(path)))
-            if not paths:
-                fail(f"study {name!r} has not recorded anything yet")
 
 
 def export(

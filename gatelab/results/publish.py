@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from gatelab.results.comparison import DEFAULT_METRIC, Comparison, compare
 from gatelab.results.curves import plot_curves, save_figure
 from gatelab.results.export import export_study
@@ -37,20 +39,22 @@ def publish(folder: RunsFolder, study: str) -> Published:
         path = target / f"comparison.{suffix}"
         path.write_text(render(comparison), encoding="utf-8")
         tables.append(path)
-    plots = write_curves(folder, study, DEFAULT_METRIC, target, comparison)
+    metrics = metrics_from_journals(folder, study)
+    evaluated = DEFAULT_METRIC in metrics["name"].unique().to_pylist()  # not so if it was interrupted early
+    plots = _draw(metrics, comparison, DEFAULT_METRIC, target) if evaluated else []
     return Published(comparison, tables, plots, export_study(folder, study, target / "parquet"))
 
 
-def write_curves(
-    folder: RunsFolder, study: str, metric: str, target: Path, comparison: Comparison | None = None
-) -> list[Path]:
-    """Plot a metric of a study over training, as PNG and SVG; nothing if no trial has recorded it yet.
+def write_curves(folder: RunsFolder, study: str, metric: str, target: Path) -> list[Path]:
+    """Plot a metric of a study over training, as PNG and SVG; return the paths.
 
     Raises NotFound, or ValueError naming the metrics that there are.
     """
     metrics = metrics_from_journals(folder, study)
-    if not len(metrics):
-        return []
-    comparison = comparison or compare(runs_from_journals(folder, study))
-    figure = plot_curves(metrics, metric, {row.variant: row.baseline for row in comparison.rows}, study)
+    return _draw(metrics, compare(runs_from_journals(folder, study)), metric, target)
+
+
+def _draw(metrics: pa.Table, comparison: Comparison, metric: str, target: Path) -> list[Path]:
+    variants = {row.variant: row.baseline for row in comparison.rows}
+    figure = plot_curves(metrics, metric, variants, comparison.study)
     return save_figure(figure, target / f"curves-{metric.replace('/', '-')}")

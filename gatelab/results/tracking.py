@@ -40,6 +40,9 @@ class RunIndex:
     @classmethod
     def open(cls, tracking_uri: str, study: str) -> "RunIndex":
         """Look up a study. Raises NotFound if the store does not have it."""
+        database = tracking_uri.removeprefix("sqlite:///")
+        if database != tracking_uri and not Path(database).exists():
+            raise NotFound(f"no tracking store {tracking_uri}")  # where MLflow would create an empty one
         client = MlflowClient(tracking_uri)
         experiment = client.get_experiment_by_name(study)
         if experiment is None:

@@ -167,7 +167,7 @@ def test_one_study_is_run_by_one_process(tiny_study: Build, tmp_path: Path) -> N
 def test_data_too_small_is_refused_before_anything_starts(tiny_study: Build, tmp_path: Path) -> None:
     """Bad input never starts half a study: no record, no trial, no journal."""
     folder = RunsFolder(tmp_path / "runs")
-    with pytest.raises(DataError, match="too small for training.sequence_length 100000"):
+    with pytest.raises(DataError, match=r"too small for training\.sequence_length 100000"):
         run_study(tiny_study({"training.sequence_length": 100_000}), folder, Options())
     assert not folder.study("tiny").record.exists()
     assert segments(folder) == 0

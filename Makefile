@@ -1,0 +1,44 @@
+# make quickstart   install into .venv and run the quickstart study
+# make test         install into .venv and run the tests
+# make lint         style, types and the arrows between the rooms
+# make schema       write studies/study.schema.json anew
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The first Python that is new enough and not newer than what is tested; `make PYTHON=...` to choose.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& { echo $$python; break; }; done)
+
+.PHONY: quickstart test lint schema clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/gatelab run studies/quickstart.yaml
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+schema: $(VENV)/.installed
+	$(BIN)/python -m gatelab.ablations.schema > studies/study.schema.json
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "gatelab needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,datasets]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

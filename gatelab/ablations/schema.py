@@ -1,0 +1,39 @@
+"""The JSON Schema of study files, for editors: `python -m gatelab.ablations.schema`."""
+
+import json
+from typing import Any
+
+from gatelab.ablations.study import Study
+from gatelab.training.config import TrialConfig
+
+
+def study_schema() -> dict[str, Any]:
+    """JSON Schema of a study file. A base may be partial: nothing in it is required."""
+    study, trial = Study.model_json_schema(), TrialConfig.model_json_schema()
+    definitions = {**study.pop("$defs", {}), **trial.pop("$defs")}
+    preset = {"type": "string", "description": "The named base that this configuration overrides."}
+    base = {
+        "type": "object",
+        "properties": {"preset": preset, **trial["properties"]},
+        "patternProperties": {r"^[a-z_]+\.": {"description": "A dotted path."}},
+        "additionalProperties": False,
+    }
+    study["properties"]["base"]["anyOf"] = [{"type": "string"}, {"$ref": "#/$defs/Base"}]
+    study["properties"]["seeds"]["anyOf"] = [{"type": "integer", "minimum": 1}, _without_default(study, "seeds")]
+    study["required"] = []
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **study, "$defs": {**definitions, "Base": base}}
+
+
+def _without_default(study: dict[str, Any], name: str) -> dict[str, Any]:
+    """A property's own type, moved out so that it can be one of several."""
+    own = study["properties"][name]
+    return {key: own.pop(key) for key in ("type", "items") if key in own}
+
+
+def render() -> str:
+    """The schema as it is written to studies/study.schema.json."""
+    return json.dumps(study_schema(), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    print(render(), end="")
