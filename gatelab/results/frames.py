@@ -78,7 +78,7 @@ def run_row(
         "variant": trial["variant"],
         "baseline": variant["baseline"],
         "seed": trial["seed"],
-        "outcome": outcome.get("status", "waiting"),
+        "outcome": outcome["status"],
         "reason": outcome.get("reason") or None,
         "step": outcome.get("step", 0),
         "steps": variant["steps"],
@@ -97,20 +97,21 @@ def runs_from_journals(folder: RunsFolder, study: str) -> pa.Table:
     rows = []
     for trial in record["trials"]:
         files = folder.trial(trial["id"])
-        rows.append(run_row(record, trial, trial_state(files), provenance(files)))
+        outcome = trial_state(files)
+        if outcome["status"] in ("running", "interrupted"):
+            outcome["step"] = max(read_journal(files.journal)["step"].to_pylist(), default=0)
+        rows.append(run_row(record, trial, outcome, provenance(files)))
     return pa.Table.from_pylist(rows, runs_schema(record["axes"]))
 
 
 def trial_state(files: TrialFolder) -> dict[str, Any]:
-    """A trial's outcome as far as it got: its outcome.json, or what its journal shows."""
+    """A trial's outcome, or where there is none yet, only its status."""
     outcome = read_json(files.outcome)
     if outcome is not None:
         return outcome
-    if not files.journal.exists():
-        return {}
-    journal = read_journal(files.journal)
-    status = "running" if _is_locked(files) else "interrupted"
-    return {"status": status, "step": journal["step"][-1].as_py() if len(journal) else 0}
+    if not files.description.exists():
+        return {"status": "waiting"}
+    return {"status": "running" if _is_locked(files) else "interrupted"}
 
 
 def provenance(files: TrialFolder) -> dict[str, str]:
@@ -152,7 +153,7 @@ def runs_from_mlflow(tracking_uri: str, study: str) -> pa.Table:
     rows = []
     for trial in record["trials"]:
         run = index.runs.get(trial["id"])
-        outcome: dict[str, Any] = {}
+        outcome: dict[str, Any] = {"status": "waiting"}
         origin: dict[str, Any] = {}
         if run is not None:
             outcome = {

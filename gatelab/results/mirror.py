@@ -52,8 +52,9 @@ class Mirror:
             raise
 
     def _connect(self) -> RunIndex:
-        local = self._uri == self._folder.tracking_uri
-        index = RunIndex.open_or_create(self._uri, self._record["name"], self._folder.artifacts if local else None)
+        # A server knows where its artifacts go; a database does not.
+        served = self._uri.startswith(("http://", "https://"))
+        index = RunIndex.open_or_create(self._uri, self._record["name"], None if served else self._folder.artifacts)
         if index.study_run_id is None:
             tags = {"gatelab.kind": "study", "mlflow.note.content": self._record.get("question", "")}
             run = index.client.create_run(index.experiment_id, tags=tags, run_name=f"study {self._record['name']}")
@@ -66,10 +67,12 @@ class Mirror:
     def _sync_trial(self, index: RunIndex, trial: Mapping[str, Any]) -> int:
         trial_id = trial["id"]
         files = self._folder.trial(trial_id)
-        if trial_id in self._done or not files.journal.exists():
+        if trial_id in self._done:
             return 0
         # The state is read first: once it is over, the journal is complete.
         outcome = trial_state(files)
+        if outcome["status"] == "waiting":
+            return 0
         over = outcome["status"] in OVER
         run = index.runs.get(trial_id)
         if run is None:
@@ -83,7 +86,7 @@ class Mirror:
         self._held[trial_id] = rows.slice(int(np.searchsorted(steps, upto, side="right")))
         sent = self._send(index.client, run, rows.slice(0, len(rows) - len(self._held[trial_id])), span, upto)
         if run.tags.get("gatelab.outcome") != outcome["status"]:
-            self._set_outcome(index.client, run, outcome, over)
+            self._set_outcome(index.client, run, {"step": last, **outcome}, over)
         if over:
             self._done.add(trial_id)
             del self._tails[trial_id], self._held[trial_id]

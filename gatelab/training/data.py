@@ -88,7 +88,9 @@ class TokenFiles:
         return int(self._starts[-1])
 
     def window(self, start: int, length: int) -> npt.NDArray[np.int64]:
-        """`length` tokens from `start` on, as int64."""
+        """`length` tokens from `start` on, as int64. Raises IndexError beyond the end."""
+        if start < 0 or start + length > len(self):
+            raise IndexError(f"tokens {start} to {start + length} of {len(self)}")
         pieces = []
         while length > 0:
             shard = int(np.searchsorted(self._starts, start, side="right")) - 1
