@@ -1,6 +1,7 @@
 """What every configuration shares: frozen Pydantic models that refuse unknown keys, and how they speak of errors."""
 
 import re
+from decimal import Decimal
 from typing import Annotated, Any, Never
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
@@ -14,7 +15,7 @@ _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 class Config(BaseModel):
     """Base of every configuration: immutable, and every key must be known."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def impossible(reason: str) -> Never:
@@ -38,7 +39,7 @@ def _parse_count(value: Any) -> Any:
     match = re.fullmatch(r"\s*(\d[\d_]*(?:\.\d+)?)\s*([kmbt]?)\s*", value, re.IGNORECASE)
     if match is None:
         raise ValueError("expected a count such as 4096, 300k, 2M or 1.5B")
-    count = float(match[1].replace("_", "")) * _SUFFIXES[match[2].lower()]
+    count = Decimal(match[1].replace("_", "")) * _SUFFIXES[match[2].lower()]
     if count != int(count):
         raise ValueError("expected a whole count such as 4096, 300k, 2M or 1.5B")
     return int(count)

@@ -96,12 +96,15 @@ def gated_attention(
     Raises:
         ValueError: shapes that do not fit, unknown names, or a backend that cannot do the case.
     """
-    batch, length, heads, width = q.shape
-    if k.shape != v.shape or k.shape[0] != batch or k.shape[-1] != width or heads % k.shape[2]:
+    fits = q.dim() == k.dim() == 4 and k.shape == v.shape and (k.shape[0], k.shape[3]) == (q.shape[0], q.shape[3])
+    if not fits or k.shape[2] == 0 or q.shape[2] % k.shape[2]:
         raise ValueError(
             "k and v must be [B, S, Hkv, D] with q's B and D, and Hkv must divide Hq "
             f"(got q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)})"
         )
+    _, length, heads, width = q.shape
+    if causal and length > k.shape[1]:
+        raise ValueError(f"causal attention needs at least as many keys as queries (got S={k.shape[1]}, T={length})")
     if gate is not None:
         fits = gate.dim() == 4 and gate.shape[:2] == q.shape[:2]
         if not fits or gate.shape[2] not in (1, heads) or gate.shape[3] not in (1, width):

@@ -71,5 +71,8 @@ def training_memory(model: ModelConfig, sequence_length: int, sequences: int) ->
     per_layer += 4 * model.ffn_size  # SwiGLU: two inputs, the activation, the product
     per_layer += 2 * model.hidden_size * model.sandwich_norm + 2 * queries * (model.sdpa_output != "plain")
     per_layer += sum(2 * gate.logits + 2 * gate.heads * gate.width for gate in gates)
-    floats = model.layers * per_layer + 2 * model.hidden_size + 3 * _vocab(model)
-    return count_parameters(model).total * TRAIN_STATE_BYTES + 4 * floats * sequence_length * sequences
+    floats = (model.layers * per_layer + 2 * model.hidden_size + 3 * _vocab(model)) * sequence_length * sequences
+    # Projections that read the same input are joined into one matrix for the product, a copy that is kept as well.
+    joined = queries + 2 * keys + 2 * model.ffn_size + sum(gate.logits for gate in gates if gate.projected)
+    floats += model.layers * model.hidden_size * joined
+    return count_parameters(model).total * TRAIN_STATE_BYTES + 4 * floats

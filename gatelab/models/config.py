@@ -108,7 +108,8 @@ class ModelConfig(Config):
                 "the dense output has no heads: a gate there is elementwise and per_head "
                 f"(got {gate.granularity}, {gate.sharing})"
             )
-        if gate.granularity == "headwise" and self.qk_norm and {"query", "key"} & set(gate.positions):
+        scales_heads = gate.granularity == "headwise" and gate.combine == "multiply"
+        if scales_heads and self.qk_norm and {"query", "key"} & set(gate.positions):
             impossible("QK-norm undoes a headwise scale: it divides each query and key head by its own magnitude")
         if "sdpa" in gate.positions and self.sdpa_output != "plain":
             impossible(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gatelab.models.config import ModelConfig
-from gatelab.models.layers import Attention, FeedForward, Rotary
+from gatelab.models.layers import Attention, FeedForward, RMSNorm, Rotary
 
 
 class Block(nn.Module):
@@ -17,7 +17,7 @@ class Block(nn.Module):
         super().__init__()
 
         def norm(on: bool = True) -> nn.Module:
-            return nn.RMSNorm(config.hidden_size, eps=config.norm_eps) if on else nn.Identity()
+            return RMSNorm(config.hidden_size, eps=config.norm_eps) if on else nn.Identity()
 
         self.attention_norm, self.attention = norm(), Attention(config, rotary)
         self.attention_post_norm = norm(config.sandwich_norm)
@@ -42,7 +42,7 @@ class Decoder(nn.Module):
         rotary = Rotary(config.head_dim, config.rope_base)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, rotary) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight

@@ -40,7 +40,9 @@ class Rotary(nn.Module):
     def tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines of positions 0 … length-1, each `[length, 1, D]` in float32."""
         key = (length, device)
-        if key not in self._tables:
+        if key in self._tables:
+            return self._tables[key]
+        with torch.inference_mode(False):  # tables made while generating must serve training, too
             exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device=device) / self.head_dim
             angles = torch.outer(torch.arange(length, dtype=torch.float64, device=device), self.base**-exponent)
             cos, sin = angles.cos(), angles.sin()
@@ -54,6 +56,14 @@ class Rotary(nn.Module):
         """Rotate `x [B, T, H, D]`, whose positions are 0 … T-1."""
         cos, sin = self.tables(x.shape[1], x.device)
         return x * cos.to(x.dtype) + x.roll(self.head_dim // 2, dims=-1) * sin.to(x.dtype)
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm whose gain takes the dtype of its input, so that the fused kernel serves bfloat16 activations."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of `x`."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
@@ -71,7 +81,7 @@ class Attention(nn.Module):
         )
 
         def norm(on: bool) -> nn.Module:
-            return nn.RMSNorm(config.head_dim, eps=config.norm_eps) if on else nn.Identity()
+            return RMSNorm(config.head_dim, eps=config.norm_eps) if on else nn.Identity()
 
         self.query_norm, self.key_norm = norm(config.qk_norm), norm(config.qk_norm)
         self.sdpa_output = nn.SiLU() if config.sdpa_output == "silu" else norm(config.sdpa_output == "rmsnorm")
@@ -105,8 +115,8 @@ class Attention(nn.Module):
         constant: Tensor | None = self.gate_constants.get(position)
         if projected is None:
             assert constant is not None
-            return constant.to(parts["query"].dtype).expand(*x.shape[:-1], -1)
-        return projected if constant is None else projected + constant.to(projected.dtype)
+            return constant.expand(*x.shape[:-1], -1)
+        return projected if constant is None else projected + constant  # float32: small updates must count
 
 
 class FeedForward(nn.Module):

@@ -1,0 +1,192 @@
+"""Gated attention: the reference against a loop, the other backends against the reference, and what is refused."""
+
+import math
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gatelab.kernels import gated_attention
+from gatelab.kernels.attention import BACKENDS, Case, choose_backend
+from gatelab.kernels.gate import ACTIVATIONS, COMBINATIONS
+from gatelab.kernels.reference import attention_weights
+
+FAST = [name for name in BACKENDS if name != "reference"]
+EXACT = {"rtol": 1e-9, "atol": 1e-11}  # float64, a different order of summation
+SINGLE = {"rtol": 1e-4, "atol": 2e-5}  # float32 against float64; a gradient of q or k is a difference of larger terms
+
+
+def tensors(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
+    """Normal float64 values, the same for each seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+@st.composite
+def problems(draw: st.DrawFn, square: bool = False) -> dict[str, Any]:
+    """Shapes, a seed and options of one call; with `square`, as many queries as keys wherever it is causal."""
+    batch, kv_heads, group = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    width, length = draw(st.sampled_from([1, 2, 3, 8, 16])), draw(st.sampled_from([1, 2, 3, 5, 7, 17, 33]))
+    causal, heads = draw(st.booleans()), kv_heads * group
+    keys = length if causal and square else length + draw(st.sampled_from([0, 1, 4, 32]))
+    gate = (batch, length, draw(st.sampled_from([1, heads])), draw(st.sampled_from([1, width])))
+    shapes = (batch, length, heads, width), (batch, keys, kv_heads, width), (batch, keys, kv_heads, width), gate
+    scale = draw(st.sampled_from([None, 0.3, 2.0]))
+    return {"tensors": tensors(draw(st.integers(0, 99)), *shapes), "causal": causal, "scale": scale}
+
+
+def brute_force(
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, *, add_silu: bool, causal: bool, scale: float | None
+) -> Tensor:
+    """Attention in Python numbers, one output channel at a time; a sigmoid gate, or an additive SiLU one."""
+    (batch, length, heads, width), (keys, kv_heads) = q.shape, k.shape[1:3]
+    scale = 1 / math.sqrt(width) if scale is None else scale
+    out = torch.empty_like(q)
+    for b, t, h in product(range(batch), range(length), range(heads)):
+        shared = h * kv_heads // heads  # the first Hq / Hkv query heads use the first key head, and so on
+        seen = range(t + 1 + keys - length) if causal else range(keys)
+        exponentials = [
+            math.exp(scale * sum(a * c for a, c in zip(q[b, t, h].tolist(), k[b, s, shared].tolist(), strict=True)))
+            for s in seen
+        ]
+        for d in range(width):
+            y = sum(e * v[b, s, shared, d].item() for e, s in zip(exponentials, seen, strict=True)) / sum(exponentials)
+            if gate is not None:
+                x = gate[b, t, h % gate.shape[2], d % gate.shape[3]].item()
+                sigmoid = 1 / (1 + math.exp(-x))
+                y = y + x * sigmoid if add_silu else y * sigmoid
+            out[b, t, h, d] = y
+    return out
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_reference_is_attention_as_written_in_the_paper(data: st.DataObject) -> None:
+    """Everything is tested against the reference, so it must itself agree with the plain definition (eq. 1-5)."""
+    group, kv_heads, length = (data.draw(st.integers(1, n)) for n in (3, 2, 4))
+    keys, width = length + data.draw(st.integers(0, 3)), data.draw(st.integers(1, 3))
+    heads, add_silu = kv_heads * group, data.draw(st.booleans())
+    gate_shape = (2, length, data.draw(st.sampled_from([1, heads])), data.draw(st.sampled_from([1, width])))
+    kv_shape = (2, keys, kv_heads, width)
+    q, k, v, gate = tensors(data.draw(st.integers(0, 99)), (2, length, heads, width), kv_shape, kv_shape, gate_shape)
+    options = {"causal": data.draw(st.booleans()), "scale": data.draw(st.sampled_from([None, 0.7]))}
+    scores = data.draw(st.sampled_from([gate, None]))
+    names = {"activation": "silu", "combine": "add"} if add_silu else {}
+    got = gated_attention(q, k, v, scores, **names, **options, backend="reference")
+    torch.testing.assert_close(got, brute_force(q, k, v, scores, add_silu=add_silu, **options), **EXACT)
+
+
+@settings(max_examples=25, deadline=None)
+@given(problems())
+def test_attention_weights_are_a_causal_distribution(problem: dict[str, Any]) -> None:
+    """Sinks and maps are read from these weights: rows are probabilities, and the last query sees every key."""
+    q, k = problem["tensors"][:2]
+    weights = attention_weights(q, k, causal=problem["causal"], scale=problem["scale"])
+    length, keys = q.shape[1], k.shape[1]
+    assert weights.shape == (q.shape[0], q.shape[2], length, keys)
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]), **EXACT)
+    for i, j in product(range(length), range(keys)):
+        visible = not problem["causal"] or j <= i + keys - length
+        assert ((weights[:, :, i, j] > 0) == visible).all()
+
+
+@pytest.mark.parametrize("combine", COMBINATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("backend", FAST)
+@settings(max_examples=12, deadline=None)
+@given(problem=problems(square=True))
+def test_backend_equals_reference_with_every_gradient(
+    backend: str, activation: str, combine: str, problem: dict[str, Any]
+) -> None:
+    """Which backend a machine has must not change a result: output and gradients of q, k, v and gate agree."""
+    options = {"activation": activation, "combine": combine, "causal": problem["causal"], "scale": problem["scale"]}
+    (direction,) = tensors(7, problem["tensors"][0].shape)
+
+    def outputs(name: str, dtype: torch.dtype) -> list[Tensor]:
+        inputs = [t.to(dtype).requires_grad_() for t in problem["tensors"]]
+        out = gated_attention(*inputs, **options, backend=name)
+        assert out.dtype == dtype
+        gradients = torch.autograd.grad(out, inputs, direction.to(dtype))
+        return [t.detach().double() for t in (out, *gradients)]
+
+    truth = outputs("reference", torch.float64)
+    for got, want in zip(outputs(backend, torch.float64), truth, strict=True):
+        torch.testing.assert_close(got, want, **EXACT)
+    for got, want in zip(outputs(backend, torch.float32), truth, strict=True):
+        torch.testing.assert_close(got, want, **SINGLE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", FAST)
+def test_backend_is_as_accurate_as_plain_torch(backend: str, dtype: torch.dtype) -> None:
+    """Over blocks and odd ends, its error is at most twice that of the plain version in the same dtype."""
+    inputs = [t.to(dtype) for t in tensors(3, (2, 67, 6, 16), (2, 67, 2, 16), (2, 67, 2, 16), (2, 67, 6, 16))]
+    truth = gated_attention(*(t.double() for t in inputs), backend="reference")
+    ours, plain = (
+        (gated_attention(*inputs, backend=name).double() - truth).square().mean().sqrt()
+        for name in (backend, "reference")
+    )
+    assert ours <= 2 * plain
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_reference_gradients_are_derivatives(activation: str) -> None:
+    """The gradients that every backend is held to agree with finite differences."""
+    kv_shape = (1, 4, 1, 2)
+    inputs = [t.requires_grad_() for t in tensors(5, (1, 3, 2, 2), kv_shape, kv_shape, (1, 3, 2, 2))]
+    assert inputs[3].abs().min() > 1e-3  # away from relu's kink
+    assert torch.autograd.gradcheck(
+        lambda *args: gated_attention(*args, activation=activation, backend="reference"), inputs
+    )
+
+
+def test_auto_takes_the_fast_backend_and_falls_back_where_it_cannot() -> None:
+    """With more keys than queries (a cache), `auto` still answers, aligned to the last key."""
+    q, k, v = tensors(2, (1, 3, 2, 4), (1, 8, 2, 4), (1, 8, 2, 4))
+    case = Case("cpu", torch.float32, 8, 8, 2, 2, 4, gated=True, causal=True)
+    assert choose_backend(case).name == "sdpa"
+    full = gated_attention(torch.cat([torch.zeros(1, 5, 2, 4), q], 1), k, v, backend="reference")
+    torch.testing.assert_close(gated_attention(q, k, v), full[:, 5:], **EXACT)
+
+
+def shaped(*shape: int) -> Tensor:
+    """Zeros: only their shape matters here."""
+    return torch.zeros(shape)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(
+            {"k": shaped(2, 5, 3, 8), "v": shaped(2, 5, 3, 8)}, r"must divide Hq .*k \[2, 5, 3, 8\]", id="gqa"
+        ),
+        pytest.param({"v": shaped(2, 4, 2, 8)}, r"k and v must be .*v \[2, 4, 2, 8\]", id="v-unlike-k"),
+        pytest.param({"k": shaped(1, 5, 2, 8), "v": shaped(1, 5, 2, 8)}, "with q's B and D", id="batch"),
+        pytest.param({"k": shaped(2, 5, 2, 6), "v": shaped(2, 5, 2, 6)}, "with q's B and D", id="width"),
+        pytest.param(
+            {"gate": shaped(2, 5, 32)}, r"gate must be \[B, T, Hq or 1, D or 1\] \(got \[2, 5, 32\]", id="flat"
+        ),
+        pytest.param({"gate": shaped(2, 5, 2, 8)}, r"got \[2, 5, 2, 8\] for q \[2, 5, 4, 8\]", id="gate-of-kv-heads"),
+        pytest.param({"gate": shaped(2, 5, 4, 2)}, "gate must be", id="gate-width"),
+        pytest.param({"gate": shaped(2, 1, 4, 8)}, "gate must be", id="gate-length"),
+        pytest.param({"gate": shaped(1, 5, 4, 8)}, "gate must be", id="gate-batch"),
+        pytest.param({"activation": "sigmod"}, "activation must be one of sigmoid, silu, .*'sigmod'", id="activation"),
+        pytest.param({"combine": "divide"}, "combine must be one of multiply, add .*'divide'", id="combine"),
+        pytest.param({"backend": "cudnn"}, "backend must be one of auto, sdpa, reference .*'cudnn'", id="backend"),
+        pytest.param(
+            {"k": shaped(2, 9, 2, 8), "v": shaped(2, 9, 2, 8), "backend": "sdpa"},
+            "'sdpa' cannot .* aligned to the first key, so it needs as many queries as keys .got 5 and 9",
+            id="sdpa-needs-square",
+        ),
+    ],
+)
+def test_refusals_name_what_was_wrong_and_what_would_be_right(change: dict[str, Any], message: str) -> None:
+    """A call that cannot be computed says why, instead of broadcasting into a wrong answer."""
+    call = {"q": shaped(2, 5, 4, 8), "k": shaped(2, 5, 2, 8), "v": shaped(2, 5, 2, 8), "gate": shaped(2, 5, 4, 8)}
+    gated_attention(**call)  # the call is right without the change
+    with pytest.raises(ValueError, match=message):
+        gated_attention(**{**call, **change})
