@@ -31,13 +31,13 @@ def study_from_flags(
     """
     if path is not None and preset is not None:
         raise StudyError([Problem("--preset", "give a study file or a preset, not both", preset)], COMMAND_LINE)
-    overrides = {key: parse_scalar(value) for key, value in _pairs("--set", sets)}
+    overrides = {key: _value("--set", value) for key, value in _pairs("--set", sets)}
     fields: dict[str, Any] = {
         "name": name,
-        "axes": {key: [parse_scalar(level) for level in value.split(",")] for key, value in _pairs("--axis", axes)}
+        "axes": {key: [_value("--axis", level) for level in value.split(",")] for key, value in _pairs("--axis", axes)}
         or None,
         "seeds": None if seeds is None else _seeds(seeds),
-        "baseline": {key: parse_scalar(value) for key, value in _pairs("--baseline", baseline)} or None,
+        "baseline": {key: _value("--baseline", value) for key, value in _pairs("--baseline", baseline)} or None,
         "match": match,
     }
     if preset is not None and preset in study_files():
@@ -57,10 +57,21 @@ def study_from_flags(
 
 def _pairs(flag: str, texts: Sequence[str]) -> list[tuple[str, str]]:
     problems = [Problem(flag, "expected PATH=VALUE", text) for text in texts if "=" not in text]
+    pairs = [(key.strip(), value.strip()) for key, _, value in (text.partition("=") for text in texts)]
+    keys = [key for key, _ in pairs]
+    problems += [Problem(flag, "given twice", key) for key in dict.fromkeys(keys) if keys.count(key) > 1]
     if problems:
         raise StudyError(problems, COMMAND_LINE)
-    return [(key.strip(), value.strip()) for key, _, value in (text.partition("=") for text in texts)]
+    return pairs
+
+
+def _value(flag: str, text: str) -> Any:
+    try:
+        return parse_scalar(text)
+    except ValueError as error:
+        raise StudyError([Problem(flag, str(error), text)], COMMAND_LINE) from error
 
 
 def _seeds(text: str) -> Any:
-    return [parse_scalar(seed) for seed in text.split(",") if seed] if "," in text else parse_scalar(text)
+    seeds = [_value("--seeds", seed) for seed in text.split(",") if seed]
+    return seeds if "," in text else seeds[0] if seeds else None

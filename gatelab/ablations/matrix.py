@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from gatelab.ablations.errors import Problem
 from gatelab.ablations.identity import canonical_json, canonical_variant, trial_id
 from gatelab.ablations.matching import NotMatchable, match_model
-from gatelab.ablations.paths import get_path, readable, set_path
+from gatelab.ablations.paths import UnknownPath, check_value, get_path, readable, set_path
 from gatelab.ablations.study import Level, StudyPlan, level_label
 from gatelab.models.accounting import count_parameters, flops_per_token, training_memory
 from gatelab.training.config import DataConfig, TrialConfig
@@ -77,12 +77,12 @@ def build_matrix(plan: StudyPlan, data_identity: Callable[[DataConfig], str]) ->
     configs: dict[str, TrialConfig] = {}
     identities: dict[DataConfig, str] = {}
     used_rules: set[int] = set()
-    names = _short_names(plan)
+    names, rules = _short_names(plan), _exclusion_rules(plan)
     combinations = 0
     for combination in itertools.product(*(axis.levels for axis in plan.axes)):
         combinations += 1
         config, reason = _configure(plan, combination)
-        rule = _exclusion(plan, combination, config)
+        rule = _exclusion(plan, rules, combination, config)
         if rule is not None:
             used_rules.add(rule)
             excluded[_label(plan, names, combination)] = _describe_rule(plan.study.exclude[rule])
@@ -158,23 +158,37 @@ def _configure(plan: StudyPlan, combination: Levels) -> tuple[TrialConfig | None
         return None, "; ".join(readable(detail["msg"]) for detail in error.errors())
 
 
-def _exclusion(plan: StudyPlan, combination: Levels, config: TrialConfig | None) -> int | None:
-    """Index of the first rule that excludes a combination."""
-    if not plan.study.exclude:
-        return None
-    labels = {axis.name: level.label for axis, level in zip(plan.axes, combination, strict=True)}
-    assigned = {path: value for level in combination for path, value in level.values.items()}
+Rule = dict[str, set[str]]  # axis or path -> labels that match
 
-    def matches(name: str, wanted: Any) -> bool:
-        accepted = {level_label(value) for value in (wanted if isinstance(wanted, list) else [wanted])}
-        if name in labels:
-            return labels[name] in accepted
-        if name in assigned:
-            return level_label(assigned[name]) in accepted
+
+def _exclusion_rules(plan: StudyPlan) -> list[Rule]:
+    """The rules with their values as they are written and as their fields read them: 300k is 300000."""
+    return [{name: _accepted(name, wanted) for name, wanted in rule.items()} for rule in plan.study.exclude]
+
+
+def _accepted(name: str, wanted: Any) -> set[str]:
+    values = wanted if isinstance(wanted, list) else [wanted]
+    labels = {level_label(value) for value in values}
+    try:
+        return labels | {level_label(check_value(name, value)[0]) for value in values}
+    except UnknownPath:  # an axis with named levels
+        return labels
+
+
+def _exclusion(plan: StudyPlan, rules: list[Rule], combination: Levels, config: TrialConfig | None) -> int | None:
+    """Index of the first rule that excludes a combination."""
+    if not rules:
+        return None
+    labels = {path: level_label(value) for level in combination for path, value in level.values.items()}
+    names = {axis.name: level.label for axis, level in zip(plan.axes, combination, strict=True)}
+
+    def matches(name: str, accepted: set[str]) -> bool:
+        if name in names or name in labels:
+            return names.get(name) in accepted or labels.get(name) in accepted
         return config is not None and level_label(get_path(config, name)) in accepted
 
-    for index, rule in enumerate(plan.study.exclude):
-        if all(matches(name, wanted) for name, wanted in rule.items()):
+    for index, rule in enumerate(rules):
+        if all(matches(name, accepted) for name, accepted in rule.items()):
             return index
     return None
 
@@ -214,9 +228,8 @@ def _short_names(plan: StudyPlan) -> dict[str, str]:
     for name in names:
         parts = name.split(".")
         ends = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
-        short[name] = next(
-            end for end in ends if sum(other == end or other.endswith(f".{end}") for other in names) == 1
-        )
+        alone = (end for end in ends if sum(other == end or other.endswith(f".{end}") for other in names) == 1)
+        short[name] = next(alone, name)
     return short
 
 

@@ -1,5 +1,6 @@
 """A study: one question as a base configuration, axes, exclusions, a baseline and seeds. Read from YAML or flags."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,17 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from gatelab.ablations.errors import Problem, StudyError, nearest
 from gatelab.ablations.identity import digest
-from gatelab.ablations.paths import UnknownPath, check_value, leaf_paths, merge, readable
+from gatelab.ablations.paths import UnknownPath, check_value, flatten, leaf_paths, merge, readable
 from gatelab.ablations.presets import bases
 from gatelab.ablations.yaml_source import KeyPath, load_yaml
 from gatelab.configuration import IMPOSSIBLE, Config, Count
 from gatelab.training.config import TrialConfig
 
 DEFAULT_BASE = "tiny-dense"
+
+AXIS_NAME = r"[A-Za-z0-9][A-Za-z0-9_. -]*"
+RESERVED = ("variant", "parameters", "flops_per_token")
+"""What tables and MLflow call other things: no axis has these names."""
 
 
 def _parse_seeds(value: Any) -> Any:
@@ -134,8 +139,10 @@ def make_study(
     """Check a study given as a mapping; `source` names it in errors. See `load_study`."""
     lines = lines or {}
     given = {name: value for name, value in fields.items() if value is not None}
+    axes_of_file = raw.get("axes") or {}
     if "axes" in given:
-        given["axes"] = {**(raw.get("axes") or {}), **given["axes"]}
+        # What is no mapping stays, for the check below to refuse.
+        given["axes"] = {**axes_of_file, **given["axes"]} if isinstance(axes_of_file, Mapping) else axes_of_file
     study, problems = _read_study({**raw, **given}, lines)
     if study is None:
         raise StudyError(problems, source)
@@ -189,10 +196,12 @@ def _study_problems(error: ValidationError, lines: dict[KeyPath, int]) -> Iterat
 
 
 def _line(lines: dict[KeyPath, int], path: Sequence[str | int]) -> int | None:
-    """The line of a key, or of the nearest key above it."""
-    while path and tuple(path) not in lines:
-        path = path[:-1]
-    return lines.get(tuple(path))
+    """The line of a key, or of the nearest key above it. Dotted keys of a file stand for nested ones."""
+    dotted = {".".join(map(str, key)): line for key, line in lines.items()}
+    wanted = ".".join(map(str, path))
+    while wanted and wanted not in dotted:
+        wanted = wanted.rpartition(".")[0]
+    return dotted.get(wanted)
 
 
 def _resolve_base(
@@ -202,7 +211,7 @@ def _resolve_base(
     own = {} if isinstance(study.base, str) else {k: v for k, v in study.base.items() if k != "preset"}
     name = study.base if isinstance(study.base, str) else study.base.get("preset", DEFAULT_BASE)
     known = bases()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         key = "base" if isinstance(study.base, str) else "base.preset"
         problems.append(
             Problem(key, f"no such base; {nearest(str(name), known)}", name, _line(lines, ("base", "preset")))
@@ -223,6 +232,13 @@ def _axes(study: Study, lines: dict[KeyPath, int], problems: list[Problem]) -> I
     owners: dict[str, str] = {}
     for name, levels in study.axes.items():
         key, line = f"axes.{name}", _line(lines, ("axes", name))
+        if name == "seed":
+            problems.append(Problem(key, "seeds are not an axis: use seeds", line=line))
+            continue
+        if name in RESERVED or not re.fullmatch(AXIS_NAME, name):
+            rule = "an axis is named in letters, digits, spaces and . _ -, and not as what tables call other things"
+            problems.append(Problem(key, rule, line=line))
+            continue
         if not levels:
             problems.append(Problem(key, "expected at least one level", levels, line))
             continue
@@ -246,7 +262,7 @@ def _check_level(
 ) -> Level:
     """A level whose values are as their fields read them."""
     checked = {}
-    for path, value in values.items():
+    for path, value in flatten(values):
         if path == "seed":
             problems.append(Problem(key, "seeds are not an axis: use seeds", line=line))
             continue
@@ -262,6 +278,10 @@ def _check_level(
 
 def _base_problems(base: dict[str, Any], lines: dict[KeyPath, int]) -> Iterator[Problem]:
     """Fields of the base that are wrong by themselves. Impossible combinations are the matrix's to report."""
+    if "seed" in base:
+        yield Problem(
+            "base.seed", "seeds are not part of the base: use seeds", base["seed"], _line(lines, ("base", "seed"))
+        )
     try:
         TrialConfig.model_validate(base)
     except ValidationError as error:
@@ -269,7 +289,7 @@ def _base_problems(base: dict[str, Any], lines: dict[KeyPath, int]) -> Iterator[
             if detail["type"] == IMPOSSIBLE:
                 continue
             path = ".".join(map(str, detail["loc"]))
-            line = _line(lines, ("base", *detail["loc"])) or _line(lines, ("base", path))
+            line = _line(lines, ("base", *detail["loc"]))
             if detail["type"] == "extra_forbidden":
                 yield Problem(f"base.{path}", f"unknown key; {nearest(path, leaf_paths())}", line=line)
             else:

@@ -54,14 +54,19 @@ def load_yaml(path: Path) -> tuple[Any, dict[KeyPath, int]]:
             return (None if node is None else loader.construct_document(node)), lines
         finally:
             loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else None
-        raise StudyError([Problem("YAML", error.problem or "cannot be parsed", line=line)], str(path)) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else None
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise StudyError([Problem("YAML", what, line=line)], str(path)) from error
 
 
 def parse_scalar(text: str) -> Any:
-    """A value as it would be read from a study file; used for values on the command line."""
-    return yaml.load(text, Loader=_Loader)
+    """A value as it would be read from a study file; used for values on the command line. Raises ValueError."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError("not a YAML value (quote it?)") from error
 
 
 def _note_lines(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], problems: list[Problem]) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.special import stdtrit
 
-from gatelab.results.frames import OUTCOMES, SUMMARY, axes_of
+from gatelab.results.frames import AXIS, OUTCOMES, SUMMARY, axes_of
 
 DEFAULT_METRIC = "validation/loss"
 UNFINISHED = ("running", "interrupted", "waiting")
@@ -139,7 +139,7 @@ def _row(
     speeds = [speed for trial in members if (speed := trial["train/mean_tokens_per_second"]) is not None]
     return ComparisonRow(
         variant=variant,
-        levels={axis: first[axis] for axis in axes},
+        levels={axis: first[AXIS + axis] for axis in axes},
         baseline=baseline,
         value=t_interval(list(values[variant].values())),
         delta=delta,

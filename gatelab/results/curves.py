@@ -1,5 +1,6 @@
 """Curves over training: a line for each variant, a band over its seeds, and the paired difference to the baseline."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,7 +42,9 @@ def plot_curves(metrics: pa.Table, metric: str, variants: Mapping[str, str | Non
     if not rows.num_rows:
         known = sorted(of_model["name"].unique().to_pylist())
         raise ValueError(f"metric {metric!r} was not recorded (there are: {', '.join(known) or 'none yet'})")
-    curves = {variant: _by_seed(rows.filter(pc.equal(rows["variant"], variant))) for variant in variants}
+    last, points = pc.max(rows["step"]).as_py(), pc.count_distinct(rows["step"]).as_py()
+    span = math.ceil(last / SPANS) if points > SPANS else 1
+    curves = {variant: _by_seed(rows.filter(pc.equal(rows["variant"], variant)), span, last) for variant in variants}
     differences = {
         variant: _differences(curves[variant], curves[baseline])
         for variant, baseline in variants.items()
@@ -83,26 +86,28 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def _by_seed(rows: pa.Table) -> dict[int, Curve]:
-    """The curve of each seed."""
+def _by_seed(rows: pa.Table, span: int, last: int) -> dict[int, Curve]:
+    """The curve of each seed, averaged over spans of steps."""
     curves = {}
     for seed in sorted(pc.unique(rows["seed"]).to_pylist()):
         mine = rows.filter(pc.equal(rows["seed"], seed))
         steps, values = mine["step"].to_numpy(), mine["value"].to_numpy()
         finite = np.isfinite(values)
         if finite.any():
-            curves[seed] = _average_spans(steps[finite], values[finite])
+            curves[seed] = _average(steps[finite], values[finite], span, last)
     return curves
 
 
-def _average_spans(steps: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> Curve:
-    if len(steps) <= SPANS:
+def _average(steps: npt.NDArray[np.int64], values: npt.NDArray[np.float64], span: int, last: int) -> Curve:
+    """Means over spans. A span that a trial has not finished yet is left out: others have more of it."""
+    if span == 1:
         return steps, values
-    width = int(np.ceil(steps[-1] / SPANS))
-    span = (steps - 1) // width
-    counts = np.bincount(span)
-    means = np.bincount(span, values)[counts > 0] / counts[counts > 0]
-    return (np.flatnonzero(counts) + 1) * width, means
+    index = (steps - 1) // span
+    counts = np.bincount(index)
+    ends = np.minimum((np.flatnonzero(counts) + 1) * span, last)
+    means = np.bincount(index, values)[counts > 0] / counts[counts > 0]
+    over = ends <= steps[-1]
+    return ends[over], means[over]
 
 
 def _differences(own: dict[int, Curve], baseline: dict[int, Curve]) -> dict[int, Curve]:

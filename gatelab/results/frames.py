@@ -31,6 +31,9 @@ OUTCOMES = ("finished", "diverged", "failed", "running", "interrupted", "waiting
 """interrupted: begun, and nobody is at work on it; it goes on from its checkpoint when the study is run again."""
 
 
+AXIS = "axis/"
+"""Begins the column of an axis in `runs`."""
+
 SUMMED_UP = ("finished", "diverged")
 """Outcomes with summary metrics."""
 
@@ -52,7 +55,7 @@ def runs_schema(axes: list[str]) -> pa.Schema:
             ("parameters", pa.int64()),
             ("added_parameters", pa.int64()),  # over the baseline
             ("flops_per_token", pa.int64()),  # to train on a token
-            *((axis, pa.utf8()) for axis in axes),  # its level; null: makes no difference to this variant
+            *((AXIS + axis, pa.utf8()) for axis in axes),  # its level; null: makes no difference to this variant
             *((name, pa.float64()) for name in SUMMARY),
             *((name, pa.utf8()) for name in PROVENANCE),
         ]
@@ -60,9 +63,8 @@ def runs_schema(axes: list[str]) -> pa.Schema:
 
 
 def axes_of(runs: pa.Table) -> tuple[str, ...]:
-    """The axes of a `runs` frame: the columns that are in no other study's."""
-    common = set(runs_schema([]).names)
-    return tuple(name for name in runs.column_names if name not in common)
+    """The axes of a `runs` frame."""
+    return tuple(name.removeprefix(AXIS) for name in runs.column_names if name.startswith(AXIS))
 
 
 def run_row(
@@ -85,7 +87,7 @@ def run_row(
         "parameters": variant["parameters"],
         "added_parameters": variant["added_parameters"],
         "flops_per_token": variant["flops_per_token"],
-        **{axis: variant["levels"].get(axis) for axis in record["axes"]},
+        **{AXIS + axis: variant["levels"].get(axis) for axis in record["axes"]},
         **{name: metrics.get(name) for name in SUMMARY},
         **{name: origin.get(name) or None for name in PROVENANCE},
     }

@@ -110,9 +110,8 @@ class JournalTail:
         batches = []
         with pa.OSFile(str(path)) as file:
             file.seek(self._offsets.get(path, 0))
-            while (message := _next_message(file)) is not None:
-                if message.type == "record batch":
-                    batches.append(pa.ipc.read_record_batch(message, SCHEMA))
+            while (batch := _next_batch(file)) is not None:
+                batches.append(batch)
                 self._offsets[path] = file.tell()
         return batches
 
@@ -122,9 +121,12 @@ def read_journal(folder: Path) -> pa.Table:
     return JournalTail(folder).read()
 
 
-def _next_message(file: pa.NativeFile) -> pa.ipc.Message | None:
-    """The next whole message of a stream; None at its end or where it is torn."""
+def _next_batch(file: pa.NativeFile) -> pa.RecordBatch | None:
+    """The next whole batch of a stream; None at its end or where it is torn."""
     try:
-        return pa.ipc.read_message(file)
+        message = pa.ipc.read_message(file)
+        if message.type == "schema":
+            message = pa.ipc.read_message(file)
+        return pa.ipc.read_record_batch(message, SCHEMA)
     except (EOFError, OSError, pa.ArrowInvalid):
         return None

@@ -15,7 +15,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
 from gatelab.results.folders import RunsFolder, read_json
-from gatelab.results.frames import SUMMARY, provenance, trial_state
+from gatelab.results.frames import SUMMARY, SUMMED_UP, provenance, trial_state
 from gatelab.results.journal import SCHEMA, JournalTail
 from gatelab.results.tracking import Run, RunIndex
 
@@ -80,14 +80,13 @@ class Mirror:
         tail = self._tails.setdefault(trial_id, JournalTail(files.journal))
         rows = pa.concat_tables([self._held.get(trial_id, SCHEMA.empty_table()), tail.read()])
         span = max(1, math.ceil(self._record["variants"][trial["variant"]]["steps"] / BUCKETS))
-        last = int(rows["step"][-1].as_py()) if len(rows) else run.mirrored
+        last = int(rows["step"][-1].as_py()) if len(rows) else max(run.mirrored, 0)
         upto = last if over else last // span * span
         steps = rows["step"].to_numpy()
         self._held[trial_id] = rows.slice(int(np.searchsorted(steps, upto, side="right")))
         sent = self._send(index.client, run, rows.slice(0, len(rows) - len(self._held[trial_id])), span, upto)
-        if run.tags.get("gatelab.outcome") != outcome["status"]:
-            self._set_outcome(index.client, run, {"step": last, **outcome}, over)
-        if over:
+        self._update(index.client, run, {"step": last, **outcome}, provenance(files))
+        if outcome["status"] in SUMMED_UP:  # one that failed may be tried again
             self._done.add(trial_id)
             del self._tails[trial_id], self._held[trial_id]
         return sent
@@ -128,30 +127,34 @@ class Mirror:
         for start in range(0, len(metrics), BATCH):
             client.log_batch(run.run_id, metrics=metrics[start : start + BATCH])
         if upto > run.mirrored:
-            run.tags |= {"gatelab.mirrored": str(upto), "gatelab.step": str(upto)}
-            client.log_batch(run.run_id, tags=[RunTag(key, str(upto)) for key in ("gatelab.mirrored", "gatelab.step")])
+            run.tags["gatelab.mirrored"] = str(upto)
+            client.set_tag(run.run_id, "gatelab.mirrored", str(upto))
         return len(metrics)
 
-    def _set_outcome(self, client: MlflowClient, run: Run, outcome: Mapping[str, Any], over: bool) -> None:
+    def _update(self, client: MlflowClient, run: Run, outcome: Mapping[str, Any], origin: Mapping[str, str]) -> None:
+        """Bring what a run says of its trial up to date."""
+        status = outcome["status"]
+        tags = {
+            "gatelab.outcome": status,
+            "gatelab.reason": str(outcome.get("reason", ""))[:8000],
+            "gatelab.step": str(outcome["step"]),
+            "gatelab.provenance": json.dumps(origin),
+        }
+        changed = {name: value for name, value in tags.items() if run.tags.get(name) != value}
+        if not changed:
+            return
         now = int(outcome.get("ended", 0) * 1000)
         metrics = [
             Metric(name, value, now, outcome["step"])
             for name, value in outcome.get("metrics", {}).items()
             if name in SUMMARY and not name.startswith("validation/")  # which the journal has, at its last step
         ]
-        tags = {
-            "gatelab.outcome": outcome["status"],
-            "gatelab.reason": str(outcome.get("reason", ""))[:8000],
-            "gatelab.step": str(outcome["step"]),
-            "gatelab.provenance": json.dumps(provenance(self._folder.trial(run.tags["gatelab.trial"]))),
-        }
-        client.log_batch(run.run_id, metrics=metrics, tags=[RunTag(*item) for item in tags.items()])
-        if over:
-            status = "FAILED" if outcome["status"] == "failed" else "FINISHED"
-            client.set_terminated(run.run_id, status, end_time=now)
-        else:
-            client.update_run(run.run_id, "RUNNING" if outcome["status"] == "running" else "KILLED")
-        run.tags |= tags
+        client.log_batch(run.run_id, metrics=metrics, tags=[RunTag(*item) for item in changed.items()])
+        if "gatelab.outcome" in changed and status in OVER:
+            client.set_terminated(run.run_id, "FAILED" if status == "failed" else "FINISHED", end_time=now)
+        elif "gatelab.outcome" in changed:
+            client.update_run(run.run_id, "RUNNING" if status == "running" else "KILLED")
+        run.tags |= changed
 
 
 def thin(rows: pa.Table, span: int) -> list[Metric]:

@@ -60,7 +60,7 @@ def comparison_grid(comparison: Comparison) -> Grid:
         names = [row.levels[axis] or "–" for axis in shown_axes] or [row.variant]
         rows.append((*names, *_cells(row)))
     notes = [
-        "Mean over seeds, lowest first; Δ: mean of the differences to the baseline at equal seeds, with Student's "
+        "Mean over seeds, best first; Δ: mean of the differences to the baseline at equal seeds, with Student's "
         "t-interval. * best mean."
     ]
     if any(row.value.n == 1 for row in comparison.rows):
@@ -139,7 +139,7 @@ def to_latex(grid: Grid) -> str:
                 *rows,
                 r"  \bottomrule",
                 r"\end{tabular}",
-                *(f"% {note}" for note in grid.notes),
+                *(f"% {text}" for note in grid.notes for text in note.splitlines()),
             ]
         )
         + "\n"

@@ -41,14 +41,22 @@ class Skipped:
 def read_corpus(config: DataConfig, skipped: Callable[[Skipped], None]) -> Iterator[Document]:
     """The documents of a source, in a fixed order. Raises DataError if there are none."""
     empty = True
-    for document in _documents(config, skipped):
+    first: list[Skipped] = []
+
+    def skip(entry: Skipped) -> None:
+        if not first:
+            first.append(entry)
+        skipped(entry)
+
+    for document in _documents(config, skip):
         if document.text:
             empty = False
             yield document
         else:
-            skipped(Skipped(document.name, "empty"))
+            skip(Skipped(document.name, "empty"))
     if empty:
-        raise DataError(f"data.source {config.source!r} holds no text")
+        why = f" (skipped {first[0].name}: {first[0].reason})" if first else ""
+        raise DataError(f"data.source {config.source!r} holds no text{why}")
 
 
 def source_digest(config: DataConfig) -> str:
@@ -128,18 +136,27 @@ def _stdlib_files(skipped: Callable[[Skipped], None]) -> list[tuple[str, Path]]:
 
 
 def _json_lines(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            if line.isspace():
+                continue
             try:
                 yield json.loads(line)
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path}:{number}: not UTF-8 text") from error
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}:{number}: not JSON ({error.msg})") from error
 
 
 def _parquet_rows(path: Path, field: str) -> Iterator[Any]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    try:
+        opened = pq.ParquetFile(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: not a Parquet file ({error})") from error
+    with opened as file:
         if field not in file.schema_arrow.names:
             raise DataError(
                 f"{path}: no column {field!r} (data.text_field); it has {', '.join(file.schema_arrow.names)}"

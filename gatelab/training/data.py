@@ -189,8 +189,12 @@ def prepare(config: DataConfig, root: Path, identity: str | None = None) -> Data
         if not (folder / "manifest.json").exists():
             building = Path(tempfile.mkdtemp(prefix=f"{identity[:12]}-", suffix=".tmp", dir=root))
             try:
+                building.chmod(0o755)  # others on a shared disk may read it
                 _build(config, identity, building)
+                for path in building.iterdir():
+                    _sync(path)
                 building.rename(folder)
+                _sync(root)
             finally:
                 shutil.rmtree(building, ignore_errors=True)
     return Dataset(folder)
@@ -239,22 +243,29 @@ def _part_of_only_document(document: Document, fraction: float, validation: bool
     return Document(document.name, document.text[cut:] if validation else document.text[:cut])
 
 
+def _sync(path: Path) -> None:
+    """Return when a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _write_tokens(
     documents: Iterator[Document], tokenizer: Tokenizer, folder: Path, part: str, dtype: str
 ) -> SplitCounts:
     number_of_documents = size = total = 0
-    shard, shard_tokens, file = 0, 0, (folder / f"{part}-000.bin").open("wb")
+    shard, shard_tokens, file = 0, 0, (folder / f"{part}-000000.bin").open("wb")
     for document in documents:
         if shard_tokens >= SHARD_TOKENS:
             file.close()
             shard, shard_tokens = shard + 1, 0
-            file = (folder / f"{part}-{shard:03d}.bin").open("wb")
+            file = (folder / f"{part}-{shard:06d}.bin").open("wb")
         tokens = tokenizer.encode(document.text)
         file.write(tokens.astype(dtype).tobytes())
         number_of_documents += 1
         size += len(document.text.encode())
         total, shard_tokens = total + len(tokens), shard_tokens + len(tokens)
-    file.flush()
-    os.fsync(file.fileno())
     file.close()
     return SplitCounts(number_of_documents, size, total)

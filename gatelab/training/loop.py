@@ -102,11 +102,11 @@ class _Run:
             if not evaluate and self.step % self.training.log_every:
                 continue
             reason = self._look(time.perf_counter() - looked_at)
+            if not reason and evaluate:
+                reason = self._evaluate()
             if reason:
                 self.recorder.commit()
                 return Outcome("diverged", self.step, self.metrics, reason)
-            if evaluate:
-                self._evaluate()
             self.recorder.flush()
             last = self.step == self.training.steps
             stop = not last and should_stop()
@@ -160,7 +160,8 @@ class _Run:
             return f"the training loss averaged {mean:.3g} over steps {first}-{self.step}, above its bound {bound:.3g}"
         return ""
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> str:
+        """Record the validation metrics; the reason if they show that training has diverged, else ''."""
         metrics = validation_metrics(
             self.learner.model,
             self.windows,
@@ -173,6 +174,8 @@ class _Run:
         self.recorder.record(self.step, metrics)
         for layer, norm in enumerate(self.learner.layer_gradient_norms()):
             self.recorder.record(self.step, {"gradient_norm": norm}, layer)
+        loss = metrics["validation/loss"]
+        return "" if math.isfinite(loss) else f"the validation loss was {loss} at step {self.step}"
 
     def _save(self) -> None:
         # First the journal: a checkpoint must never be ahead of the record of how it was reached.

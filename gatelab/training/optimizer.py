@@ -29,6 +29,6 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     start = warmup if schedule.kind == "cosine" else steps - round(schedule.decay * steps)
     if schedule.kind == "constant" or step < start:
         return peak
-    progress = (step - start) / max(1, steps - 1 - start)
+    progress = (step - start) / (steps - 1 - start) if start < steps - 1 else 1.0
     left = (1 + math.cos(math.pi * progress)) / 2 if schedule.kind == "cosine" else 1 - progress
     return peak * (schedule.final + (1 - schedule.final) * left)

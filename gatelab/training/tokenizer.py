@@ -51,6 +51,8 @@ class FileTokenizer:
 
         self._content = content
         self._tokenizer = tokenizers.Tokenizer.from_str(content)
+        self._tokenizer.no_truncation()  # files often carry the limits of some model
+        self._tokenizer.no_padding()
         self.vocab_size, self._separator = _vocabulary(content)
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
