@@ -70,7 +70,7 @@ def run(
         try:
             with LiveView() as view:
                 progress = driver.run_study(matrix, folder, options, view)
-        except driver.Busy as error:
+        except driver.CannotRun as error:
             fail(str(error), error)
         except ConnectionError as error:
             fail(f"--address {address}: {error}", error)

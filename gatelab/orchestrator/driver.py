@@ -30,8 +30,8 @@ POLL_SECONDS = 0.5  # between two looks at the journals, for the display
 STOP_SECONDS = 60.0  # for trials to reach a checkpoint after an interrupt
 
 
-class Busy(RuntimeError):
-    """Another process is running this study."""
+class CannotRun(RuntimeError):
+    """The study is sound, but it cannot be run here and now; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def run_study(
     """Run what is not over yet of a study, and bring MLflow up to date.
 
     An interrupt (KeyboardInterrupt) lets running trials write a checkpoint and then returns; a second one returns
-    at once. Raises Busy if the study is being run already, DataError if its data cannot be used.
+    at once. Raises CannotRun if the study is being run already or no GPU is there, DataError if its data cannot be
+    used.
     """
     study = folder.study(matrix.plan.study.name)
     study.path.mkdir(parents=True, exist_ok=True)
@@ -119,7 +120,9 @@ def run_study(
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        raise Busy(f"study {matrix.plan.study.name!r} is being run by another process ({lock.lock_file})") from error
+        raise CannotRun(
+            f"study {matrix.plan.study.name!r} is being run by another process ({lock.lock_file})"
+        ) from error
     try:
         progress = Progress({trial.id: _known_state(folder, trial) for trial in matrix.trials})
         pending = [entry.trial for entry in progress.trials.values() if entry.state == "waiting"]
@@ -187,6 +190,34 @@ def _task(
     )
 
 
+@dataclass(frozen=True)
+class _Share:
+    """What each worker gets of a cluster."""
+
+    concurrency: int
+    threads: int
+    cpus: float  # below 1 where there are more trials at a time than cores
+    gpus: float
+
+
+def _share(options: Options, matrix_size: int) -> _Share:
+    """Divide the cluster among trials. Raises CannotRun if it has nowhere for one to run."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    cores = sum(node.get("CPU", 0.0) for node in nodes)
+    wanted = (1.0 if gpus else 0.0) if options.gpus_per_trial is None else options.gpus_per_trial
+    if wanted and not gpus:
+        raise CannotRun(f"--gpus-per-trial {wanted:g}: this Ray has no GPUs")
+    fitting = int(gpus / wanted + 1e-9) if wanted else int(cores)
+    # From the whole matrix, not from what is left of it: a study that is resumed runs with as many threads.
+    concurrency = options.concurrency or max(1, min(fitting, matrix_size))
+    if wanted:
+        concurrency = min(concurrency, fitting)
+    most = max(node.get("CPU", 0.0) for node in nodes)  # a trial runs on one node
+    threads = max(1, int(min(cores / concurrency, most)))
+    return _Share(concurrency, threads, min(float(threads), cores / concurrency), wanted)
+
+
 @contextmanager
 def _ray(address: str | None) -> Iterator[None]:
     """The Ray that this process has, or a connection to a cluster, or one of our own for as long as it is needed."""
@@ -226,14 +257,8 @@ class _Driver:
         self.tasks: dict[Any, Trial] = {}
         self.idle: list[Any] = []
         self.tails: dict[str, JournalTail] = {}
-        resources = ray.cluster_resources()
-        gpus, cores = resources.get("GPU", 0.0), int(resources.get("CPU", 1))
-        self.gpus_per_trial = (1.0 if gpus else 0.0) if options.gpus_per_trial is None else options.gpus_per_trial
-        fitting = int(gpus / self.gpus_per_trial) if self.gpus_per_trial else cores
-        # From the whole matrix, not from what is left of it: a study that is resumed runs with as many threads.
-        self.concurrency = options.concurrency or max(1, min(fitting, matrix_size))
-        self.threads = max(1, cores // self.concurrency)
-        progress.concurrency = self.concurrency
+        self.share = _share(options, matrix_size)
+        progress.concurrency = self.share.concurrency
 
     def run(self) -> None:
         """Run all pending trials."""
@@ -246,7 +271,7 @@ class _Driver:
             self.stop_file.unlink(missing_ok=True)
 
     def _loop(self) -> None:
-        for _ in range(min(self.concurrency, len(self.pending))):
+        for _ in range(min(self.share.concurrency, len(self.pending))):
             self.idle.append(self._new_worker())
         while self.pending or self.tasks:
             while self.pending and self.idle:
@@ -254,8 +279,8 @@ class _Driver:
             self._wait()
 
     def _new_worker(self) -> Any:
-        remote = ray.remote(TrialWorker).options(num_cpus=self.threads, num_gpus=self.gpus_per_trial)
-        return remote.remote(self.threads)
+        remote = ray.remote(TrialWorker).options(num_cpus=self.share.cpus, num_gpus=self.share.gpus)
+        return remote.remote(self.share.threads)
 
     def _dispatch(self, trial: Trial, worker: Any) -> None:
         identity, seconds = self.identities[trial.id], self.options.checkpoint_seconds

@@ -48,7 +48,7 @@ class MirrorThread:
                 mirror.sync()
                 self.problem = ""
             except Exception as error:  # whatever a store or its network may raise
-                self.problem = f"MLflow is not up to date: {str(error).splitlines()[0]}"
+                self.problem = f"MLflow is not up to date: {(str(error) or repr(error)).splitlines()[0]}"
                 logger.warning("%s", self.problem, exc_info=True)
             if last:
                 return

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from gatelab.ablations.matrix import Matrix
-from gatelab.orchestrator.driver import Busy, Options, Progress, run_here, run_study
+from gatelab.orchestrator.driver import CannotRun, Options, Progress, run_here, run_study
 from gatelab.results.comparison import compare
 from gatelab.results.folders import RunsFolder, read_json
 from gatelab.results.frames import metrics_from_journals, runs_from_journals, runs_from_mlflow
@@ -160,7 +160,7 @@ def test_one_study_is_run_by_one_process(tiny_study: Build, tmp_path: Path) -> N
     """A second `run` of a study that is being run is refused, and says so."""
     folder = RunsFolder(tmp_path / "runs")
     folder.study("tiny").path.mkdir(parents=True)
-    with filelock.FileLock(folder.study("tiny").path / "lock"), pytest.raises(Busy, match="being run by another"):
+    with filelock.FileLock(folder.study("tiny").path / "lock"), pytest.raises(CannotRun, match="being run by another"):
         run_study(tiny_study(), folder, Options())
 
 
@@ -179,6 +179,18 @@ def test_cores_are_shared_out(tiny_study: Build, tmp_path: Path) -> None:
         folder = RunsFolder(tmp_path / str(concurrency))
         run_study(tiny_study(), folder, Options(concurrency=concurrency))
         assert set(runs_from_journals(folder, "tiny")["threads"].to_pylist()) == {threads}
+
+
+def test_more_trials_at_a_time_than_cores(tiny_study: Build, tmp_path: Path) -> None:
+    """Any --concurrency runs to the end: workers then share cores, and none waits for one that never comes."""
+    folder = RunsFolder(tmp_path / "runs")
+    assert counts(run_study(tiny_study(seeds=2), folder, Options(concurrency=3))) == {"finished": 4}
+
+
+def test_gpus_that_are_not_there_are_refused(tiny_study: Build, tmp_path: Path) -> None:
+    """Asking for a GPU where there is none is an error, not a study that waits for ever."""
+    with pytest.raises(CannotRun, match="--gpus-per-trial 1: this Ray has no GPUs"):
+        run_study(tiny_study(), RunsFolder(tmp_path / "runs"), Options(gpus_per_trial=1.0))
 
 
 def test_training_in_process_is_the_same_trial(tiny_study: Build, tmp_path: Path) -> None:
