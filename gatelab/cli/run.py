@@ -97,7 +97,8 @@ def _where(folder: RunsFolder, study: str, plots: list[Path], tracking_uri: str 
     if plots:
         console.print(f"plots    {escape(', '.join(map(str, plots)))}")
     console.print(f"Parquet  {escape(str(path / 'parquet'))}/runs.parquet, metrics.parquet, layers.parquet")
-    console.print(f"MLflow   {escape(tracking_uri or folder.tracking_uri)} (to look: gatelab ui)")
+    store = tracking_uri or f"{folder.tracking_uri} (to look: gatelab ui)"
+    console.print(f"MLflow   {escape(store)}")
 
 
 def train(
