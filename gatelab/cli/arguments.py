@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from gatelab.ablations.flags import study_from_flags
-from gatelab.ablations.study import StudyPlan
 from gatelab.results.folders import DEFAULT_ROOT
 
 StudyFile = Annotated[Path | None, typer.Argument(help="A study file (YAML).", show_default=False)]
@@ -33,19 +32,3 @@ def study_name(given: str) -> str:
     if given.endswith((".yaml", ".yml")):
         return study_from_flags(Path(given)).study.name
     return given
-
-
-def chosen_study(
-    path: Path | None,
-    preset: str | None,
-    axes: list[str],
-    sets: list[str],
-    seeds: str | None,
-    baseline: list[str],
-    match: str | None,
-    name: str | None,
-) -> StudyPlan:
-    """The study that `plan` and `run` are asked for."""
-    return study_from_flags(
-        path, preset=preset, axes=axes, sets=sets, seeds=seeds, baseline=baseline, match=match, name=name
-    )

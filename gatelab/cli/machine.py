@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from gatelab.ablations.flags import study_from_flags
 from gatelab.cli import arguments as args
 from gatelab.cli.console import console, fail, print_grid, print_json, reporting_errors
 from gatelab.results.folders import RunsFolder
@@ -60,7 +61,7 @@ def data(
     from gatelab.orchestrator import planning
 
     with reporting_errors():
-        plan = args.chosen_study(study, preset, [], set_, None, [], None, None)
+        plan = study_from_flags(study, preset=preset, sets=set_)
         manifests = planning.prepare_study(plan, RunsFolder(runs))
     if json:
         print_json([asdict(manifest) for manifest in manifests])

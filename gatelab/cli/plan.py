@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from gatelab.ablations.flags import study_from_flags
 from gatelab.ablations.matrix import Matrix
 from gatelab.cli import arguments as args
 from gatelab.cli.console import console, duration, plural, print_grid, print_json, quantity, reporting_errors
@@ -37,7 +38,10 @@ def plan(
     from gatelab.orchestrator import planning
 
     with reporting_errors():
-        matrix = planning.plan_study(args.chosen_study(study, preset, axis, set_, seeds, baseline, match, name))
+        asked = study_from_flags(
+            study, preset=preset, axes=axis, sets=set_, seeds=seeds, baseline=baseline, match=match, name=name
+        )
+        matrix = planning.plan_study(asked)
         cost = planning.estimate(matrix, RunsFolder(runs)) if estimate else None
     if json:
         print_json(_as_json(matrix, cost))

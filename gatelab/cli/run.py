@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from gatelab.ablations.flags import study_from_flags
 from gatelab.cli import arguments as args
 from gatelab.cli.console import (
     DONE,
@@ -57,7 +58,9 @@ def run(
     folder = RunsFolder(runs)
     options = driver.Options(concurrency, gpus_per_trial, address, tracking_uri, retries, checkpoint_seconds)
     with reporting_errors():
-        plan = args.chosen_study(study, preset, axis, set_, seeds, baseline, match, name)
+        plan = study_from_flags(
+            study, preset=preset, axes=axis, sets=set_, seeds=seeds, baseline=baseline, match=match, name=name
+        )
         matrix = planning.plan_study(plan)
         if plan.study.budget.hours is not None:
             planning.estimate(matrix, folder, concurrency)  # refuses what exceeds the budget
@@ -123,7 +126,7 @@ def train(
 
     folder = RunsFolder(runs)
     with reporting_errors():
-        plan = args.chosen_study(study, preset, axis, set_, str(seed) + ",", [], None, None)
+        plan = study_from_flags(study, preset=preset, axes=axis, sets=set_, seeds=f"{seed},")
         matrix = planning.plan_study(plan)
         labels = [entry.label for entry in matrix.variants]
         label = variant or labels[0]

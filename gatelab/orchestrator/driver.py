@@ -332,8 +332,8 @@ class _Driver:
     def _look(self) -> None:
         """Bring the running trials' progress up to date from their journals, and show it."""
         for entry in self.progress.running:
-            rows = self.tails[entry.trial.id].read() if self._has_journal(entry.trial) else None
-            if rows:
+            rows = self.tails[entry.trial.id].read()
+            if len(rows):
                 names, values = rows["name"].to_pylist(), rows["value"].to_pylist()
                 latest = dict(zip(names, values, strict=True))
                 entry.step = rows["step"][-1].as_py()
@@ -341,9 +341,6 @@ class _Driver:
                 entry.tokens_per_second = latest.get("train/tokens_per_second", entry.tokens_per_second)
         self.progress.mirror_problem = self.mirror.problem
         self.show(self.progress)
-
-    def _has_journal(self, trial: Trial) -> bool:
-        return self.folder.trial(trial.id).journal.exists()
 
     def _stop(self) -> None:
         """Let running trials write a checkpoint, and wait for them."""

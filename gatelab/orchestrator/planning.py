@@ -43,7 +43,6 @@ class Estimate:
 
     device: str
     concurrency: int
-    flops_per_second: float | None  # of one trial, as measured here; None if nothing could be measured
     reason: str  # why nothing could be measured
     seconds: dict[str, float]  # variant -> of one trial
     total_seconds: float | None  # of all trials that are still to run, `concurrency` at a time
@@ -83,7 +82,6 @@ def estimate(matrix: Matrix, folder: RunsFolder, concurrency: int | None = None)
     return Estimate(
         device=name,
         concurrency=concurrency,
-        flops_per_second=speed,
         reason=reason,
         seconds=seconds,
         total_seconds=None if total is None else total / concurrency,

@@ -20,8 +20,11 @@ def export_study(folder: RunsFolder, study: str, target: Path) -> list[Path]:
 
     Each file's metadata says which study, code and data its numbers come from.
     """
-    runs = runs_from_journals(folder, study)
-    metrics = metrics_from_journals(folder, study)
+    return export_frames(runs_from_journals(folder, study), metrics_from_journals(folder, study), target)
+
+
+def export_frames(runs: pa.Table, metrics: pa.Table, target: Path) -> list[Path]:
+    """Write a study's `runs` and all its values in long form. See `export_study`."""
     of_model = pc.is_null(metrics["layer"])
     frames = {
         "runs": runs,

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from gatelab.results.comparison import DEFAULT_METRIC, Comparison, compare
 from gatelab.results.curves import plot_curves, save_figure
-from gatelab.results.export import export_study
+from gatelab.results.export import export_frames
 from gatelab.results.folders import RunsFolder
 from gatelab.results.frames import metrics_from_journals, runs_from_journals
 from gatelab.results.tables import comparison_csv, comparison_grid, comparison_json, to_latex, to_markdown
@@ -33,16 +33,16 @@ class Published:
 def publish(folder: RunsFolder, study: str) -> Published:
     """Write a study's comparison, curves and Parquet files into its folder. Raises NotFound."""
     target = folder.study(study).path
-    comparison = compare(runs_from_journals(folder, study))
+    runs, metrics = runs_from_journals(folder, study), metrics_from_journals(folder, study)
+    comparison = compare(runs)
     tables = []
     for suffix, render in FORMATS.items():
         path = target / f"comparison.{suffix}"
         path.write_text(render(comparison), encoding="utf-8")
         tables.append(path)
-    metrics = metrics_from_journals(folder, study)
     evaluated = DEFAULT_METRIC in metrics["name"].unique().to_pylist()  # not so if it was interrupted early
     plots = _draw(metrics, comparison, DEFAULT_METRIC, target) if evaluated else []
-    return Published(comparison, tables, plots, export_study(folder, study, target / "parquet"))
+    return Published(comparison, tables, plots, export_frames(runs, metrics, target / "parquet"))
 
 
 def write_curves(folder: RunsFolder, study: str, metric: str, target: Path) -> list[Path]:

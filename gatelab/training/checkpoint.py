@@ -7,13 +7,14 @@ Both appear by rename, after fsync. The newest two are kept, so that one can be 
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from gatelab.training.durable import sync
 
 KEPT = 2
 
@@ -75,13 +76,7 @@ def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.opti
 def _write(path: Path, content: bytes) -> None:
     """Make `path` hold `content`, durably and at once."""
     temporary = path.with_suffix(path.suffix + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary.write_bytes(content)
+    sync(temporary)
     temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync(path.parent)

@@ -6,7 +6,6 @@ pure function of the seed and the step.
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -28,12 +27,11 @@ from gatelab.training.corpus import (
     source_digest,
     validation_names,
 )
+from gatelab.training.durable import sync
 from gatelab.training.tokenizer import Tokenizer, load_tokenizer, tokenizer_digest
 
 PREPARATION_VERSION = 1  # part of the data's identity: raise it when equal text would give other tokens
 SHARD_TOKENS = 1 << 27
-
-Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
@@ -192,9 +190,9 @@ def prepare(config: DataConfig, root: Path, identity: str | None = None) -> Data
                 building.chmod(0o755)  # others on a shared disk may read it
                 _build(config, identity, building)
                 for path in building.iterdir():
-                    _sync(path)
+                    sync(path)
                 building.rename(folder)
-                _sync(root)
+                sync(root)
             finally:
                 shutil.rmtree(building, ignore_errors=True)
     return Dataset(folder)
@@ -241,15 +239,6 @@ def _part_of_only_document(document: Document, fraction: float, validation: bool
     """A corpus of a single document is cut: its tail is held out."""
     cut = round(len(document.text) * (1 - fraction))
     return Document(document.name, document.text[cut:] if validation else document.text[:cut])
-
-
-def _sync(path: Path) -> None:
-    """Return when a file, or the names in a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_tokens(
