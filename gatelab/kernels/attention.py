@@ -6,8 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gatelab.kernels import reference, sdpa
-from gatelab.kernels.gate import ACTIVATIONS, COMBINATIONS
+from gatelab.kernels import chunked, composite, fused, reference
+from gatelab.kernels.modulation import check_gate
+from gatelab.kernels.requirements import capability, fuses, interpreted, triton_missing
+
+SIXTEEN_BITS = (torch.bfloat16, torch.float16)
+PROBABILITIES_LIMIT = 256 * 2**20  # bytes that one call of the chunked backend may keep for its backward
 
 
 @dataclass(frozen=True)
@@ -16,13 +20,16 @@ class Case:
 
     device: str  # "cpu" | "cuda"
     dtype: torch.dtype
+    batch: int
     query_length: int
     key_length: int
     query_heads: int
     kv_heads: int
     head_dim: int
-    gated: bool
-    causal: bool
+    causal: bool = True
+    activation: str | None = "sigmoid"  # None: ungated
+    packed: bool = False
+    capability: tuple[int, int] | None = None  # compute capability of a CUDA device
 
 
 @dataclass(frozen=True)
@@ -31,11 +38,60 @@ class Backend:
 
     name: str
     what: str
-    run: Callable[[Tensor, Tensor, Tensor, Tensor | None, str, str, bool, float | None], Tensor]
+    run: Callable[[Tensor, Tensor, Tensor, Tensor | None, str, str, bool, float | None, Tensor | None], Tensor]
     refusal: Callable[[Case], str | None]  # why it cannot do a case, or None
+    reluctance: Callable[[Case], str | None] = lambda case: None  # why "auto" passes it over where it could, or None
 
 
-def _sdpa_refusal(case: Case) -> str | None:
+def _triton_refusal(case: Case) -> str | None:
+    if reason := triton_missing():
+        return reason
+    if case.device != "cuda" and not interpreted():
+        return "Triton needs a CUDA device"
+    if case.capability is not None and case.capability < (8, 0):
+        return f"it needs compute capability 8.0 (this is {case.capability[0]}.{case.capability[1]})"
+    if case.dtype not in (*SIXTEEN_BITS, torch.float32):
+        return f"it computes in bfloat16, float16 and float32 (got {_name(case.dtype)})"
+    if case.head_dim > 256:
+        return f"its head dimension ends at 256 (got {case.head_dim})"
+    if case.activation is not None and not fuses(case.activation):
+        return f"the activation {case.activation!r} is not written in Triton"
+    return None
+
+
+def _triton_reluctance(case: Case) -> str | None:
+    if case.device != "cuda":
+        return "on a CPU it runs in Triton's interpreter"
+    if case.dtype == torch.float32:
+        return "in float32 it uses no tensor cores"
+    return None
+
+
+def _flash_refusal(case: Case) -> str | None:
+    if case.capability is None:
+        return "flash-attn needs a CUDA device"
+    if composite.flash_package(case.capability) is None:
+        return f"no flash-attn package for compute capability {case.capability[0]}.{case.capability[1]} is installed"
+    return _half_refusal(case, 256)
+
+
+def _cudnn_refusal(case: Case) -> str | None:
+    if case.capability is None:
+        return "cuDNN needs a CUDA device"
+    if case.capability < (8, 0):
+        return f"it needs compute capability 8.0 (this is {case.capability[0]}.{case.capability[1]})"
+    return _half_refusal(case, 128) or _alignment_refusal(case)
+
+
+def _half_refusal(case: Case, widest: int) -> str | None:
+    if case.dtype not in SIXTEEN_BITS:
+        return f"it computes in bfloat16 and float16 (got {_name(case.dtype)})"
+    if case.head_dim % 8 or case.head_dim > widest:
+        return f"its head dimension is a multiple of 8 up to {widest} (got {case.head_dim})"
+    return None
+
+
+def _alignment_refusal(case: Case) -> str | None:
     if case.causal and case.query_length != case.key_length:
         return (
             "its causal mask is aligned to the first key, so it needs as many queries as keys "
@@ -44,11 +100,51 @@ def _sdpa_refusal(case: Case) -> str | None:
     return None
 
 
-# In order of preference: "auto" takes the first that can do the case.
+def _chunked_refusal(case: Case) -> str | None:
+    return "it is made for the CPU" if case.device != "cpu" else None
+
+
+def _chunked_reluctance(case: Case) -> str | None:
+    if case.dtype not in (torch.float32, torch.bfloat16):
+        return f"it was measured in float32 and bfloat16 (this is {_name(case.dtype)})"
+    pays = case.causal and 256 <= case.query_length <= 1024
+    if case.dtype == torch.float32 and not pays and _alignment_refusal(case) is None:
+        return "in float32 it is faster for causal sequences of 256 to 1,024 tokens only"
+    kept = case.dtype.itemsize * sum(
+        chunked.probabilities_sizes(
+            case.batch, case.query_length, case.key_length, case.query_heads, case.causal, case.dtype
+        )
+    )
+    if kept > PROBABILITIES_LIMIT:
+        return f"it would keep {kept / 2**20:,.0f} MiB for the backward (limit {PROBABILITIES_LIMIT / 2**20:.0f} MiB)"
+    return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# In order of preference: "auto" takes the first that can do the case and is not reluctant.
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("sdpa", "torch's fused attention, then the gate", sdpa.attention, _sdpa_refusal),
+        Backend("triton", "attention and gate in one kernel", fused.attention, _triton_refusal, _triton_reluctance),
+        Backend(
+            "flash", "a flash-attn package, then a gate kernel", composite.gated(composite.flash_core), _flash_refusal
+        ),
+        Backend(
+            "chunked", "matrix products over chunks of rows", chunked.attention, _chunked_refusal, _chunked_reluctance
+        ),
+        Backend(
+            "cudnn",
+            "cuDNN's attention, then a gate kernel",
+            composite.gated(composite.cudnn_core),
+            _cudnn_refusal,
+            lambda case: "PyTorch picks it where it trusts it",
+        ),
+        Backend(
+            "sdpa", "PyTorch's attention, then a gate kernel", composite.gated(composite.torch_core), _alignment_refusal
+        ),
         Backend("reference", "explicit softmax, any dtype", reference.attention, lambda case: None),
     )
 }
@@ -57,7 +153,7 @@ BACKENDS: dict[str, Backend] = {
 def choose_backend(case: Case, wanted: str = "auto") -> Backend:
     """The backend for a case; raises ValueError if `wanted` is unknown or cannot do it, saying why."""
     if wanted == "auto":
-        return next(backend for backend in BACKENDS.values() if backend.refusal(case) is None)
+        return next(b for b in BACKENDS.values() if b.refusal(case) is None and b.reluctance(case) is None)
     if wanted not in BACKENDS:
         raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)} (got {wanted!r})")
     reason = BACKENDS[wanted].refusal(case)
@@ -76,9 +172,13 @@ def gated_attention(
     combine: str = "multiply",
     causal: bool = True,
     scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Softmax attention whose output is modulated by a gate: `combine(softmax(QKᵀ·scale)V, activation(gate))`.
+
+    The gate is computed in float32 (or wider) from its raw pre-activations, in the forward and in the backward. Only
+    the backend "reference" has second derivatives. Under autocast q, k and v take its dtype; the gate keeps its own.
 
     Args:
         q: `[B, T, Hq, D]`.
@@ -88,29 +188,64 @@ def gated_attention(
         combine: "multiply" or "add".
         causal: query i sees the keys 0 … i + S - T.
         scale: multiplies the logits; 1/sqrt(D) by default.
+        cu_seqlens: packed sequences of different lengths, for B = 1 and T = S: `[n + 1]` int32 on the device of q,
+            rising from 0 to T; sequence i is the tokens cu_seqlens[i] … cu_seqlens[i + 1] - 1, and may be empty.
         backend: "auto", or the name of one in `BACKENDS`.
 
     Returns:
         `[B, T, Hq, D]` in the dtype of `q`.
 
     Raises:
-        ValueError: shapes that do not fit, unknown names, or a backend that cannot do the case.
+        ValueError: shapes or dtypes that do not fit, unknown names, or a backend that cannot do the case.
     """
+    if torch.is_autocast_enabled(q.device.type):
+        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
+    _check(q, k, v, causal, cu_seqlens)
+    check_gate(q, gate, activation, combine)
+    case = Case(
+        device=q.device.type,
+        dtype=q.dtype,
+        batch=q.shape[0],
+        query_length=q.shape[1],
+        key_length=k.shape[1],
+        query_heads=q.shape[2],
+        kv_heads=k.shape[2],
+        head_dim=q.shape[3],
+        causal=causal,
+        activation=None if gate is None else activation,
+        packed=cu_seqlens is not None,
+        capability=capability(q.device.index) if q.device.type == "cuda" else None,
+    )
+    return choose_backend(case, backend).run(q, k, v, gate, activation, combine, causal, scale, cu_seqlens)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool, cu_seqlens: Tensor | None) -> None:
+    """Raise ValueError unless queries, keys and values fit together."""
     fits = q.dim() == k.dim() == 4 and k.shape == v.shape and (k.shape[0], k.shape[3]) == (q.shape[0], q.shape[3])
     if not fits or k.shape[2] == 0 or q.shape[2] % k.shape[2]:
         raise ValueError(
             "k and v must be [B, S, Hkv, D] with q's B and D, and Hkv must divide Hq "
             f"(got q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)})"
         )
-    _, length, heads, width = q.shape
-    if causal and length > k.shape[1]:
-        raise ValueError(f"causal attention needs at least as many keys as queries (got S={k.shape[1]}, T={length})")
-    if gate is not None:
-        fits = gate.dim() == 4 and gate.shape[:2] == q.shape[:2]
-        if not fits or gate.shape[2] not in (1, heads) or gate.shape[3] not in (1, width):
-            raise ValueError(f"gate must be [B, T, Hq or 1, D or 1] (got {list(gate.shape)} for q {list(q.shape)})")
-    for given, known, what in ((activation, ACTIVATIONS, "activation"), (combine, COMBINATIONS, "combine")):
-        if given not in known:
-            raise ValueError(f"{what} must be one of {', '.join(known)} (got {given!r})")
-    case = Case(q.device.type, q.dtype, length, k.shape[1], heads, k.shape[2], width, gate is not None, causal)
-    return choose_backend(case, backend).run(q, k, v, gate, activation, combine, causal, scale)
+    if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
+        raise ValueError(f"q, k and v must have one floating dtype (got {q.dtype}, {k.dtype}, {v.dtype})")
+    if 0 in q.shape or k.shape[1] == 0:
+        raise ValueError(f"there must be queries and keys (got q {list(q.shape)}, k {list(k.shape)})")
+    if causal and q.shape[1] > k.shape[1]:
+        raise ValueError(
+            f"causal attention needs at least as many keys as queries (got S={k.shape[1]}, T={q.shape[1]})"
+        )
+    if cu_seqlens is not None:
+        if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2 or cu_seqlens.dtype != torch.int32:
+            raise ValueError(
+                f"cu_seqlens must be [n + 1] int32 (got {list(cu_seqlens.shape)} {_name(cu_seqlens.dtype)})"
+            )
+        if q.shape[0] != 1 or q.shape[1] != k.shape[1] or cu_seqlens.device != q.device:
+            raise ValueError(
+                "with cu_seqlens, q and k must be [1, T, …] and on its device "
+                f"(got q {list(q.shape)} on {q.device}, k {list(k.shape)}, cu_seqlens on {cu_seqlens.device})"
+            )
+        if q.device.type == "cpu" and not torch.compiler.is_compiling():
+            bounds = cu_seqlens.tolist()
+            if bounds[0] != 0 or bounds[-1] != q.shape[1] or bounds != sorted(bounds):
+                raise ValueError(f"cu_seqlens must rise from 0 to T={q.shape[1]} (got {bounds})")

@@ -61,7 +61,8 @@ def training_memory(model: ModelConfig, sequence_length: int, sequences: int) ->
     """Bytes to train with `sequences` sequences in flight, in float32: weights, optimiser state, activations.
 
     Activations are what is kept for the backward pass without recomputation: per token and layer the inputs of
-    every matrix product, norm, rotation, gate and activation. Attention weights are not stored (fused attention).
+    every matrix product, norm, rotation, gate and activation. Attention weights are not stored (fused attention; the
+    CPU's backend does keep them).
     The logits are counted three times: themselves, their log-softmax and its gradient.
     """
     queries, keys = model.query_heads * model.head_dim, model.kv_heads * model.head_dim

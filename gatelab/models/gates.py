@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gatelab.kernels.gate import apply_gate, gate_score
+from gatelab import kernels
+from gatelab.kernels.gate import gate_score
 from gatelab.models.config import GateConfig, ModelConfig
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Gate:
     def apply(self, x: Tensor, logits: Tensor) -> Tensor:
         """The gated tensor, for `x [B, T, heads, width]` and logits `[B, T, logits]`."""
         gate, activation = self.pre_activation(logits)
-        return apply_gate(x, gate, activation=activation, combine=self.config.combine)
+        return kernels.apply_gate(x, gate, activation=activation, combine=self.config.combine)
 
 
 def gates_of(model: ModelConfig) -> dict[str, Gate]:

@@ -9,17 +9,21 @@ from typing import Any
 
 import torch
 
-from gatelab.kernels.attention import BACKENDS, Case, choose_backend
+from gatelab.kernels.attention import BACKENDS, Case, choose_backend, gated_attention
 from gatelab.orchestrator.provenance import code_version
 from gatelab.training.device import choose_device, device_name
 
 PACKAGES = ("torch", "triton", "ray", "mlflow", "pyarrow", "numpy", "tokenizers", "datasets", "flash-attn")
 
-CASES = {
-    "training, head_dim 16": {"head_dim": 16},
-    "training, head_dim 128": {"head_dim": 128},
-    "grouped queries 4:1": {"head_dim": 128, "kv_heads": 4},
-    "decoding, 1 query": {"head_dim": 128, "query_length": 1},
+CASES: dict[str, dict[str, Any]] = {
+    "float32, T 128": {"dtype": torch.float32, "query_length": 128, "key_length": 128},
+    "float32, T 512": {"dtype": torch.float32, "query_length": 512, "key_length": 512},
+    "bfloat16, T 512": {"dtype": torch.bfloat16, "query_length": 512, "key_length": 512},
+    "bfloat16, T 4,096": {"dtype": torch.bfloat16},
+    "bfloat16, T 32,768": {"dtype": torch.bfloat16, "batch": 1, "query_length": 32768, "key_length": 32768},
+    "bfloat16, head_dim 256": {"dtype": torch.bfloat16, "head_dim": 256},
+    "bfloat16, packed": {"dtype": torch.bfloat16, "batch": 1, "packed": True},
+    "decoding, 1 query": {"query_length": 1},
 }
 
 
@@ -31,6 +35,7 @@ def describe_machine(runs: Path) -> dict[str, dict[str, Any]]:
         "packages": {name: _version(name) for name in PACKAGES},
         "devices": _devices(device),
         "attention backends": _backends(device),
+        "attention, by case": _choices(device),
         "disk": _disk(runs),
     }
 
@@ -56,24 +61,56 @@ def _devices(device: torch.device) -> dict[str, Any]:
     return found
 
 
-def _backends(device: torch.device) -> dict[str, str]:
-    """Which backend `auto` picks for typical cases, and why others cannot."""
+def _case(device: torch.device, shape: dict[str, Any]) -> Case:
+    """B 2, T 4096, 16 query heads on 4 key heads of width 128, in the dtype that trials use here; and what differs."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    usual: dict[str, Any] = {"batch": 2, "query_length": 4096, "key_length": 4096, "query_heads": 16, "kv_heads": 4}
+    usual |= {"head_dim": 128, "dtype": dtype}
+    return Case(device=device.type, capability=capability, **{**usual, **shape})
+
+
+def _backends(device: torch.device) -> dict[str, str]:
+    """What each backend is, and whether it computes a small problem rightly here."""
+    return {name: f"{_trial(device, name)} ({backend.what})" for name, backend in BACKENDS.items()}
+
+
+SMALL = {"batch": 1, "query_length": 96, "key_length": 96, "head_dim": 64}
+
+
+def _trial(device: torch.device, backend: str) -> str:
+    case = _case(device, SMALL)
+    if reason := BACKENDS[backend].refusal(case):
+        return f"not here: {reason}"
+    generator = torch.Generator(device).manual_seed(0)
+    leaves = [
+        torch.randn(1, 96, heads, 64, device=device, generator=generator).to(case.dtype).requires_grad_()
+        for heads in (16, 4, 4, 16)
+    ]
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    try:
+        got, truth = (
+            [out, *torch.autograd.grad(out.sum(), inputs)]
+            for inputs, name in ((leaves, backend), (wide, "reference"))
+            for out in [gated_attention(*inputs, backend=name)]
+        )
+    except Exception as error:  # whatever a driver or a package raises is what doctor is asked for
+        return f"FAILS: {type(error).__name__}: {str(error).splitlines()[0]}"
+    worst = max(((a.double() - b).norm() / b.norm()).item() for a, b in zip(got, truth, strict=True))
+    verdict = "right" if worst < (1e-5 if case.dtype == torch.float32 else 2e-2) else "WRONG"
+    return f"{verdict}, within {worst:.0e} of float64"
+
+
+def _choices(device: torch.device) -> dict[str, str]:
+    """Which backend `auto` takes for typical cases, and why none that it would rather take."""
+    here = [name for name, backend in BACKENDS.items() if backend.refusal(_case(device, SMALL)) is None]
     found = {}
     for what, shape in CASES.items():
-        case = Case(
-            device=device.type,
-            dtype=dtype,
-            query_length=shape.get("query_length", 4096),
-            key_length=4096,
-            query_heads=16,
-            kv_heads=shape.get("kv_heads", 16),
-            head_dim=shape["head_dim"],
-            gated=True,
-            causal=True,
-        )
-        refusals = [f"not {b.name}: {reason}" for b in BACKENDS.values() if (reason := b.refusal(case))]
-        found[what] = "; ".join([choose_backend(case).name, *refusals])
+        case = _case(device, shape)
+        chosen = choose_backend(case).name
+        passed = here[: here.index(chosen)] if chosen in here else []
+        reasons = [f"not {name}: {BACKENDS[name].refusal(case) or BACKENDS[name].reluctance(case)}" for name in passed]
+        found[what] = "; ".join([chosen, *reasons])
     return found
 
 

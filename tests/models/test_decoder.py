@@ -56,7 +56,7 @@ def written_out(config: ModelConfig, weights: dict[str, Tensor], tokens: Tensor)
                 logits = logits + torch.einsum("tc,hdc->thd", h, weight)
             if gate.bias is not None:
                 logits = logits + w[f"attention.gate_constants.{position}"].reshape(rows)
-            score = ACTIVATIONS[gate.activation](logits)
+            score = ACTIVATIONS[gate.activation].value(logits)
             score = score.mean(1, keepdim=True) if gate.sharing == "averaged" else score
             return y * score if gate.combine == "multiply" else y + score
 

@@ -123,7 +123,7 @@ def test_averaged_applies_the_mean_of_the_scores(granularity: str, activation: s
     logits = torch.randn(2, 4, heads * width, generator=generator, dtype=torch.float64) * 3
     fields = {"position": "sdpa", "granularity": granularity, "activation": activation}
     averaged = Gate(GateConfig(sharing="averaged", **fields), "sdpa", heads, 3, 16)
-    score = ACTIVATIONS[activation](logits.unflatten(-1, (heads, width)))
+    score = ACTIVATIONS[activation].value(logits.unflatten(-1, (heads, width)))
     mean = sum(score[:, :, head] for head in range(heads)) / heads
     torch.testing.assert_close(averaged.apply(x, logits), x * mean[:, :, None, :])
 

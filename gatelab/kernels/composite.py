@@ -1,0 +1,94 @@
+"""Attention by another library's kernel, then the gate as one fused operator."""
+
+import functools
+import importlib
+import importlib.util
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gatelab.kernels.modulation import apply_gate
+
+# (q [B, T, Hq, D], k, v [B, S, Hkv, D], causal, scale, cu_seqlens) -> [B, T, Hq, D]
+Core = Callable[[Tensor, Tensor, Tensor, bool, float | None, Tensor | None], Tensor]
+
+# Packages that bring flash attention, newest first: module, release, oldest GPU, newest GPU (compute capability).
+FLASH_PACKAGES = (
+    ("flash_attn.cute", "FlashAttention 4", (9, 0), (12, 9)),
+    ("flash_attn_interface", "FlashAttention 3", (9, 0), (9, 9)),
+    ("flash_attn", "FlashAttention 2", (8, 0), (12, 9)),
+)
+
+
+def torch_core(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None, cu_seqlens: Tensor | None) -> Tensor:
+    """`scaled_dot_product_attention`, by the kernel that PyTorch picks. Packed sequences one after another."""
+    if cu_seqlens is not None:
+        bounds = cu_seqlens.tolist()
+        parts = (slice(a, b) for a, b in itertools.pairwise(bounds) if b > a)
+        return torch.cat([torch_core(q[:, p], k[:, p], v[:, p], causal, scale, None) for p in parts], 1)
+    attention = F.scaled_dot_product_attention
+    if q.shape[2] != k.shape[2]:  # a plain constant, not a comparison, also where shapes are symbols
+        attention = functools.partial(attention, enable_gqa=True)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return attention(q, k, v, is_causal=causal, scale=scale).transpose(1, 2)
+
+
+def cudnn_core(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None, cu_seqlens: Tensor | None) -> Tensor:
+    """`scaled_dot_product_attention` by cuDNN's kernel."""
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return torch_core(q, k, v, causal, scale, cu_seqlens)
+
+
+def flash_core(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None, cu_seqlens: Tensor | None) -> Tensor:
+    """The newest flash-attn package that is installed and serves this GPU."""
+    module = importlib.import_module(flash_package(torch.cuda.get_device_capability(q.device)) or "flash_attn")
+    options: dict[str, Any] = {"causal": causal, "softmax_scale": scale}
+    if cu_seqlens is None:
+        found = module.flash_attn_func(q, k, v, **options)
+    else:
+        longest = int(cu_seqlens.diff().max())
+        options |= {"cu_seqlens_q": cu_seqlens, "cu_seqlens_k": cu_seqlens}
+        options |= {"max_seqlen_q": longest, "max_seqlen_k": longest}
+        found = module.flash_attn_varlen_func(q.squeeze(0), k.squeeze(0), v.squeeze(0), **options)
+    out: Tensor = found[0] if isinstance(found, tuple) else found  # some releases return the log-sum-exp as well
+    return out.view(q.shape)
+
+
+def flash_package(capability: tuple[int, int]) -> str | None:
+    """The module of the newest flash-attn that is installed and serves a GPU of this compute capability."""
+    for module, _, oldest, newest in FLASH_PACKAGES:
+        if oldest <= capability <= newest and _installed(module):
+            return module
+    return None
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent package is not there
+        return False
+
+
+def gated(core: Core) -> Callable[..., Tensor]:
+    """A backend: attention by `core`, then its gate."""
+
+    def attention(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gate: Tensor | None,
+        activation: str,
+        combine: str,
+        causal: bool,
+        scale: float | None,
+        cu_seqlens: Tensor | None,
+    ) -> Tensor:
+        out = core(q, k, v, causal, scale, cu_seqlens)
+        return out if gate is None else apply_gate(out, gate, activation=activation, combine=combine)
+
+    return attention

@@ -1,0 +1,32 @@
+"""How the project's operators join PyTorch: differentiable once, opaque to the compiler, countable."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.library import CustomOpDef  # type: ignore[attr-defined]
+
+
+def differentiable_once(
+    forward: CustomOpDef,
+    backward: CustomOpDef,
+    setup: Callable[[Any, tuple[Any, ...], Any], None],
+    gradients: Callable[..., Any],
+) -> None:
+    """Make `gradients`, which calls `backward`, the derivative of `forward`; a derivative of that is an error."""
+
+    def refuse(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError(
+            f"{forward._qualname} has no second derivative; call gated_attention(..., backend='reference'), which has"
+        )
+
+    forward.register_autograd(gradients, setup_context=setup)
+    backward.register_autograd(refuse)
+
+
+def attention_flops(q: Sequence[int], k: Sequence[int], products: int) -> int:
+    """Operations of `products` matrix products between all queries and all keys, which is how PyTorch counts its own.
+
+    `q [B, T, Hq, D]`, `k [B, S, Hkv, D]`. A causal mask is not subtracted.
+    """
+    batch, length, heads, width = q
+    return products * 2 * batch * heads * length * k[1] * width

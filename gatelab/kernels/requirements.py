@@ -1,0 +1,45 @@
+"""What optional packages and this machine's GPU allow."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import torch
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+# What torch.compile need not look into: it holds for as long as the process runs.
+_constant = cast(Callable[[_Function], _Function], torch.compiler.assume_constant_result)
+
+# Activations that the Triton kernels know; any other is left to the backends that take it from the table.
+FUSED_ACTIVATIONS = ("sigmoid", "silu", "tanh", "relu", "softplus", "identity", "ns_sigmoid")
+
+
+def fuses(activation: str) -> bool:
+    """Whether the Triton kernels know an activation."""
+    return activation in FUSED_ACTIVATIONS
+
+
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
+@_constant
+def triton_missing() -> str | None:
+    """Why Triton kernels cannot be built here, or None."""
+    if not _TRITON_INSTALLED:
+        return "the package triton is not installed"
+    if torch.version.hip is not None:
+        return "its tiles are made for NVIDIA GPUs"
+    return None
+
+
+@_constant
+def interpreted() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, on the CPU: slow, for tests (TRITON_INTERPRET=1)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@_constant
+def capability(device_index: int) -> tuple[int, int]:
+    """Compute capability of a CUDA device."""
+    return torch.cuda.get_device_capability(device_index)
