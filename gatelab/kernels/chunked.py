@@ -118,10 +118,12 @@ def _attention(
     o = q.new_empty(q.shape if gate is not None and keeps_output(activation, combine, q.dtype) else 0)
     kept = _buffers(q, k, causal, cu_seqlens) if keep else []
     take = _pieces(kept)
-    for chunk in chunks(q.shape[1], k.shape[1], causal, chunk_length(q.shape[1], q.dtype), cu_seqlens):
+    parts = list(chunks(q.shape[1], k.shape[1], causal, chunk_length(q.shape[1], q.dtype), cu_seqlens))
+    scratch = _scratch(q, parts)
+    for chunk in parts:
         at = slice(chunk.begin, chunk.end)
         queries = _to_rows(q[:, at], kv_heads)
-        logits = q.new_empty(*queries.shape[:2], chunk.last - chunk.first)
+        logits = _view(scratch, queries, chunk)
         torch.baddbmm(logits, queries, keys[:, :, chunk.first : chunk.last], beta=0, alpha=scale, out=logits)
         if causal:
             logits[:, :, chunk.begin - chunk.end :] += _future(chunk.end - chunk.begin, group, q.dtype)
@@ -132,6 +134,18 @@ def _attention(
             o[:, at] = out
         y[:, at] = out if gate is None else gate_forward(out, gate[:, at], activation, combine)
     return y, o, kept
+
+
+def _scratch(q: Tensor, parts: list[Chunk]) -> Tensor:
+    """Room for the logits of any one chunk: taken once, since memory that comes and goes is faulted in again."""
+    most = max((chunk.end - chunk.begin) * (chunk.last - chunk.first) for chunk in parts)
+    return q.new_empty(q.shape[0] * q.shape[2] * most)
+
+
+def _view(buffer: Tensor, queries: Tensor, chunk: Chunk) -> Tensor:
+    """The beginning of a buffer as the logits `[B·Hkv, rows, keys]` of a chunk's query rows."""
+    shape = (*queries.shape[:2], chunk.last - chunk.first)
+    return buffer[: math.prod(shape)].view(shape)
 
 
 def _buffers(q: Tensor, k: Tensor, causal: bool, cu_seqlens: Tensor | None) -> list[Tensor]:
@@ -182,17 +196,19 @@ def _attention_backward(
     dq, dg = q.new_empty(q.shape), q.new_empty(0) if gate is None else gate.new_empty(gate.shape)
     dk, dv = (torch.zeros(keys.shape, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (k, v))
     take = _pieces(kept)
-    for chunk in chunks(q.shape[1], k.shape[1], causal, chunk_length(q.shape[1], q.dtype), cu_seqlens):
+    parts = list(chunks(q.shape[1], k.shape[1], causal, chunk_length(q.shape[1], q.dtype), cu_seqlens))
+    scratch = _scratch(q, parts), _scratch(q, parts)
+    for chunk in parts:
         at, seen = slice(chunk.begin, chunk.end), slice(chunk.first, chunk.last)
         do = dy[:, at]
         if gate is not None:
             do, dg[:, at] = gate_backward(do, saved[:, at], gate[:, at], activation, combine, gated_x=gated)
         queries, grads = _to_rows(q[:, at], kv_heads), _to_rows(do, kv_heads)
-        shape = (*queries.shape[:2], chunk.last - chunk.first)
-        probabilities = take(math.prod(shape)).view(shape)
+        dp, dlogits = (_view(buffer, queries, chunk) for buffer in scratch)
+        probabilities = take(dp.numel()).view(dp.shape)
         _accumulate(dv[:, seen], probabilities.transpose(1, 2), grads, 1.0)
-        dp = torch.bmm(grads, values[:, :, seen])
-        dlogits = torch._softmax_backward_data(dp, probabilities, -1, dp.dtype)  # P·(dP - rowsum(dP·P)), in float32
+        torch.bmm(grads, values[:, :, seen], out=dp)
+        torch._softmax_backward_data(dp, probabilities, -1, dp.dtype, grad_input=dlogits)  # P·(dP - rowsum(dP·P))
         dq[:, at] = _from_rows(torch.bmm(dlogits, keys[:, seen]).mul_(scale), q[:, at].shape, kv_heads)
         _accumulate(dk[:, seen], dlogits.transpose(1, 2), queries, scale)
     dk, dv = (_from_rows(x.to(q.dtype), k.shape, kv_heads).contiguous() for x in (dk, dv))

@@ -204,6 +204,7 @@ def gate_backward(
     dg = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     delta = torch.empty(batch, heads, length, dtype=torch.float32, device=x.device) if with_delta else None
     rows, columns = tile_shape(width)
+    assert not with_delta or columns >= width  # delta is a sum over whole rows
     grid = (
         triton.cdiv(batch * length, rows),
         1 if shared else heads,
