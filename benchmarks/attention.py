@@ -184,6 +184,7 @@ def seconds(run: Callable[[], Any], device: str) -> float:
 def measure(shape: Shape, device: str, rounds: int) -> list[dict[str, Any]]:
     """Rows for all candidates on one problem."""
     limits = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 3e-3}
+    torch._dynamo.reset()  # or the compiled peers would soon run eagerly: there is a limit to recompilation
     rows: dict[str, dict[str, Any]] = {}
     ready: dict[str, Attention] = {}
     for name, attention in candidates(device, shape).items():

@@ -54,6 +54,8 @@ def _triton_refusal(case: Case) -> str | None:
         return f"it computes in bfloat16, float16 and float32 (got {_name(case.dtype)})"
     if case.head_dim > 256:
         return f"its head dimension ends at 256 (got {case.head_dim})"
+    if case.batch * case.query_heads > 65535:  # the second dimension of a CUDA grid
+        return f"it takes at most 65,535 sequences times heads (got {case.batch * case.query_heads:,})"
     if case.activation is not None and not fuses(case.activation):
         return f"the activation {case.activation!r} is not written in Triton"
     return None
