@@ -169,8 +169,11 @@ def test_train_presets_data_and_doctor(gatelab: Gatelab, study_file: Path) -> No
     manifest = json.loads(gatelab("data", study_file, "--json").stdout)[0]
     assert manifest["train"]["documents"] + manifest["validation"]["documents"] == 6
     found = json.loads(gatelab("doctor", "--json").stdout)
-    assert found["attention backends"]["training, head_dim 16"] == "sdpa"
-    assert "not sdpa" in found["attention backends"]["decoding, 1 query"]
+    backends, cases = found["attention backends"], found["attention, by case"]
+    assert all(backends[name].startswith("right") for name in ("chunked", "sdpa", "reference"))
+    assert backends["cudnn"].startswith("not here: cuDNN needs a CUDA device")
+    assert cases["float32, T 512"].startswith("chunked")
+    assert "not chunked: it would keep" in cases["bfloat16, T 32,768"]
 
 
 def test_help_is_fast_and_has_examples() -> None:
