@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gatelab.kernels import chunked, composite, fused, reference
 from gatelab.kernels.modulation import check_gate
-from gatelab.kernels.requirements import capability, fuses, interpreted, triton_missing
+from gatelab.kernels.requirements import FUSED_ACTIVATIONS, capability, interpreted, triton_missing
 
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 PROBABILITIES_LIMIT = 256 * 2**20  # bytes that one call of the chunked backend may keep for its backward
@@ -28,7 +28,6 @@ class Case:
     head_dim: int
     causal: bool = True
     activation: str | None = "sigmoid"  # None: ungated
-    packed: bool = False
     capability: tuple[int, int] | None = None  # compute capability of a CUDA device
 
 
@@ -38,7 +37,7 @@ class Backend:
 
     name: str
     what: str
-    run: Callable[[Tensor, Tensor, Tensor, Tensor | None, str, str, bool, float | None, Tensor | None], Tensor]
+    run: Callable[[Tensor, Tensor, Tensor, Tensor | None, str, str, bool, float, Tensor | None], Tensor]
     refusal: Callable[[Case], str | None]  # why it cannot do a case, or None
     reluctance: Callable[[Case], str | None] = lambda case: None  # why "auto" passes it over where it could, or None
 
@@ -48,15 +47,15 @@ def _triton_refusal(case: Case) -> str | None:
         return reason
     if case.device != "cuda" and not interpreted():
         return "Triton needs a CUDA device"
-    if case.capability is not None and case.capability < (8, 0):
-        return f"it needs compute capability 8.0 (this is {case.capability[0]}.{case.capability[1]})"
+    if reason := _age_refusal(case):
+        return reason
     if case.dtype not in (*SIXTEEN_BITS, torch.float32):
         return f"it computes in bfloat16, float16 and float32 (got {_name(case.dtype)})"
     if case.head_dim > 256:
         return f"its head dimension ends at 256 (got {case.head_dim})"
     if case.batch * case.query_heads > 65535:  # the second dimension of a CUDA grid
         return f"it takes at most 65,535 sequences times heads (got {case.batch * case.query_heads:,})"
-    if case.activation is not None and not fuses(case.activation):
+    if case.activation is not None and case.activation not in FUSED_ACTIVATIONS:
         return f"the activation {case.activation!r} is not written in Triton"
     return None
 
@@ -72,17 +71,23 @@ def _triton_reluctance(case: Case) -> str | None:
 def _flash_refusal(case: Case) -> str | None:
     if case.capability is None:
         return "flash-attn needs a CUDA device"
+    if reason := _half_refusal(case, 256):  # before a search of the installed packages
+        return reason
     if composite.flash_package(case.capability) is None:
         return f"no flash-attn package for compute capability {case.capability[0]}.{case.capability[1]} is installed"
-    return _half_refusal(case, 256)
+    return None
 
 
 def _cudnn_refusal(case: Case) -> str | None:
     if case.capability is None:
         return "cuDNN needs a CUDA device"
-    if case.capability < (8, 0):
+    return _age_refusal(case) or _half_refusal(case, 128) or _alignment_refusal(case)
+
+
+def _age_refusal(case: Case) -> str | None:
+    if case.capability is not None and case.capability < (8, 0):
         return f"it needs compute capability 8.0 (this is {case.capability[0]}.{case.capability[1]})"
-    return _half_refusal(case, 128) or _alignment_refusal(case)
+    return None
 
 
 def _half_refusal(case: Case, widest: int) -> str | None:
@@ -215,9 +220,9 @@ def gated_attention(
         head_dim=q.shape[3],
         causal=causal,
         activation=None if gate is None else activation,
-        packed=cu_seqlens is not None,
         capability=capability(q.device.index) if q.device.type == "cuda" else None,
     )
+    scale = q.shape[3] ** -0.5 if scale is None else scale
     return choose_backend(case, backend).run(q, k, v, gate, activation, combine, causal, scale, cu_seqlens)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from gatelab.kernels.gate import gate_backward, gate_forward, keeps_output
-from gatelab.kernels.operators import attention_flops, differentiable_once
+from gatelab.kernels.operators import attention_flops, differentiable_once, fake_gradients
 
 
 class Chunk(NamedTuple):
@@ -223,24 +223,7 @@ def _accumulate(total: Tensor, left: Tensor, right: Tensor, scale: float) -> Non
         total.add_(torch.bmm(left, right), alpha=scale)
 
 
-@_attention_backward.register_fake
-def _(
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gate: Tensor | None,
-    y: Tensor,
-    o: Tensor,
-    kept: list[Tensor],
-    cu_seqlens: Tensor | None,
-    activation: str,
-    combine: str,
-    causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dg = q.new_empty(0) if gate is None else gate.new_empty(gate.shape)
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dg
+_attention_backward.register_fake(fake_gradients)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, list[Tensor]]) -> None:
@@ -277,11 +260,10 @@ def attention(
     activation: str,
     combine: str,
     causal: bool,
-    scale: float | None,
+    scale: float,
     cu_seqlens: Tensor | None,
 ) -> Tensor:
     """`[B, T, Hq, D]`. Arguments as `gated_attention`."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, gate))
     y: Tensor = _attention(q, k, v, gate, cu_seqlens, activation, combine, causal, scale, keep)[0]
     return y

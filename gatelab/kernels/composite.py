@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gatelab.kernels.modulation import apply_gate
 
 # (q [B, T, Hq, D], k, v [B, S, Hkv, D], causal, scale, cu_seqlens) -> [B, T, Hq, D]
-Core = Callable[[Tensor, Tensor, Tensor, bool, float | None, Tensor | None], Tensor]
+Core = Callable[[Tensor, Tensor, Tensor, bool, float, Tensor | None], Tensor]
 
 # Packages that bring flash attention, newest first: module, release, oldest GPU, newest GPU (compute capability).
 FLASH_PACKAGES = (
@@ -25,7 +25,7 @@ FLASH_PACKAGES = (
 )
 
 
-def torch_core(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None, cu_seqlens: Tensor | None) -> Tensor:
+def torch_core(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, cu_seqlens: Tensor | None) -> Tensor:
     """`scaled_dot_product_attention`, by the kernel that PyTorch picks. Packed sequences one after another."""
     if cu_seqlens is not None:
         bounds = cu_seqlens.tolist()
@@ -38,13 +38,13 @@ def torch_core(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | Non
     return attention(q, k, v, is_causal=causal, scale=scale).transpose(1, 2)
 
 
-def cudnn_core(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None, cu_seqlens: Tensor | None) -> Tensor:
+def cudnn_core(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, cu_seqlens: Tensor | None) -> Tensor:
     """`scaled_dot_product_attention` by cuDNN's kernel."""
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         return torch_core(q, k, v, causal, scale, cu_seqlens)
 
 
-def flash_core(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None, cu_seqlens: Tensor | None) -> Tensor:
+def flash_core(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, cu_seqlens: Tensor | None) -> Tensor:
     """The newest flash-attn package that is installed and serves this GPU."""
     module = importlib.import_module(flash_package(torch.cuda.get_device_capability(q.device)) or "flash_attn")
     options: dict[str, Any] = {"causal": causal, "softmax_scale": scale}
@@ -85,7 +85,7 @@ def gated(core: Core) -> Callable[..., Tensor]:
         activation: str,
         combine: str,
         causal: bool,
-        scale: float | None,
+        scale: float,
         cu_seqlens: Tensor | None,
     ) -> Tensor:
         out = core(q, k, v, causal, scale, cu_seqlens)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from gatelab.kernels.gate import keeps_output
-from gatelab.kernels.operators import attention_flops, differentiable_once
+from gatelab.kernels.operators import attention_flops, differentiable_once, fake_gradients
 
 
 @torch.library.custom_op("gatelab::attention", mutates_args=())
@@ -39,10 +39,9 @@ def _(
     cu_seqlens: Tensor | None,
     activation: str,
     combine: str,
-    causal: bool,
-    scale: float,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    keep = combine != "none" and keeps_output(activation, combine, q.dtype)
+    keep = keeps_output(activation, combine, q.dtype)
     lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
     return q.new_empty(q.shape), q.new_empty(q.shape if keep else 0), lse
 
@@ -71,24 +70,7 @@ def _attention_backward(
     )
 
 
-@_attention_backward.register_fake
-def _(
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gate: Tensor | None,
-    y: Tensor,
-    o: Tensor,
-    lse: Tensor,
-    cu_seqlens: Tensor | None,
-    activation: str,
-    combine: str,
-    causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dg = q.new_empty(0) if gate is None else gate.new_empty(gate.shape)
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dg
+_attention_backward.register_fake(fake_gradients)
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -129,11 +111,10 @@ def attention(
     activation: str,
     combine: str,
     causal: bool,
-    scale: float | None,
+    scale: float,
     cu_seqlens: Tensor | None,
 ) -> Tensor:
     """`[B, T, Hq, D]`. Arguments as `gated_attention`."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     combine = "none" if gate is None else combine
     y: Tensor = _attention(q, k, v, gate, cu_seqlens, activation, combine, causal, scale)[0]
     return y

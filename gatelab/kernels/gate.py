@@ -104,8 +104,11 @@ def gate_forward(x: Tensor, gate: Tensor, activation: str, combine: str) -> Tens
 def keeps_output(activation: str, combine: str, dtype: torch.dtype) -> bool:
     """Whether the backward of a gate on an output O in `dtype` needs O itself, not only the gated Y.
 
-    Y = O·a cannot tell O where a = 0, and underflows in float16 where a is small; Y - a cancels.
+    Y = O·a cannot tell O where a = 0, and underflows in float16 where a is small; Y - a cancels. Without a gate
+    (combine "none") Y is O.
     """
+    if combine == "none":
+        return False
     return combine == "add" or not ACTIVATIONS[activation].positive or str(dtype) == "torch.float16"
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gatelab.kernels import gate as arithmetic
 from gatelab.kernels.operators import differentiable_once
-from gatelab.kernels.requirements import fuses, triton_missing
+from gatelab.kernels.requirements import FUSED_ACTIVATIONS, triton_missing
 
 
 def apply_gate(x: Tensor, gate: Tensor, *, activation: str = "sigmoid", combine: str = "multiply") -> Tensor:
@@ -45,7 +45,7 @@ def check_gate(x: Tensor, gate: Tensor | None, activation: str, combine: str) ->
 
 
 def _in_triton(x: Tensor, activation: str) -> bool:
-    return x.is_cuda and triton_missing() is None and fuses(activation) and x.dtype != torch.float64
+    return x.is_cuda and triton_missing() is None and activation in FUSED_ACTIVATIONS and x.dtype != torch.float64
 
 
 @torch.library.custom_op("gatelab::modulate", mutates_args=())

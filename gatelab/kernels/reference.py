@@ -88,11 +88,10 @@ def attention(
     activation: str,
     combine: str,
     causal: bool,
-    scale: float | None,
+    scale: float,
     cu_seqlens: Tensor | None,
 ) -> Tensor:
     """`[B, T, Hq, D]`. Arguments as `gated_attention`."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     out: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
         q, k, v, gate, activation, combine, causal, scale, cu_seqlens
     )

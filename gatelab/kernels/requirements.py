@@ -15,11 +15,6 @@ _constant = cast(Callable[[_Function], _Function], torch.compiler.assume_constan
 FUSED_ACTIVATIONS = ("sigmoid", "silu", "tanh", "relu", "softplus", "identity", "ns_sigmoid")
 
 
-def fuses(activation: str) -> bool:
-    """Whether the Triton kernels know an activation."""
-    return activation in FUSED_ACTIVATIONS
-
-
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 

@@ -490,7 +490,7 @@ def forward(
     batch, length, heads, width = q.shape
     tiles = tiles_for("forward", q)
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    keep = combine != "none" and keeps_output(activation, combine, q.dtype)
+    keep = keeps_output(activation, combine, q.dtype)
     o = torch.empty(q.shape if keep else (0,), dtype=q.dtype, device=q.device)
     lse = torch.empty(batch, heads, length, dtype=torch.float32, device=q.device)
     grid, table = _grid(length, tiles.own, batch * heads, cu_seqlens)

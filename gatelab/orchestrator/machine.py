@@ -22,7 +22,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bfloat16, T 4,096": {"dtype": torch.bfloat16},
     "bfloat16, T 32,768": {"dtype": torch.bfloat16, "batch": 1, "query_length": 32768, "key_length": 32768},
     "bfloat16, head_dim 256": {"dtype": torch.bfloat16, "head_dim": 256},
-    "bfloat16, packed": {"dtype": torch.bfloat16, "batch": 1, "packed": True},
+    "bfloat16, packed (B 1)": {"dtype": torch.bfloat16, "batch": 1},
     "decoding, 1 query": {"query_length": 1},
 }
 
