@@ -86,6 +86,11 @@ class ModelConfig(Config):
     qk_norm: bool = True
     """RMSNorm on each query and key head, before RoPE."""
     rope_base: float = Field(10_000.0, gt=0)
+    yarn_factor: float = Field(1.0, ge=1)
+    """YaRN (arXiv 2309.00071): RoPE stretched so that `yarn_length` times this many positions look like
+    `yarn_length`; 1: plain RoPE."""
+    yarn_length: int | None = Field(None, ge=2)
+    """The sequence length of the training that YaRN stretches."""
     norm_eps: float = Field(1e-6, gt=0)
     init_std: float = Field(0.02, gt=0)
     """Standard deviation of all initial weights."""
@@ -101,6 +106,10 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _check_combination(self) -> "ModelConfig":
         gate = self.gate
+        if self.yarn_factor == 1:
+            settle(self, yarn_length=None)
+        elif self.yarn_length is None:
+            impossible(f"yarn_factor ({self.yarn_factor:g}) needs yarn_length: the length that it stretches")
         if self.query_heads % self.kv_heads:
             impossible(f"query_heads ({self.query_heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if "output" in gate.positions and (gate.granularity, gate.sharing) != ("elementwise", "per_head"):

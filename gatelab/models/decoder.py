@@ -39,7 +39,7 @@ class Decoder(nn.Module):
         if config.vocab_size is None:
             raise ValueError("model.vocab_size must be set to build a model (a trial takes it from its tokenizer)")
         self.config = config
-        rotary = Rotary(config.head_dim, config.rope_base)
+        rotary = Rotary(config)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, rotary) for _ in range(config.layers))
         self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps)

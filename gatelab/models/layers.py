@@ -1,5 +1,6 @@
 """The parts of the decoder: joint projections, rotary embedding, attention with its gates, feed-forward."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from gatelab.kernels import gated_attention
 from gatelab.models.config import ModelConfig
-from gatelab.models.gates import gates_of
+from gatelab.models.gates import Gate, gates_of
 
 
 class JointLinear(nn.Module):
@@ -29,12 +30,38 @@ class JointLinear(nn.Module):
         return dict(zip(self.rows, torch.split(joint, list(self.rows.values()), dim=-1), strict=True))
 
 
+YARN_FAST, YARN_SLOW = 32.0, 1.0
+"""Turns over the training length from which on YaRN leaves a channel alone, and up to which it stretches it whole."""
+
+
+def rotary_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
+    """(radians per position `[D/2]` in float64, factor on cosines and sines) of a model's RoPE.
+
+    With YaRN (arXiv 2309.00071, section 3.2-3.4): channels that turn less than once over the training length are
+    stretched by the factor s, those that turn more than 32 times are left alone, those between are blended, and
+    attention logits grow by (0.1 ln s + 1)^2.
+    """
+    dim, base, factor = config.head_dim, config.rope_base, config.yarn_factor
+    frequencies = base ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    if config.yarn_length is None:
+        return frequencies, 1.0
+
+    def channel(turns: float) -> float:
+        """The channel, not rounded, that turns so often over the training length."""
+        assert config.yarn_length is not None
+        return dim * math.log(config.yarn_length / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    first, last = max(math.floor(channel(YARN_FAST)), 0), min(math.ceil(channel(YARN_SLOW)), dim - 1)
+    stretched = ((torch.arange(dim // 2) - first).double() / max(last - first, 1e-3)).clamp(0, 1)
+    return frequencies * (1 - stretched + stretched / factor), 0.1 * math.log(factor) + 1
+
+
 class Rotary(nn.Module):
     """Rotary position embedding (RoPE): channel i turns with channel i + D/2."""
 
-    def __init__(self, head_dim: int, base: float) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.head_dim, self.base = head_dim, base
+        self.head_dim, self.config = config.head_dim, config
         self._tables: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -43,9 +70,9 @@ class Rotary(nn.Module):
         if key in self._tables:
             return self._tables[key]
         with torch.inference_mode(False):  # tables made while generating must serve training, too
-            exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device=device) / self.head_dim
-            angles = torch.outer(torch.arange(length, dtype=torch.float64, device=device), self.base**-exponent)
-            cos, sin = angles.cos(), angles.sin()
+            frequencies, scale = rotary_frequencies(self.config)
+            angles = torch.outer(torch.arange(length, dtype=torch.float64, device=device), frequencies.to(device))
+            cos, sin = angles.cos() * scale, angles.sin() * scale
             self._tables[key] = (
                 torch.cat([cos, cos], -1).float().unsqueeze(1),
                 torch.cat([-sin, sin], -1).float().unsqueeze(1),
@@ -64,6 +91,22 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension of `x`."""
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class GatedSDPA(nn.Module):
+    """Causal softmax attention and the gate on its output, in one kernel."""
+
+    def __init__(self, gate: Gate | None) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, logits: Tensor | None) -> Tensor:
+        """`[B, T, Hq, D]` of `query [B, T, Hq, D]`, `key` and `value [B, T, Hkv, D]`, `logits [B, T, logits]`."""
+        if self.gate is None:
+            return gated_attention(query, key, value)
+        assert logits is not None
+        scores, activation = self.gate.pre_activation(logits)
+        return gated_attention(query, key, value, scores, activation=activation, combine=self.gate.config.combine)
 
 
 class Attention(nn.Module):
@@ -85,12 +128,13 @@ class Attention(nn.Module):
 
         self.query_norm, self.key_norm = norm(config.qk_norm), norm(config.qk_norm)
         self.sdpa_output = nn.SiLU() if config.sdpa_output == "silu" else norm(config.sdpa_output == "rmsnorm")
+        self.sdpa = GatedSDPA(self.gates.get("sdpa"))
         self.output = nn.Linear(queries, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend within `x [B, T, hidden]`, the pre-normed hidden state."""
         parts = self.input(x)
-        logits = {position: self._logits(position, parts, x) for position in self.gates}
+        logits = self.gate_logits(parts, x)
 
         def gated(position: str, tensor: Tensor) -> Tensor:
             gate = self.gates.get(position)
@@ -100,17 +144,16 @@ class Attention(nn.Module):
             gated(name, parts[name].unflatten(-1, (-1, self.head_dim))) for name in ("query", "key", "value")
         )
         query, key = self.rotary(self.query_norm(query)), self.rotary(self.key_norm(key))
-        if gate := self.gates.get("sdpa"):
-            scores, activation = gate.pre_activation(logits["sdpa"])
-            attended = gated_attention(query, key, value, scores, activation=activation, combine=gate.config.combine)
-        else:
-            attended = gated_attention(query, key, value)
+        attended = self.sdpa(query, key, value, logits.get("sdpa"))
         output = self.output(self.sdpa_output(attended).flatten(-2))
         modulated: Tensor = gated("output", output.unsqueeze(-2)).squeeze(-2)
         return modulated
 
+    def gate_logits(self, parts: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        """The pre-activations `[B, T, logits]` of the gate at each position, of the joint projections of `x`."""
+        return {position: self._logits(position, parts, x) for position in self.gates}
+
     def _logits(self, position: str, parts: dict[str, Tensor], x: Tensor) -> Tensor:
-        """The pre-activations `[B, T, logits]` of the gate at a position."""
         projected = parts.get(f"gate_{position}")
         constant: Tensor | None = self.gate_constants.get(position)
         if projected is None:

@@ -45,6 +45,37 @@ def load_checkpoint(
 
     Damaged or half-written ones are passed over with a warning.
     """
+    newest = _newest(folder)
+    if newest is None:
+        return None
+    commit, tensors = newest
+    _restore_model(tensors, model)
+    _restore_optimizer(tensors, optimizer)
+    return commit["step"], commit["state"]
+
+
+def load_weights(folder: Path, model: nn.Module) -> int:
+    """Restore only a model, from the newest whole checkpoint; return its step.
+
+    Raises FileNotFoundError if there is none, ValueError if it is of a model of other shapes.
+    """
+    newest = _newest(folder)
+    if newest is None:
+        raise FileNotFoundError(f"there is no whole checkpoint in {folder}")
+    commit, tensors = newest
+    own = {f"model.{name}": parameter.shape for name, parameter in model.named_parameters()}
+    kept = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("model.")}
+    if own != kept:
+        name = min(name for name in own.keys() | kept.keys() if own.get(name) != kept.get(name))
+        shapes = (list(shape) if shape is not None else "nothing" for shape in (own.get(name), kept.get(name)))
+        raise ValueError("{} is {} in this model and {} in the checkpoint in {}".format(name, *shapes, folder))
+    _restore_model(tensors, model)
+    step: int = commit["step"]
+    return step
+
+
+def _newest(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """The newest whole checkpoint: what commits it, and its tensors."""
     for path in sorted(folder.glob("step-*.json"), reverse=True):
         try:
             commit = json.loads(path.read_bytes())
@@ -54,16 +85,18 @@ def load_checkpoint(
             logger.warning("checkpoint %s passed over: %r", path, error)
             continue
         if whole:
-            _restore(safetensors.torch.load(content), model, optimizer)
-            return commit["step"], commit["state"]
+            return commit, safetensors.torch.load(content)
         logger.warning("checkpoint %s passed over: its content does not match its SHA-256", path)
     return None
 
 
-def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[f"model.{name}"])
+@torch.no_grad()
+def _restore_model(tensors: dict[str, Tensor], model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(tensors[f"model.{name}"])
+
+
+def _restore_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")

@@ -34,6 +34,9 @@ class DataConfig(Config):
     """Which split of a Hugging Face dataset."""
     text_field: str = "text"
     """Which field of a JSONL, Parquet or Hugging Face record holds the text."""
+    domain_field: str | None = None
+    """Which field of a record names its domain (code, prose, …). A file's domain is the first folder on its path
+    within the source, whatever this says."""
     tokenizer: Annotated[str, BeforeValidator(_parse_tokenizer)] = "bytes"
     """bytes, bpe:N (trained on the corpus's training part), or the path of a tokenizer.json."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
@@ -137,6 +140,9 @@ class EvaluationConfig(Config):
     """Tokens to evaluate on: evenly spaced windows of the validation part; all of it if it has fewer."""
     points: int = Field(10, ge=1)
     """Evaluations during training, evenly spaced; the last one after the last step."""
+    diagnostic_tokens: Count = Field(4096, ge=0)
+    """Held-out tokens on which attention, activations and gates are measured at each evaluation, in whole sequences
+    (at least one); 0: never."""
 
 
 class TrialConfig(Config):

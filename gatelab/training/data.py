@@ -28,7 +28,14 @@ from gatelab.training.corpus import (
     validation_names,
 )
 from gatelab.training.durable import sync
-from gatelab.training.tokenizer import Tokenizer, load_tokenizer, tokenizer_digest
+from gatelab.training.tokenizer import (
+    ByteTokenizer,
+    FileTokenizer,
+    Tokenizer,
+    encode_document,
+    load_tokenizer,
+    tokenizer_digest,
+)
 
 PREPARATION_VERSION = 1  # part of the data's identity: raise it when equal text would give other tokens
 SHARD_TOKENS = 1 << 27
@@ -116,6 +123,12 @@ class Dataset:
     def bytes_per_token(self) -> float:
         """Of the validation text: turns nats per token into nats per byte."""
         return self.manifest.validation.bytes / self.manifest.validation.tokens
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """What the text was tokenised with."""
+        trained = self.folder / "tokenizer.json"
+        return FileTokenizer(trained.read_text(encoding="utf-8")) if trained.exists() else ByteTokenizer()
 
     def require(self, sequence_length: int) -> None:
         """Raise DataError unless both parts hold at least one sequence of this length."""
@@ -251,7 +264,7 @@ def _write_tokens(
             file.close()
             shard, shard_tokens = shard + 1, 0
             file = (folder / f"{part}-{shard:06d}.bin").open("wb")
-        tokens = tokenizer.encode(document.text)
+        tokens = encode_document(tokenizer, document.text)
         file.write(tokens.astype(dtype).tobytes())
         number_of_documents += 1
         size += len(document.text.encode())

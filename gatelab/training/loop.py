@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gatelab.training.checkpoint import load_checkpoint, save_checkpoint
+from gatelab.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from gatelab.training.config import TrialConfig
 from gatelab.training.data import Dataset, prepare
 from gatelab.training.device import choose_device, peak_memory
@@ -45,6 +45,7 @@ def train(
     device: str = "auto",
     *,
     dataset: Dataset | None = None,
+    start: Path | None = None,
     checkpoint_seconds: float = 60.0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
@@ -58,6 +59,8 @@ def train(
         workdir: where checkpoints are written and looked for.
         device: auto, cpu, cuda or cuda:N.
         dataset: the prepared data of `trial.data`; prepared under `workdir/data` by default.
+        start: folder of the checkpoints whose newest weights training starts from; by default they are drawn from the
+            seed. Step, optimiser state and schedule start anew.
         checkpoint_seconds: time between two checkpoints; there is one at the end, too.
         should_stop: asked at each look; when it says yes, a checkpoint is written and training stops.
 
@@ -65,18 +68,26 @@ def train(
         The outcome. Divergence is an outcome, not an error.
 
     Raises:
-        DataError: the data cannot be used. ValueError: the device is not there.
+        DataError: the data cannot be used. ValueError: the device is not there, or `start` holds another model.
+        FileNotFoundError: `start` holds no checkpoint.
     """
     where = choose_device(device)
     dataset = dataset or prepare(trial.data, workdir / "data")
-    return _Run(trial, recorder, workdir / "checkpoints", where, dataset).run(checkpoint_seconds, should_stop)
+    run = _Run(trial, recorder, workdir / "checkpoints", where, dataset, start)
+    return run.run(checkpoint_seconds, should_stop)
 
 
 class _Run:
     """The state of one trial in training."""
 
     def __init__(
-        self, trial: TrialConfig, recorder: Recorder, checkpoints: Path, device: torch.device, dataset: Dataset
+        self,
+        trial: TrialConfig,
+        recorder: Recorder,
+        checkpoints: Path,
+        device: torch.device,
+        dataset: Dataset,
+        start: Path | None,
     ) -> None:
         self.trial, self.training, self.dataset = trial, trial.training, dataset
         self.recorder, self.checkpoints, self.device = recorder, checkpoints, device
@@ -85,6 +96,8 @@ class _Run:
             torch.cuda.reset_peak_memory_stats(device)
         dataset.require(self.training.sequence_length)
         self.learner = Learner(trial, device)
+        if start is not None:
+            load_weights(start, self.learner.model)
         self.windows = dataset.validation_windows(trial.evaluation.tokens, self.training.sequence_length)
         steps, points = self.training.steps, trial.evaluation.points
         self.evaluation_steps = {math.ceil(steps * (i + 1) / points) for i in range(points)}

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,22 +21,37 @@ class Tokenizer(Protocol):
 
     vocab_size: int
 
-    def encode(self, text: str) -> npt.NDArray[np.int64]:
-        """Tokens of a document, the separator last."""
+    separator: int
+    """The token that ends every document."""
+
+    def tokens(self, text: str) -> npt.NDArray[np.int64]:
+        """Tokens of a text."""
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of tokens; what is not valid UTF-8 is replaced, separators are left out."""
 
     def description(self) -> str:
         """Its content, such that equal descriptions tokenise equally."""
+
+
+def encode_document(tokenizer: Tokenizer, text: str) -> npt.NDArray[np.int64]:
+    """Tokens of a document, the separator last."""
+    return np.append(tokenizer.tokens(text), tokenizer.separator)
 
 
 class ByteTokenizer:
     """One token for each byte of UTF-8."""
 
     vocab_size = BYTES_VOCAB
+    separator = BYTES_VOCAB - 1
 
-    def encode(self, text: str) -> npt.NDArray[np.int64]:
-        """Tokens of a document, the separator last."""
-        data = np.frombuffer(text.encode(), dtype=np.uint8)
-        return np.append(data.astype(np.int64), BYTES_VOCAB - 1)
+    def tokens(self, text: str) -> npt.NDArray[np.int64]:
+        """Tokens of a text."""
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of tokens."""
+        return bytes(token for token in tokens if token < self.separator).decode(errors="replace")
 
     def description(self) -> str:
         """Its content."""
@@ -53,12 +68,16 @@ class FileTokenizer:
         self._tokenizer = tokenizers.Tokenizer.from_str(content)
         self._tokenizer.no_truncation()  # files often carry the limits of some model
         self._tokenizer.no_padding()
-        self.vocab_size, self._separator = _vocabulary(content)
+        self.vocab_size, self.separator = _vocabulary(content)
 
-    def encode(self, text: str) -> npt.NDArray[np.int64]:
-        """Tokens of a document, the separator last."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return np.array([*ids, self._separator], dtype=np.int64)
+    def tokens(self, text: str) -> npt.NDArray[np.int64]:
+        """Tokens of a text."""
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of tokens."""
+        decoded: str = self._tokenizer.decode([token for token in tokens if token != self.separator])
+        return decoded
 
     def description(self) -> str:
         """Its content."""

@@ -15,7 +15,13 @@ from gatelab.ablations.paths import get_path, leaf_paths, merge
 from gatelab.training.config import TrialConfig
 
 # A configuration in which every field means something, and for each of them another value that is valid beside it.
-BASE = {"model.gate.position": "sdpa", "model.gate.bias": 0.5, "training.schedule.kind": "wsd"}
+BASE = {
+    "model.gate.position": "sdpa",
+    "model.gate.bias": 0.5,
+    "model.yarn_factor": 2.0,
+    "model.yarn_length": 128,
+    "training.schedule.kind": "wsd",
+}
 OTHER: dict[str, Any] = {
     "model.layers": 5,
     "model.hidden_size": 32,
@@ -27,6 +33,8 @@ OTHER: dict[str, Any] = {
     "model.tie_embeddings": False,
     "model.qk_norm": False,
     "model.rope_base": 20_000.0,
+    "model.yarn_factor": 3.0,
+    "model.yarn_length": 64,
     "model.norm_eps": 1e-5,
     "model.init_std": 0.03,
     "model.depth_scaled_init": False,
@@ -59,10 +67,18 @@ OTHER: dict[str, Any] = {
     "training.loss_bound": 4.0,
     "evaluation.tokens": 65_537,
     "evaluation.points": 11,
+    "evaluation.diagnostic_tokens": 4095,
     "seed": 1,
 }
-GOLDEN = "f56e80d3231222665f48d275c3ea32344b40863d8136a95d8943b19569918f34"
-BY_IDENTITY = {"data.source", "data.split", "data.text_field", "data.tokenizer", "data.validation_fraction"}
+GOLDEN = "9075236d406ccffc255ba7575a799ec29a33abc253757f790cc63484a1e417d6"
+BY_IDENTITY = {
+    "data.source",
+    "data.split",
+    "data.text_field",
+    "data.domain_field",
+    "data.tokenizer",
+    "data.validation_fraction",
+}
 
 
 def identify(changes: dict[str, Any], data: str = "x") -> str:

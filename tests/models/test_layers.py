@@ -1,5 +1,7 @@
 """The parts of the decoder against torch's own, or against another way to write them."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gatelab.models.config import ModelConfig
-from gatelab.models.layers import FeedForward, JointLinear, Rotary
+from gatelab.models.layers import FeedForward, JointLinear, Rotary, rotary_frequencies
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -35,6 +37,11 @@ def test_joint_linear_equals_separate_linears() -> None:
     torch.testing.assert_close(x.grad, y.grad)
 
 
+def rope(head_dim: int, base: float = 10_000.0, **fields: float) -> Rotary:
+    """A model's rotary embedding."""
+    return Rotary(ModelConfig(head_dim=head_dim, rope_base=base, **fields))
+
+
 def complex_rotation(x: Tensor, base: float, start: int = 0) -> Tensor:
     """RoPE as complex numbers: channels (i, i + D/2) are one number, turned by position x base^(-2i/D)."""
     half = x.shape[-1] // 2
@@ -49,7 +56,7 @@ def complex_rotation(x: Tensor, base: float, start: int = 0) -> Tensor:
 def test_rotary_is_a_rotation_by_position(half: int, length: int, base: float, seed: int) -> None:
     """It agrees with complex multiplication and keeps every norm, so QK-norm before it stays a norm after it."""
     x = normal(seed, 2, length, 3, 2 * half)
-    got = Rotary(2 * half, base)(x)
+    got = rope(2 * half, base)(x)
     # Tables are float32: a cosine is off by at most 2^-24, relative to its channel pair.
     torch.testing.assert_close(got, complex_rotation(x, base), rtol=0, atol=2**-23 * x.abs().max().item())
     torch.testing.assert_close(got.norm(dim=-1), x.norm(dim=-1), rtol=1e-6, atol=0)
@@ -58,7 +65,7 @@ def test_rotary_is_a_rotation_by_position(half: int, length: int, base: float, s
 def test_rotary_scores_depend_on_distance_alone() -> None:
     """The same query and key, equally far apart anywhere in the sequence, have the same logit; another distance not."""
     query, key = (normal(seed, 1, 1, 1, 8).expand(1, 64, 1, 8) for seed in (0, 1))
-    rotary = Rotary(8, 10_000.0)
+    rotary = rope(8)
     logits = (rotary(query) * 1.0).squeeze() @ rotary(key).squeeze().T
     for distance in (0, 1, 17, 40):
         diagonal = logits.diagonal(-distance)
@@ -68,14 +75,40 @@ def test_rotary_scores_depend_on_distance_alone() -> None:
 
 def test_rotary_is_unchanged_by_what_it_rotated_before() -> None:
     """Its tables are kept between calls: another length, dtype or no-grad evaluation must not leak into the next."""
-    x, rotary = normal(3, 1, 12, 2, 6), Rotary(6, 10_000.0)
+    x, rotary = normal(3, 1, 12, 2, 6), rope(6)
     with torch.no_grad():
         rotary(x[:, :5].float()), rotary(x.bfloat16())
     tracked = x.clone().requires_grad_()
     out = rotary(tracked)
-    assert torch.equal(out, Rotary(6, 10_000.0)(x))
+    assert torch.equal(out, rope(6)(x))
     out.sum().backward()
     assert tracked.grad is not None
+
+
+def test_yarn_stretches_slow_channels_and_leaves_fast_ones_alone() -> None:
+    """Worked by hand from the paper's equations, for D 128, base 10,000, training length 4,096 and factor 8.
+
+    Channel d turns 4096 / (2 pi 10000^(2d/128)) times: 32 times at d = 20.9, once at d = 45.03.
+    """
+    model = {"head_dim": 128, "yarn_factor": 8.0, "yarn_length": 4096}
+    frequencies, scale = rotary_frequencies(ModelConfig(**model))
+    plain, one = rotary_frequencies(ModelConfig(head_dim=128))
+    ratio = frequencies / plain
+    assert torch.equal(ratio[:21], torch.ones(21, dtype=torch.float64))
+    torch.testing.assert_close(ratio[46:], torch.full((18,), 1 / 8, dtype=torch.float64))
+    assert ratio[33].item() == pytest.approx(1 - (33 - 20) / (46 - 20) * (1 - 1 / 8))
+    assert (scale, one) == (pytest.approx(0.1 * math.log(8) + 1), 1.0)
+    assert ModelConfig(head_dim=128, yarn_length=4096) == ModelConfig(head_dim=128)  # a factor of 1 stretches nothing
+    with pytest.raises(ValueError, match=r"yarn_factor \(4\) needs yarn_length"):
+        ModelConfig(yarn_factor=4)
+
+
+def test_yarn_lets_logits_grow_by_its_temperature() -> None:
+    """Position 0 is not turned, so its logits show the factor (0.1 ln s + 1)^2 alone."""
+    query, key = (normal(seed, 1, 1, 1, 8) for seed in (0, 1))
+    stretched = rope(8, yarn_factor=4.0, yarn_length=128)
+    got, want = ((one(query) * one(key)).sum() for one in (stretched, rope(8)))
+    torch.testing.assert_close(got, want * (0.1 * math.log(4) + 1) ** 2, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("ffn_size", [1, 7, 32])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gatelab.training.checkpoint import load_checkpoint, save_checkpoint
+from gatelab.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from gatelab.training.config import TrialConfig
 from gatelab.training.step import Learner
 
@@ -150,3 +150,19 @@ def test_a_full_disk_while_saving_leaves_the_checkpoint_before(
     restored = load_checkpoint(tmp_path, one.model, one.optimizer)
     assert restored is not None
     assert restored[0] == (1 if survived < 3 else 2)
+
+
+def test_weights_alone_can_start_another_training(tiny: Callable[..., TrialConfig], tmp_path: Path) -> None:
+    """A model of the same shapes takes the weights bit for bit; another is told which parameter does not fit."""
+    original, other = learner(tiny(), 3), learner(tiny(seed=1))
+    with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
+        load_weights(tmp_path, other.model)
+    save(tmp_path, 3, original)
+    assert load_weights(tmp_path, other.model) == 3
+    assert equal(weights(original), weights(other))
+    wider = learner(tiny(model={"ffn_size": 32}))
+    with pytest.raises(ValueError, match=r"ffn\.down\.weight is \[16, 32\] in this model and \[16, 16\] in the"):
+        load_weights(tmp_path, wider.model)
+    gated = learner(tiny(model={"gate": {"position": "sdpa"}}))
+    with pytest.raises(ValueError, match=r"gate_sdpa is \[16, 16\] in this model and nothing in the checkpoint"):
+        load_weights(tmp_path, gated.model)

@@ -87,17 +87,17 @@ def test_a_crash_while_preparing_leaves_nothing_behind(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents_before_the_crash: int
 ) -> None:
     """Half a corpus is never taken for a whole one; the next attempt succeeds."""
-    encode, done = ByteTokenizer.encode, []
+    tokens, done = ByteTokenizer.tokens, []
 
     def fails(self: ByteTokenizer, text: str) -> npt.NDArray[np.int64]:
         if len(done) == documents_before_the_crash:
             raise MemoryError
         done.append(text)
-        return encode(self, text)
+        return tokens(self, text)
 
     config = DataConfig(source=str(corpus))
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(ByteTokenizer, "encode", fails)
+        patch.setattr(ByteTokenizer, "tokens", fails)
         prepare(config, tmp_path / "data")
     assert folders(tmp_path / "data") == []
     assert len(prepare(config, tmp_path / "data").train) > 10_000
