@@ -37,7 +37,7 @@ def bare_training(trial: TrialConfig, dataset: Dataset) -> float:
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
-    windows = torch.from_numpy(dataset.validation_windows(trial.evaluation.tokens, training.sequence_length))
+    windows = torch.from_numpy(dataset.held_out(trial.evaluation.tokens, training.sequence_length).windows)
     evaluate_at = {training.steps // 2, training.steps}
     started = time.perf_counter()
     for step in range(training.steps):

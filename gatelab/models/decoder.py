@@ -49,11 +49,15 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits `[B, T, vocab]` of the next token, for `tokens [B, T]` (int64)."""
-        x = self.embedding(tokens)
+        logits: Tensor = self.head(self.norm(self.hidden(tokens)))
+        return logits
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """The residual stream `[B, T, hidden]` after the last layer, before its norm."""
+        x: Tensor = self.embedding(tokens)
         for layer in self.layers:
             x = layer(x)
-        logits: Tensor = self.head(self.norm(x))
-        return logits
+        return x
 
 
 @torch.no_grad()

@@ -88,6 +88,10 @@ class Gate:
             return gate, self.config.activation
         return gate_score(gate, self.config.activation).mean(-2, keepdim=True).to(logits.dtype), "identity"
 
+    def scores(self, logits: Tensor) -> Tensor:
+        """The scores `[B, T, heads or 1, width or 1]` that modulate, float32 or wider, from logits `[B, T, logits]`."""
+        return gate_score(*self.pre_activation(logits))
+
     def apply(self, x: Tensor, logits: Tensor) -> Tensor:
         """The gated tensor, for `x [B, T, heads, width]` and logits `[B, T, logits]`."""
         gate, activation = self.pre_activation(logits)

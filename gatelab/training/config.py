@@ -140,7 +140,7 @@ class EvaluationConfig(Config):
     """Tokens to evaluate on: evenly spaced windows of the validation part; all of it if it has fewer."""
     points: int = Field(10, ge=1)
     """Evaluations during training, evenly spaced; the last one after the last step."""
-    diagnostic_tokens: Count = Field(4096, ge=0)
+    diagnostic_tokens: Count = Field(2048, ge=0)
     """Held-out tokens on which attention, activations and gates are measured at each evaluation, in whole sequences
     (at least one); 0: never."""
 

@@ -6,6 +6,7 @@ hash of their name, so that the choice depends neither on order nor on chance.
 
 import hashlib
 import json
+import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,10 +25,11 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Document:
-    """A piece of text and the name that decides its side of the split."""
+    """A piece of text, the name that decides its side of the split, and the kind of text it is."""
 
     name: str
     text: str
+    domain: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,17 +83,19 @@ def file_digest(path: Path) -> str:
 
 def _documents(config: DataConfig, skipped: Callable[[Skipped], None]) -> Iterator[Document]:
     if config.source.startswith("hf:"):
-        records = ({config.text_field: row[config.text_field]} for row in _checked_hugging_face(config))
-        yield from _record_documents(config.source, records, config, skipped)
+        fields = [config.text_field] + ([config.domain_field] if config.domain_field else [])
+        records = ({field: row[field] for field in fields} for row in _checked_hugging_face(config))
+        yield from _record_documents(config.source, "", records, config, skipped)
         return
     for name, path in _source_files(config.source, skipped):
+        folder = name.partition("/")[0] if "/" in name and config.source != "stdlib" else ""
         if path.suffix == ".jsonl":
-            yield from _record_documents(name, _json_lines(path), config, skipped)
+            yield from _record_documents(name, folder, _json_lines(path), config, skipped)
         elif path.suffix == ".parquet":
-            yield from _record_documents(name, _parquet_rows(path, config.text_field), config, skipped)
+            yield from _record_documents(name, folder, _parquet_rows(path, config), config, skipped)
         else:
             try:
-                yield Document(name, path.read_text(encoding="utf-8"))
+                yield Document(name, path.read_text(encoding="utf-8"), _domain_name(folder))
             except UnicodeDecodeError:
                 skipped(Skipped(name, "not UTF-8 text"))
 
@@ -148,7 +152,12 @@ def _json_lines(path: Path) -> Iterator[Any]:
                 raise DataError(f"{path}:{number}: not JSON ({error.msg})") from error
 
 
-def _parquet_rows(path: Path, field: str) -> Iterator[Any]:
+def _domain_name(given: object) -> str:
+    """A domain as it can stand in the name of a metric."""
+    return re.sub(r"[^A-Za-z0-9_. -]", "_", str(given))[:64].strip()
+
+
+def _parquet_rows(path: Path, config: DataConfig) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -157,12 +166,18 @@ def _parquet_rows(path: Path, field: str) -> Iterator[Any]:
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: not a Parquet file ({error})") from error
     with opened as file:
-        if field not in file.schema_arrow.names:
-            raise DataError(
-                f"{path}: no column {field!r} (data.text_field); it has {', '.join(file.schema_arrow.names)}"
-            )
-        for batch in file.iter_batches(columns=[field]):
+        columns = _columns(config, file.schema_arrow.names, str(path), "column")
+        for batch in file.iter_batches(columns=columns):
             yield from batch.to_pylist()
+
+
+def _columns(config: DataConfig, there: list[str], where: str, what: str) -> list[str]:
+    """The fields of a record that are read. Raises DataError naming one that is not there."""
+    wanted = {"data.text_field": config.text_field, "data.domain_field": config.domain_field}
+    for key, name in wanted.items():
+        if name is not None and name not in there:
+            raise DataError(f"{where}: no {what} {name!r} ({key}); it has {', '.join(there)}")
+    return [name for name in wanted.values() if name is not None]
 
 
 def _load_hugging_face(config: DataConfig) -> Any:
@@ -179,23 +194,25 @@ def _load_hugging_face(config: DataConfig) -> Any:
 
 def _checked_hugging_face(config: DataConfig) -> Any:
     dataset = _load_hugging_face(config)
-    if config.text_field not in dataset.column_names:
-        raise DataError(
-            f"data.source {config.source!r}: no field {config.text_field!r} (data.text_field); "
-            f"it has {', '.join(dataset.column_names)}"
-        )
+    _columns(config, dataset.column_names, f"data.source {config.source!r}", "field")
     return dataset
 
 
 def _record_documents(
-    name: str, records: Iterable[Any], config: DataConfig, skipped: Callable[[Skipped], None]
+    name: str, folder: str, records: Iterable[Any], config: DataConfig, skipped: Callable[[Skipped], None]
 ) -> Iterator[Document]:
-    """Documents of records, named by their content: equal texts fall on the same side of the split."""
+    """Documents of records, named by their content: equal texts fall on the same side of the split.
+
+    A record that does not name its domain is of the domain of its file's folder.
+    """
     for number, record in enumerate(records, 1):
         text = record.get(config.text_field) if isinstance(record, dict) else None
         if isinstance(text, str):
             text = text.encode(errors="replace").decode()  # JSON may hold lone surrogates, UTF-8 may not
-            yield Document(hashlib.sha256(text.encode()).hexdigest(), text)
+            domain = record.get(config.domain_field) if config.domain_field else None
+            yield Document(
+                hashlib.sha256(text.encode()).hexdigest(), text, _domain_name(folder if domain is None else domain)
+            )
         else:
             skipped(Skipped(f"{name}:{number}", f"no text in field {config.text_field!r}"))
 

@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,12 @@ from gatelab.training.tokenizer import (
     tokenizer_digest,
 )
 
-PREPARATION_VERSION = 1  # part of the data's identity: raise it when equal text would give other tokens
+PREPARATION_VERSION = 2  # part of the data's identity: raise it when equal text would give other tokens
 SHARD_TOKENS = 1 << 27
+DOCUMENTS = "validation-documents.npy"
+"""Of the validation part, `[documents, 2]` int64: tokens, and index of the domain in alphabetical order."""
+UNNAMED = "other"
+"""The domain of text that names none, beside text that does."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Manifest:
     dtype: str
     train: SplitCounts
     validation: SplitCounts
+    domains: dict[str, SplitCounts]  # of the validation part; empty where all text is of one domain
     skipped: list[Skipped]
 
 
@@ -75,6 +80,7 @@ def data_identity(config: DataConfig) -> str:
         "version": PREPARATION_VERSION,
         "source": source_digest(config),
         "text_field": config.text_field,
+        "domain_field": config.domain_field,
         "tokenizer": tokenizer_digest(config),
         "validation_fraction": config.validation_fraction,
     }
@@ -106,6 +112,19 @@ class TokenFiles:
         return np.concatenate(pieces).astype(np.int64)
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Windows to evaluate on, and of which domain each of their targets is."""
+
+    windows: npt.NDArray[np.int64]
+    """`[N, T + 1]`"""
+    domains: npt.NDArray[np.int64]
+    """`[N, T]`: index into `names` for the targets 1 … T of each window."""
+    names: tuple[str, ...]
+    bytes_per_token: tuple[float, ...]
+    """Of each domain's whole validation text: turns nats per token into nats per byte."""
+
+
 class Dataset:
     """Prepared data: training batches and validation windows. Raises DataError if its files are not whole."""
 
@@ -123,6 +142,12 @@ class Dataset:
     def bytes_per_token(self) -> float:
         """Of the validation text: turns nats per token into nats per byte."""
         return self.manifest.validation.bytes / self.manifest.validation.tokens
+
+    @cached_property
+    def _documents(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(first token, domain) of each validation document, in the order in which they stand."""
+        lengths, domains = np.load(self.folder / DOCUMENTS).T
+        return np.cumsum(lengths) - lengths, domains
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -169,18 +194,35 @@ class Dataset:
             cached[key] = (rng.permutation(windows), int(rng.integers(sequence_length)))
         return cached[key]
 
-    def validation_windows(self, tokens: int, sequence_length: int) -> npt.NDArray[np.int64]:
-        """Evenly spaced windows `[N, sequence_length + 1]` that hold about `tokens` tokens, at most all of them."""
+    def held_out(self, tokens: int, sequence_length: int) -> HeldOut:
+        """Evenly spaced windows of the validation text that hold about `tokens` tokens: one at least, at most all.
+
+        Raises DataError if not one fits.
+        """
         available = self._validation_windows(sequence_length)
+        if available < 1:
+            raise DataError(
+                f"data.source {self.manifest.source!r} holds out {len(self.validation)} tokens: "
+                f"too few for a sequence of {sequence_length}"
+            )
         count = min(available, max(1, tokens // sequence_length))
         starts = np.arange(count) * available // count * sequence_length
-        return np.stack([self.validation.window(int(start), sequence_length + 1) for start in starts])
+        firsts, domains = self._documents
+        targets = starts[:, None] + np.arange(1, sequence_length + 1)
+        counts = self.manifest.domains or {"": self.manifest.validation}
+        return HeldOut(
+            windows=np.stack([self.validation.window(int(start), sequence_length + 1) for start in starts]),
+            domains=domains[np.searchsorted(firsts, targets, side="right") - 1],
+            names=tuple(counts),
+            bytes_per_token=tuple(count.bytes / count.tokens for count in counts.values()),
+        )
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of prepared data."""
     raw = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     raw["train"], raw["validation"] = SplitCounts(**raw["train"]), SplitCounts(**raw["validation"])
+    raw["domains"] = {name: SplitCounts(**counts) for name, counts in raw["domains"].items()}
     raw["skipped"] = [Skipped(**entry) for entry in raw["skipped"]]
     return Manifest(**raw)
 
@@ -214,24 +256,29 @@ def prepare(config: DataConfig, root: Path, identity: str | None = None) -> Data
 def _build(config: DataConfig, identity: str, folder: Path) -> None:
     """Tokenise a corpus into `folder`, the manifest last. Reads the corpus once more for each thing it must know."""
     skipped: list[Skipped] = []
-    sizes: dict[str, int] = {}
+    domains: dict[str, str] = {}  # of each name: one that stands in several is of the first
+    sizes: dict[str, dict[str, int]] = {}  # by domain and name
     for document in read_corpus(config, skipped.append):
-        sizes[document.name] = sizes.get(document.name, 0) + len(document.text.encode())
-    held = validation_names(sizes, config.validation_fraction)
+        own = sizes.setdefault(domains.setdefault(document.name, document.domain), {})
+        own[document.name] = own.get(document.name, 0) + len(document.text.encode())
+    held = {name for own in sizes.values() for name in validation_names(own, config.validation_fraction)}
 
     def documents(validation: bool) -> Iterator[Document]:
         for document in read_corpus(config, lambda _: None):
-            if len(sizes) == 1:
+            document = replace(document, domain=domains[document.name])
+            if len(sizes[document.domain]) == 1:
                 yield _part_of_only_document(document, config.validation_fraction, validation)
             elif (document.name in held) == validation:
                 yield document
 
     tokenizer = load_tokenizer(config, (document.text for document in documents(validation=False)))
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    counts = {
-        part: _write_tokens(documents(part == "validation"), tokenizer, folder, part, dtype)
-        for part in ("train", "validation")
-    }
+    train = _write_tokens(documents(validation=False), tokenizer, folder, "train", dtype)
+    validation = _write_tokens(documents(validation=True), tokenizer, folder, "validation", dtype)
+    names = sorted({entry.domain or UNNAMED for entry in validation})
+    by_domain = {name: [entry for entry in validation if (entry.domain or UNNAMED) == name] for name in names}
+    lengths = [(entry.tokens, names.index(entry.domain or UNNAMED)) for entry in validation]
+    np.save(folder / DOCUMENTS, np.array(lengths, dtype=np.int64).reshape(-1, 2))
     manifest = Manifest(
         identity=identity,
         source=config.source,
@@ -240,8 +287,10 @@ def _build(config: DataConfig, identity: str, folder: Path) -> None:
         tokenizer_digest=hashlib.sha256(tokenizer.description().encode()).hexdigest(),
         vocab_size=tokenizer.vocab_size,
         dtype=dtype,
+        train=_count(train),
+        validation=_count(validation),
+        domains={name: _count(entries) for name, entries in by_domain.items()} if len(names) > 1 else {},
         skipped=skipped,
-        **counts,
     )
     if tokenizer.description() != "bytes":
         (folder / "tokenizer.json").write_text(tokenizer.description(), encoding="utf-8")
@@ -249,15 +298,28 @@ def _build(config: DataConfig, identity: str, folder: Path) -> None:
 
 
 def _part_of_only_document(document: Document, fraction: float, validation: bool) -> Document:
-    """A corpus of a single document is cut: its tail is held out."""
+    """A document that is the only one of its domain is cut: its tail is held out."""
     cut = round(len(document.text) * (1 - fraction))
-    return Document(document.name, document.text[cut:] if validation else document.text[:cut])
+    return replace(document, text=document.text[cut:] if validation else document.text[:cut])
+
+
+@dataclass(frozen=True)
+class _Written:
+    """One document as it was written."""
+
+    domain: str
+    bytes: int
+    tokens: int
+
+
+def _count(written: list[_Written]) -> SplitCounts:
+    return SplitCounts(len(written), sum(entry.bytes for entry in written), sum(entry.tokens for entry in written))
 
 
 def _write_tokens(
     documents: Iterator[Document], tokenizer: Tokenizer, folder: Path, part: str, dtype: str
-) -> SplitCounts:
-    number_of_documents = size = total = 0
+) -> list[_Written]:
+    written = []
     shard, shard_tokens, file = 0, 0, (folder / f"{part}-000000.bin").open("wb")
     for document in documents:
         if shard_tokens >= SHARD_TOKENS:
@@ -266,8 +328,7 @@ def _write_tokens(
             file = (folder / f"{part}-{shard:06d}.bin").open("wb")
         tokens = encode_document(tokenizer, document.text)
         file.write(tokens.astype(dtype).tobytes())
-        number_of_documents += 1
-        size += len(document.text.encode())
-        total, shard_tokens = total + len(tokens), shard_tokens + len(tokens)
+        written.append(_Written(document.domain, len(document.text.encode()), len(tokens)))
+        shard_tokens += len(tokens)
     file.close()
-    return SplitCounts(number_of_documents, size, total)
+    return written

@@ -1,41 +1,76 @@
-"""Loss on held-out text."""
+"""Loss on held-out text: of all of it, by domain, and by position in the sequence."""
 
 import math
+from collections.abc import Iterator
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gatelab.training.data import HeldOut
 from gatelab.training.device import precision_context
 
 
-def language_model_loss(model: nn.Module, windows: Tensor) -> Tensor:
-    """Mean cross-entropy, in nats per token, of `windows [B, T + 1]` (int64): each token from those before it."""
+def language_model_loss(model: nn.Module, windows: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
+    """Cross-entropy, in nats, of `windows [B, T + 1]` (int64): each token from those before it.
+
+    Its mean, or `[B * T]` for "none".
+    """
     logits = model(windows[:, :-1])
-    return F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
+    return F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten(), reduction=reduction)
 
 
 @torch.no_grad()
-def validation_metrics(
-    model: nn.Module,
-    windows: npt.NDArray[np.int64],
-    batch_size: int,
-    bytes_per_token: float,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> dict[str, float]:
-    """Loss in nats per token and bits per byte over `windows [N, T + 1]`.
-
-    Bits per byte compare across tokenizers: loss / ln 2 / (bytes per token of the whole validation text).
-    """
+def token_losses(
+    model: nn.Module, held_out: HeldOut, batch_size: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Cross-entropy `[N, T]` of every target of held-out windows, in nats: float64, on the CPU."""
     model.eval()
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for start in range(0, len(windows), batch_size):
-        batch = torch.from_numpy(windows[start : start + batch_size]).to(device)
+    parts = []
+    for start in range(0, len(held_out.windows), batch_size):
+        batch = torch.from_numpy(held_out.windows[start : start + batch_size]).to(device)
         with precision_context(dtype, device):
-            total += language_model_loss(model, batch).double() * len(batch)
+            losses = language_model_loss(model, batch, "none")
+        parts.append(losses.double().view(len(batch), -1).cpu())
     model.train()
-    loss = total.item() / len(windows)
-    return {"validation/loss": loss, "validation/bits_per_byte": loss / math.log(2) / bytes_per_token}
+    return torch.cat(parts)
+
+
+def loss_metrics(losses: Tensor, held_out: HeldOut, bytes_per_token: float) -> dict[str, float]:
+    """What `losses [N, T]` (nats) say, by name.
+
+    loss is nats per token; bits_per_byte compares across tokenizers: loss / ln 2 / (bytes per token of the whole
+    validation text). Where the text is of several domains, loss/DOMAIN and bits_per_byte/DOMAIN are of the targets
+    in each, as far as the windows hold any.
+    """
+    loss = losses.mean().item()
+    metrics = {"loss": loss, "bits_per_byte": loss / math.log(2) / bytes_per_token}
+    if len(held_out.names) > 1:
+        domains = torch.from_numpy(held_out.domains)
+        for index, name in enumerate(held_out.names):
+            own = losses[domains == index]
+            if len(own):
+                loss = own.mean().item()
+                metrics[f"loss/{name}"] = loss
+                metrics[f"bits_per_byte/{name}"] = loss / math.log(2) / held_out.bytes_per_token[index]
+    return metrics
+
+
+def position_losses(losses: Tensor) -> dict[str, float]:
+    """Mean of `losses [N, T]` (nats) by the number of tokens that a prediction sees: 1, 2-3, 4-7, … up to T.
+
+    Named position/00004-00007, so that names sort as numbers do.
+    """
+    by_context = losses.mean(0)  # entry i: of predictions from i + 1 tokens
+    return {
+        f"position/{first:05d}-{last:05d}": by_context[first - 1 : last].mean().item()
+        for first, last in _octaves(losses.shape[1])
+    }
+
+
+def _octaves(length: int) -> Iterator[tuple[int, int]]:
+    first = 1
+    while first <= length:
+        yield first, min(2 * first - 1, length)
+        first *= 2

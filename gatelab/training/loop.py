@@ -15,9 +15,11 @@ from gatelab.training.checkpoint import load_checkpoint, load_weights, save_chec
 from gatelab.training.config import TrialConfig
 from gatelab.training.data import Dataset, prepare
 from gatelab.training.device import choose_device, peak_memory
-from gatelab.training.evaluation import validation_metrics
+from gatelab.training.diagnostics import diagnose, norms
+from gatelab.training.evaluation import loss_metrics, position_losses, token_losses
 from gatelab.training.optimizer import learning_rate
 from gatelab.training.recorder import Recorder
+from gatelab.training.spikes import SpikeCounter
 from gatelab.training.step import Learner
 
 logger = logging.getLogger(__name__)
@@ -32,8 +34,10 @@ class Outcome:
     step: int
     """Optimiser steps done."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """What sums the trial up: validation/* of the last evaluation; train/final_loss, the mean over the steps since
-    the last look but one; train/mean_tokens_per_second and train/seconds, of training alone; memory/peak_bytes."""
+    """What sums the trial up: validation/* and the diagnostics of the whole model, of the last evaluation;
+    train/final_loss, the mean over the steps since the last look but one; train/mean_tokens_per_second and
+    train/seconds, of training alone; memory/peak_bytes; of the losses of all steps train/loss_spikes,
+    train/loss_spike_steps and train/loss_nonfinite_steps (see `SpikeCounter`), and the same of their gradient norms."""
     reason: str = ""
     """Why it diverged."""
 
@@ -55,7 +59,9 @@ def train(
         trial: the complete configuration.
         recorder: takes the metrics. For each step: train/loss (nats per token) and train/gradient_norm (before
             clipping); at each look, every `log_every` steps: train/learning_rate and train/tokens_per_second;
-            at each evaluation: validation/loss, validation/bits_per_byte and, by layer, gradient_norm.
+            at each evaluation: validation/… (see `loss_metrics`), validation/position/…, attention/…, activation/…,
+            sdpa/… and gate/… of the whole model and by layer (see `diagnose`), and by layer gradient_norm and
+            the norms of its parts (see `norms`).
         workdir: where checkpoints are written and looked for.
         device: auto, cpu, cuda or cuda:N.
         dataset: the prepared data of `trial.data`; prepared under `workdir/data` by default.
@@ -98,12 +104,14 @@ class _Run:
         self.learner = Learner(trial, device)
         if start is not None:
             load_weights(start, self.learner.model)
-        self.windows = dataset.validation_windows(trial.evaluation.tokens, self.training.sequence_length)
+        self.held_out = dataset.held_out(trial.evaluation.tokens, self.training.sequence_length)
+        self.probes = dataset.held_out(trial.evaluation.diagnostic_tokens, self.training.sequence_length).windows
         steps, points = self.training.steps, trial.evaluation.points
         self.evaluation_steps = {math.ceil(steps * (i + 1) / points) for i in range(points)}
         self.step = 0
         self.seconds = 0.0  # of training, over all attempts, without evaluation and checkpoints
         self.metrics: dict[str, float] = {}
+        self.spikes = {"loss": SpikeCounter(), "gradient": SpikeCounter()}
         self.unseen: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of the steps since the last look
 
     def run(self, checkpoint_seconds: float, should_stop: Callable[[], bool]) -> Outcome:
@@ -147,6 +155,8 @@ class _Run:
         first = self.step - len(losses) + 1
         for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), first):
             self.recorder.record(step, {"train/loss": loss, "train/gradient_norm": norm})
+        self.spikes["loss"].count(losses)
+        self.spikes["gradient"].count(norms)
         mean = math.fsum(losses) / len(losses) if all(map(math.isfinite, losses)) else math.nan
         self.metrics |= {
             "train/final_loss": mean,
@@ -154,6 +164,10 @@ class _Run:
             "train/seconds": self.seconds,
             "memory/peak_bytes": float(peak_memory(self.device)),
         }
+        for name, counter in self.spikes.items():
+            self.metrics[f"train/{name}_spikes"] = float(counter.spikes)
+            self.metrics[f"train/{name}_spike_steps"] = float(counter.spike_steps)
+            self.metrics[f"train/{name}_nonfinite_steps"] = float(counter.nonfinite_steps)
         self.recorder.record(
             self.step,
             {
@@ -175,25 +189,26 @@ class _Run:
 
     def _evaluate(self) -> str:
         """Record the validation metrics; the reason if they show that training has diverged, else ''."""
-        metrics = validation_metrics(
-            self.learner.model,
-            self.windows,
-            self.training.batch_size // self.training.accumulation,
-            self.dataset.bytes_per_token,
-            self.device,
-            self.learner.dtype,
-        )
-        self.metrics |= metrics
-        self.recorder.record(self.step, metrics)
-        for layer, norm in enumerate(self.learner.layer_gradient_norms()):
-            self.recorder.record(self.step, {"gradient_norm": norm}, layer)
-        loss = metrics["validation/loss"]
+        model, sequences = self.learner.model, self.training.batch_size // self.training.accumulation
+        losses = token_losses(model, self.held_out, sequences, self.device, self.learner.dtype)
+        summary = _validation(loss_metrics(losses, self.held_out, self.dataset.bytes_per_token))
+        layers = norms(model)
+        if self.trial.evaluation.diagnostic_tokens:
+            whole, of_layers = diagnose(model, self.probes, sequences, self.device, self.learner.dtype)
+            summary |= whole
+            layers = [{**one, **other} for one, other in zip(layers, of_layers, strict=True)]
+        self.metrics |= summary
+        self.recorder.record(self.step, {**summary, **_validation(position_losses(losses))})
+        for layer, values in enumerate(layers):
+            self.recorder.record(self.step, values, layer)
+        loss = summary["validation/loss"]
         return "" if math.isfinite(loss) else f"the validation loss was {loss} at step {self.step}"
 
     def _save(self) -> None:
         # First the journal: a checkpoint must never be ahead of the record of how it was reached.
         self.recorder.commit()
-        state: dict[str, Any] = {"seconds": self.seconds, "metrics": self.metrics}
+        spikes = {name: counter.state() for name, counter in self.spikes.items()}
+        state: dict[str, Any] = {"seconds": self.seconds, "metrics": self.metrics, "spikes": spikes}
         save_checkpoint(self.checkpoints, self.step, self.learner.model, self.learner.optimizer, state)
 
     def _resume(self) -> None:
@@ -201,4 +216,9 @@ class _Run:
         if restored is not None:
             self.step, state = restored
             self.seconds, self.metrics = state["seconds"], state["metrics"]
+            self.spikes = {name: SpikeCounter(kept) for name, kept in state["spikes"].items()}
             logger.info("resumed from the checkpoint of step %d", self.step)
+
+
+def _validation(values: dict[str, float]) -> dict[str, float]:
+    return {f"validation/{name}": value for name, value in values.items()}

@@ -43,10 +43,3 @@ class Learner:
             nn.utils.clip_grads_with_norm_(self.parameters, clip_norm, norm)
         self.optimizer.step()
         return loss, norm
-
-    def layer_gradient_norms(self) -> list[float]:
-        """Gradient norm of each layer in the last step, after clipping."""
-        return [
-            nn.utils.get_total_norm([p.grad for p in layer.parameters() if p.grad is not None]).item()
-            for layer in self.model.layers
-        ]

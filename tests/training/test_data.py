@@ -26,7 +26,8 @@ def positions(folder: Path, train: int, validation: int = 1000) -> Dataset:
     for part, tokens in (("train", train), ("validation", validation)):
         np.arange(tokens, dtype="uint32").tofile(folder / f"{part}-000.bin")
     counts = {"train": SplitCounts(1, train, train), "validation": SplitCounts(1, validation, validation)}
-    manifest = Manifest("", "", "", "", "", 1 << 20, "uint32", skipped=[], **counts)
+    manifest = Manifest("", "", "", "", "", 1 << 20, "uint32", domains={}, skipped=[], **counts)
+    np.save(folder / "validation-documents.npy", np.array([[validation, 0]]))
     (folder / "manifest.json").write_text(json.dumps(asdict(manifest)))
     return Dataset(folder)
 
@@ -214,7 +215,7 @@ def test_epochs_differ_in_order_and_offset(tmp_path: Path) -> None:
 def test_validation_windows_are_evenly_spaced(tokens: int, held: int, length: int) -> None:
     """The evaluation budget covers the whole held-out text, without overlap and without running over its end."""
     with tempfile.TemporaryDirectory() as folder:
-        windows = positions(Path(folder), 100, held).validation_windows(tokens, length)
+        windows = positions(Path(folder), 100, held).held_out(tokens, length).windows
     assert (np.diff(windows) == 1).all()
     available = (held - 1) // length
     assert len(windows) == max(1, min(available, tokens // length))
@@ -232,7 +233,7 @@ def test_a_corpus_too_small_for_a_sequence_is_an_error(tmp_path: Path, train: in
     smallest = positions(tmp_path, 65, 33)
     smallest.require(32)
     assert smallest.batch(0, 5, 2, 32).shape == (2, 33)
-    assert smallest.validation_windows(1000, 32).shape == (1, 33)
+    assert smallest.held_out(1000, 32).windows.shape == (1, 33)
     with pytest.raises(DataError, match=rf"sequence_length 32: {train} tokens to train on, {held} to evaluate on"):
         positions(tmp_path, train, held).require(32)
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from gatelab.training.config import TrialConfig
-from gatelab.training.evaluation import language_model_loss, validation_metrics
+from gatelab.training.data import HeldOut
+from gatelab.training.diagnostics import norms
+from gatelab.training.evaluation import language_model_loss, loss_metrics, token_losses
 from gatelab.training.optimizer import learning_rate
 from gatelab.training.step import Learner
 
@@ -65,7 +67,7 @@ def test_gradients_are_clipped_to_the_norm_and_no_further(tiny: Callable[..., Tr
     after = gradients(learner).norm().item()
     assert before.item() > 0.01
     assert after == pytest.approx(0.01 if clip == 0.01 else before.item(), rel=1e-4)
-    (layer,) = learner.layer_gradient_norms()
+    layer = norms(learner.model)[0]["gradient_norm"]
     outside = [p.grad for name, p in learner.model.named_parameters() if not name.startswith("layers.")]
     rest = sum(gradient.double().square().sum().item() for gradient in outside if gradient is not None)
     assert layer**2 + rest == pytest.approx(after**2, rel=1e-4)
@@ -83,14 +85,20 @@ def test_a_step_moves_the_weights_at_its_own_learning_rate(tiny: Callable[..., T
     torch.testing.assert_close(moved, torch.full_like(moved, rate), rtol=1e-3, atol=1e-7)
 
 
+def validate(learner: Learner, held: torch.Tensor, batch: int, bytes_per_token: float = 1.0) -> dict[str, float]:
+    """The validation metrics of windows."""
+    held_out = HeldOut(held.numpy(), np.zeros((len(held), held.shape[1] - 1), dtype=np.int64), ("",), (1.0,))
+    return loss_metrics(token_losses(learner.model, held_out, batch, CPU, learner.dtype), held_out, bytes_per_token)
+
+
 @pytest.mark.parametrize(("count", "batch"), [(7, 3), (6, 3), (2, 5), (5, 1)], ids=str)
 def test_validation_loss_is_the_mean_over_all_windows(tiny: Callable[..., TrialConfig], count: int, batch: int) -> None:
     """A smaller last batch weighs no more than its windows: the batch size never enters the result."""
     learner, held = Learner(tiny(model={"init_std": 0.5}), CPU), windows(count)
-    metrics = validation_metrics(learner.model, held.numpy(), batch, 0.8, CPU, torch.float32)
+    metrics = validate(learner, held, batch, 0.8)
     expected = np.mean([nats(learner.model, window) for window in held])
-    assert metrics["validation/loss"] == pytest.approx(expected, rel=1e-6)
-    assert metrics["validation/bits_per_byte"] == pytest.approx(expected / math.log(2) / 0.8, rel=1e-6)
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-6)
+    assert metrics["bits_per_byte"] == pytest.approx(expected / math.log(2) / 0.8, rel=1e-6)
     assert learner.model.training
     assert all(parameter.grad is None for parameter in learner.parameters)
 
@@ -99,8 +107,8 @@ def test_bits_per_byte_of_guessing(tiny: Callable[..., TrialConfig]) -> None:
     """A model that knows nothing of 257 byte tokens needs log2(257) bits for each, whatever else is counted."""
     learner = Learner(tiny(), CPU)
     torch.nn.init.zeros_(learner.model.head.weight)
-    metrics = validation_metrics(learner.model, windows(3).numpy(), 2, 1.0, CPU, torch.float32)
-    assert metrics["validation/bits_per_byte"] == pytest.approx(math.log2(257), rel=1e-6)
+    metrics = validate(learner, windows(3), 2)
+    assert metrics["bits_per_byte"] == pytest.approx(math.log2(257), rel=1e-6)
 
 
 def test_bfloat16_products_change_results_only_by_rounding(tiny: Callable[..., TrialConfig]) -> None:
@@ -108,9 +116,9 @@ def test_bfloat16_products_change_results_only_by_rounding(tiny: Callable[..., T
     results: dict[str, dict[str, Any]] = {}
     for precision in ("float32", "bfloat16"):
         learner = Learner(tiny(model={"init_std": 0.5}, training={"precision": precision}), CPU)
-        metrics = validation_metrics(learner.model, windows(7).numpy(), 3, 1.0, CPU, learner.dtype)
+        metrics = validate(learner, windows(7), 3)
         loss, norm = learner.step(0, windows(4))
-        results[precision] = {**metrics, "loss": loss.item(), "norm": norm.item()}
+        results[precision] = {**metrics, "step": loss.item(), "norm": norm.item()}
         assert {parameter.dtype for parameter in learner.parameters} == {torch.float32}
         assert {value.dtype for state in learner.optimizer.state.values() for value in state.values()} == {
             torch.float32
