@@ -19,6 +19,7 @@ for command in (
     results.status,
     results.compare,
     results.curves,
+    results.diagnose,
     results.export,
     results.ui,
     run.train,

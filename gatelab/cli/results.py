@@ -1,4 +1,4 @@
-"""gatelab status, compare, curves, export, ui: looking at what came out."""
+"""gatelab status, compare, curves, diagnose, export, ui: looking at what came out."""
 
 import enum
 import subprocess
@@ -126,6 +126,35 @@ def curves(
                 fail(f"--metric: {error}", error)
             for path in paths:
                 console.print(escape(str(path)))
+
+
+def diagnose(
+    study: args.StudyName,
+    format: Annotated[Format, typer.Option("--format", "-f", help="How to write the table.")] = Format.terminal,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder [default: the study's].")] = None,
+    runs: args.Runs = args.DEFAULT_RUNS,
+    json: args.Json = False,
+) -> None:
+    """Show what a gate does to attention, activations and itself: plots by layer and over training, and a table.
+
+    Example: gatelab diagnose gate-diagnostics -o figures/
+    """
+    from gatelab.results.diagnosis import NoDiagnostics
+    from gatelab.results.publish import DIAGNOSIS_FORMATS, write_diagnosis
+
+    folder, name = RunsFolder(runs), args.study_name(study)
+    with reporting_errors():
+        try:
+            found = write_diagnosis(folder, name, output or folder.study(name).path)
+        except NoDiagnostics as error:
+            fail(str(error), error)
+    chosen = Format.json if json else format
+    if chosen is not Format.terminal:
+        sys.stdout.write(DIAGNOSIS_FORMATS[chosen.value](found))
+        return
+    print_grid(found.grid)
+    for path in found.plots:
+        console.print(escape(str(path)))
 
 
 def export(

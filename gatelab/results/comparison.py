@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.special import stdtrit
 
-from gatelab.results.frames import AXIS, OUTCOMES, SUMMARY, axes_of
+from gatelab.results.frames import AXIS, OUTCOMES, axes_of, metrics_of
+from gatelab.results.measures import measure
 
 DEFAULT_METRIC = "validation/loss"
 UNFINISHED = ("running", "interrupted", "waiting")
-HIGHER_IS_BETTER = {"train/mean_tokens_per_second"}
 ENVIRONMENT = ("code", "data", "device", "precision", "threads", "torch", "python")
 
 
@@ -69,7 +69,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A study's variants, best first."""
+    """A study's variants: best first, or in the study's order where the metric has no direction."""
 
     study: str
     study_hash: str
@@ -80,13 +80,14 @@ class Comparison:
 
 
 def compare(runs: pa.Table, metric: str = DEFAULT_METRIC) -> Comparison:
-    """Compare the variants of a `runs` frame by a summary metric, best mean first.
+    """Compare the variants of a `runs` frame by a summary metric: best mean first, if the metric has a direction.
 
     Trials that diverged, failed or have not finished have no value: they are counted beside the mean, never in it.
     Raises ValueError for an unknown metric.
     """
-    if metric not in SUMMARY:
-        raise ValueError(f"metric must be one of {', '.join(SUMMARY)} (got {metric!r})")
+    known = metrics_of(runs)
+    if metric not in known:
+        raise ValueError(f"metric must be one of {', '.join(known)} (got {metric!r})")
     trials = runs.to_pylist()
     axes = axes_of(runs)
     by_variant: dict[str, list[dict[str, Any]]] = {}
@@ -101,10 +102,12 @@ def compare(runs: pa.Table, metric: str = DEFAULT_METRIC) -> Comparison:
         for variant, members in by_variant.items()
     }
     rows = [_row(variant, members, values, axes) for variant, members in by_variant.items()]
-    sign = -1.0 if metric in HIGHER_IS_BETTER else 1.0
-    rows.sort(key=lambda row: (math.isnan(row.value.mean), sign * row.value.mean))
-    if rows and not math.isnan(rows[0].value.mean):
-        rows[0] = replace(rows[0], best=True)
+    better = measure(metric).better
+    if better:
+        sign = -1.0 if better == "higher" else 1.0
+        rows.sort(key=lambda row: (math.isnan(row.value.mean), sign * row.value.mean))
+        if rows and not math.isnan(rows[0].value.mean):
+            rows[0] = replace(rows[0], best=True)
     return Comparison(
         study=trials[0]["study"],
         study_hash=trials[0]["study_hash"],

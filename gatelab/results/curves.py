@@ -2,27 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")  # writes files; needs no display
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gatelab.results.tables import UNITS
+from gatelab.results.figures import Curve, curves_by_seed, draw_curves, paired_differences, tidy
+from gatelab.results.measures import with_unit
 
-# Told apart in print and by colour-blind readers (Okabe and Ito), then by dashes.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", "-.", ":")
 SPANS = 200  # points of a line; a metric recorded at more steps is averaged over spans first
-
-Curve = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 
 
 def plot_curves(metrics: pa.Table, metric: str, variants: Mapping[str, str | None], title: str) -> Figure:
@@ -46,18 +36,18 @@ def plot_curves(metrics: pa.Table, metric: str, variants: Mapping[str, str | Non
     span = math.ceil(last / SPANS) if points > SPANS else 1
     curves = {variant: _by_seed(rows.filter(pc.equal(rows["variant"], variant)), span, last) for variant in variants}
     differences = {
-        variant: _differences(curves[variant], curves[baseline])
+        variant: paired_differences(curves[variant], curves[baseline])
         for variant, baseline in variants.items()
         if baseline in curves and baseline != variant
     }
-    unit = f" [{UNITS[metric]}]" if metric in UNITS else ""
+    unit = with_unit(metric).removeprefix(metric)
     compared = any(differences.values())
     figure = Figure(figsize=(6.5, 6.2 if compared else 4.2), layout="constrained")
     panels = figure.subplots(2 if compared else 1, 1, sharex=True, squeeze=False, height_ratios=[3, 2][: 1 + compared])
     top = panels[0, 0]
     for index, variant in enumerate(variants):
         seeds = len(curves[variant])
-        _draw(top, index, curves[variant], f"{variant} ({seeds} seed{'s' if seeds != 1 else ''})")
+        draw_curves(top, index, curves[variant], f"{variant} ({seeds} seed{'s' if seeds != 1 else ''})")
     top.set_title(title, fontsize=10)
     top.set_ylabel(metric + unit)
     top.legend(frameon=False, fontsize=8, title="mean; band: range over seeds", title_fontsize=7)
@@ -66,71 +56,32 @@ def plot_curves(metrics: pa.Table, metric: str, variants: Mapping[str, str | Non
         bottom = panels[1, 0]
         bottom.axhline(0, color="#555555", linewidth=0.8)
         for index, variant in enumerate(variants):
-            _draw(bottom, index, differences.get(variant, {}), variant)
+            draw_curves(bottom, index, differences.get(variant, {}), variant)
         bottom.set_ylabel(f"difference\nto baseline{unit}")
         _focus(bottom, [curve for own in differences.values() for curve in own.values()])
     panels[-1, 0].set_xlabel("step")
     for panel in panels[:, 0]:
-        panel.grid(alpha=0.25, linewidth=0.5)
-        panel.spines[["top", "right"]].set_visible(False)
+        tidy(panel)
     figure.align_ylabels()
     return figure
 
 
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as PNG and SVG; return the paths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "svg")]
-    for path in paths:
-        figure.savefig(path, dpi=200)
-    return paths
-
-
 def _by_seed(rows: pa.Table, span: int, last: int) -> dict[int, Curve]:
     """The curve of each seed, averaged over spans of steps."""
-    curves = {}
-    for seed in sorted(pc.unique(rows["seed"]).to_pylist()):
-        mine = rows.filter(pc.equal(rows["seed"], seed))
-        steps, values = mine["step"].to_numpy(), mine["value"].to_numpy()
-        finite = np.isfinite(values)
-        if finite.any():
-            curves[seed] = _average(steps[finite], values[finite], span, last)
-    return curves
+    return {seed: _average(curve, span, last) for seed, curve in curves_by_seed(rows).items()}
 
 
-def _average(steps: npt.NDArray[np.int64], values: npt.NDArray[np.float64], span: int, last: int) -> Curve:
+def _average(curve: Curve, span: int, last: int) -> Curve:
     """Means over spans. A span that a trial has not finished yet is left out: others have more of it."""
+    steps, values = curve
     if span == 1:
-        return steps, values
+        return curve
     index = (steps - 1) // span
     counts = np.bincount(index)
     ends = np.minimum((np.flatnonzero(counts) + 1) * span, last)
     means = np.bincount(index, values)[counts > 0] / counts[counts > 0]
     over = ends <= steps[-1]
     return ends[over], means[over]
-
-
-def _differences(own: dict[int, Curve], baseline: dict[int, Curve]) -> dict[int, Curve]:
-    """Own less the baseline's value, at the seeds and steps that both have."""
-    paired = {}
-    for seed in own.keys() & baseline.keys():
-        steps, mine, others = np.intersect1d(own[seed][0], baseline[seed][0], return_indices=True)
-        if len(steps):
-            paired[seed] = (steps, own[seed][1][mine] - baseline[seed][1][others])
-    return paired
-
-
-def _draw(axes: Axes, index: int, curves: dict[int, Curve], label: str) -> None:
-    """A mean line and a band over seeds."""
-    if not curves:
-        return
-    steps = np.unique(np.concatenate([own for own, _ in curves.values()]))
-    grid = np.full((len(curves), len(steps)), np.nan)
-    for row, (own, values) in enumerate(curves.values()):
-        grid[row, np.searchsorted(steps, own)] = values
-    colour, dash = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
-    axes.plot(steps, np.nanmean(grid, 0), color=colour, linestyle=dash, linewidth=1.4, label=label)
-    axes.fill_between(steps, np.nanmin(grid, 0), np.nanmax(grid, 0), color=colour, alpha=0.18, linewidth=0)
 
 
 def _focus(axes: Axes, curves: list[Curve]) -> None:

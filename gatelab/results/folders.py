@@ -43,6 +43,16 @@ class TrialFolder:
         return self.path / "journal"
 
     @property
+    def checkpoints(self) -> Path:
+        """Folder of the newest checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def evaluations(self) -> Path:
+        """Folder of what was measured after training, a file for each question asked of it."""
+        return self.path / "evaluations"
+
+    @property
     def lock(self) -> Path:
         """Held by the process that is at work on the trial."""
         return self.path / "lock"

@@ -5,7 +5,7 @@ artifact of its MLflow run) says which trials there are; journals and outcomes, 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import filelock
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from gatelab.results.folders import RunsFolder, TrialFolder, read_json
 from gatelab.results.journal import read_journal
+from gatelab.results.measures import sums_up
 
 SUMMARY = (
     "validation/loss",
@@ -22,7 +23,7 @@ SUMMARY = (
     "train/seconds",
     "memory/peak_bytes",
 )
-"""Metrics that a trial's outcome sums up in one number, each a column of `runs`."""
+"""Metrics that every trial's outcome sums up in one number, each a column of `runs`. Others that there are follow."""
 
 PROVENANCE = ("code", "commit", "data", "device", "precision", "threads", "torch", "python", "host")
 """Where a number comes from: recorded with each trial, each a column of `runs`."""
@@ -38,8 +39,8 @@ SUMMED_UP = ("finished", "diverged")
 """Outcomes with summary metrics."""
 
 
-def runs_schema(axes: list[str]) -> pa.Schema:
-    """Columns of `runs` for a study with these axes."""
+def runs_schema(axes: list[str], also: Iterable[str] = ()) -> pa.Schema:
+    """Columns of `runs` for a study with these axes, whose trials have these metrics beside those of `SUMMARY`."""
     return pa.schema(
         [
             ("study", pa.utf8()),
@@ -56,7 +57,7 @@ def runs_schema(axes: list[str]) -> pa.Schema:
             ("added_parameters", pa.int64()),  # over the baseline
             ("flops_per_token", pa.int64()),  # to train on a token
             *((AXIS + axis, pa.utf8()) for axis in axes),  # its level; null: makes no difference to this variant
-            *((name, pa.float64()) for name in SUMMARY),
+            *((name, pa.float64()) for name in (*SUMMARY, *sorted(set(also) - set(SUMMARY)))),
             *((name, pa.utf8()) for name in PROVENANCE),
         ]
     )
@@ -67,12 +68,17 @@ def axes_of(runs: pa.Table) -> tuple[str, ...]:
     return tuple(name.removeprefix(AXIS) for name in runs.column_names if name.startswith(AXIS))
 
 
-def run_row(
+def metrics_of(runs: pa.Table) -> tuple[str, ...]:
+    """The metrics that sum up the trials of a `runs` frame."""
+    return tuple(field.name for field in runs.schema if field.type == pa.float64())
+
+
+def _run_row(
     record: Mapping[str, Any], trial: Mapping[str, Any], outcome: Mapping[str, Any], origin: Mapping[str, Any]
 ) -> dict[str, Any]:
     """One row of `runs`, from the study's record, its entry for a trial, the trial's outcome and provenance."""
     variant = record["variants"][trial["variant"]]
-    metrics = outcome.get("metrics", {})
+    metrics = {name: value for name, value in outcome.get("metrics", {}).items() if sums_up(name)}
     return {
         "study": record["name"],
         "study_hash": record["hash"],
@@ -88,7 +94,7 @@ def run_row(
         "added_parameters": variant["added_parameters"],
         "flops_per_token": variant["flops_per_token"],
         **{AXIS + axis: variant["levels"].get(axis) for axis in record["axes"]},
-        **{name: metrics.get(name) for name in SUMMARY},
+        **metrics,
         **{name: origin.get(name) or None for name in PROVENANCE},
     }
 
@@ -102,8 +108,23 @@ def runs_from_journals(folder: RunsFolder, study: str) -> pa.Table:
         outcome = trial_state(files)
         if outcome["status"] in ("running", "interrupted"):
             outcome["step"] = max(read_journal(files.journal)["step"].to_pylist(), default=0)
-        rows.append(run_row(record, trial, outcome, provenance(files)))
-    return pa.Table.from_pylist(rows, runs_schema(record["axes"]))
+        if outcome["status"] in SUMMED_UP:
+            outcome["metrics"] = {**outcome.get("metrics", {}), **evaluations(files)}
+        rows.append(_run_row(record, trial, outcome, provenance(files)))
+    return _runs(record, rows)
+
+
+def _runs(record: Mapping[str, Any], rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows as a frame, with a column for every metric that some trial has."""
+    fixed = runs_schema(record["axes"]).names
+    return pa.Table.from_pylist(rows, runs_schema(record["axes"], {name for row in rows for name in row} - set(fixed)))
+
+
+def evaluations(files: TrialFolder) -> dict[str, float]:
+    """What evaluations of a trial after its training found, by metric; the newest where several found the same."""
+    found = [entry for path in files.evaluations.glob("*.json") if (entry := read_json(path)) is not None]
+    found.sort(key=lambda entry: float(entry["evaluated"]))
+    return {name: value for entry in found for name, value in entry["metrics"].items()}
 
 
 def trial_state(files: TrialFolder) -> dict[str, Any]:
@@ -162,8 +183,8 @@ def runs_from_mlflow(tracking_uri: str, study: str) -> pa.Table:
                 "status": run.tags["gatelab.outcome"],
                 "reason": run.tags.get("gatelab.reason"),
                 "step": int(run.tags["gatelab.step"]),
-                "metrics": run.latest if run.tags["gatelab.outcome"] in SUMMED_UP else {},
+                "metrics": run.of_model if run.tags["gatelab.outcome"] in SUMMED_UP else {},
             }
             origin = json.loads(run.tags["gatelab.provenance"])
-        rows.append(run_row(record, trial, outcome, origin))
-    return pa.Table.from_pylist(rows, runs_schema(record["axes"]))
+        rows.append(_run_row(record, trial, outcome, origin))
+    return _runs(record, rows)

@@ -6,6 +6,7 @@ moment and go on later; a store that was away is caught up, and one that was del
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +15,10 @@ import pyarrow as pa
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
-from gatelab.results.folders import RunsFolder, read_json
-from gatelab.results.frames import SUMMARY, SUMMED_UP, provenance, trial_state
+from gatelab.results.folders import RunsFolder, TrialFolder, read_json
+from gatelab.results.frames import SUMMED_UP, evaluations, provenance, trial_state
 from gatelab.results.journal import SCHEMA, JournalTail
+from gatelab.results.measures import is_mirrored
 from gatelab.results.tracking import Run, RunIndex
 
 BATCH = 1_000  # most metrics that MLflow takes at once
@@ -86,6 +88,8 @@ class Mirror:
         self._held[trial_id] = rows.slice(int(np.searchsorted(steps, upto, side="right")))
         sent = self._send(index.client, run, rows.slice(0, len(rows) - len(self._held[trial_id])), span, upto)
         self._update(index.client, run, {"step": last, **outcome}, provenance(files))
+        if outcome["status"] in SUMMED_UP:
+            sent += self._send_evaluations(index.client, run, files, outcome)
         if outcome["status"] in SUMMED_UP:  # one that failed may be tried again
             self._done.add(trial_id)
             del self._tails[trial_id], self._held[trial_id]
@@ -123,13 +127,25 @@ class Mirror:
         return Run(run.info.run_id, tags)
 
     def _send(self, client: MlflowClient, run: Run, rows: pa.Table, span: int, upto: int) -> int:
-        metrics = [metric for metric in thin(rows, span) if metric.step > run.mirrored]
+        metrics = [metric for metric in thin(_mirrored(rows), span) if metric.step > run.mirrored]
         for start in range(0, len(metrics), BATCH):
             client.log_batch(run.run_id, metrics=metrics[start : start + BATCH])
         if upto > run.mirrored:
             run.tags["gatelab.mirrored"] = str(upto)
             client.set_tag(run.run_id, "gatelab.mirrored", str(upto))
         return len(metrics)
+
+    def _send_evaluations(self, client: MlflowClient, run: Run, files: TrialFolder, outcome: Mapping[str, Any]) -> int:
+        """Send what was measured after training and is not on the run yet."""
+        found = {name: value for name, value in evaluations(files).items() if is_mirrored(name, None)}
+        new = {name: value for name, value in found.items() if not _same(run.latest.get(name), value)}
+        now = time.time_ns() // 1_000_000
+        for start in range(0, len(new), BATCH):
+            part = list(new.items())[start : start + BATCH]
+            metrics = [Metric(name, value, now, outcome["step"]) for name, value in part]
+            client.log_batch(run.run_id, metrics=metrics)
+        run.latest |= new
+        return len(new)
 
     def _update(self, client: MlflowClient, run: Run, outcome: Mapping[str, Any], origin: Mapping[str, str]) -> None:
         """Bring what a run says of its trial up to date."""
@@ -147,7 +163,7 @@ class Mirror:
         metrics = [
             Metric(name, value, now, outcome["step"])
             for name, value in outcome.get("metrics", {}).items()
-            if name in SUMMARY and not name.startswith("validation/")  # which the journal has, at its last step
+            if name.startswith(("train/", "memory/"))  # the journal has the others, at its last step
         ]
         client.log_batch(run.run_id, metrics=metrics, tags=[RunTag(*item) for item in changed.items()])
         if "gatelab.outcome" in changed and status in OVER:
@@ -155,6 +171,19 @@ class Mirror:
         elif "gatelab.outcome" in changed:
             client.update_run(run.run_id, "RUNNING" if status == "running" else "KILLED")
         run.tags |= changed
+
+
+def _mirrored(rows: pa.Table) -> pa.Table:
+    """The rows of a journal that MLflow gets."""
+    wanted = [
+        is_mirrored(name, layer)
+        for name, layer in zip(rows["name"].to_pylist(), rows["layer"].to_pylist(), strict=True)
+    ]
+    return rows.filter(pa.array(wanted, pa.bool_()))
+
+
+def _same(one: float | None, other: float) -> bool:
+    return one is not None and (one == other or (math.isnan(one) and math.isnan(other)))
 
 
 def thin(rows: pa.Table, span: int) -> list[Metric]:

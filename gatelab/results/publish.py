@@ -1,22 +1,53 @@
-"""Everything that is written when a study ends: table, curves, Parquet, in the study's folder."""
+"""Everything that is written when a study ends: tables, curves, diagnostics, Parquet, in the study's folder."""
 
+import contextlib
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from gatelab.results.comparison import DEFAULT_METRIC, Comparison, compare
-from gatelab.results.curves import plot_curves, save_figure
+from gatelab.results.curves import plot_curves
+from gatelab.results.diagnosis import FIGURES, NoDiagnostics, diagnosis, diagnosis_grid
 from gatelab.results.export import export_frames
+from gatelab.results.figures import save_figure
 from gatelab.results.folders import RunsFolder
 from gatelab.results.frames import metrics_from_journals, runs_from_journals
-from gatelab.results.tables import comparison_csv, comparison_grid, comparison_json, to_latex, to_markdown
+from gatelab.results.tables import (
+    Grid,
+    comparison_csv,
+    comparison_dict,
+    comparison_grid,
+    comparison_json,
+    to_latex,
+    to_markdown,
+)
 
-FORMATS = {
+FORMATS: dict[str, Callable[[Comparison], str]] = {
     "md": lambda comparison: to_markdown(comparison_grid(comparison)),
     "tex": lambda comparison: to_latex(comparison_grid(comparison)),
     "csv": comparison_csv,
     "json": comparison_json,
+}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the diagnostics of a study show: each comparison, all of them for people, and figures by their names."""
+
+    comparisons: list[Comparison]
+    grid: Grid
+    plots: list[Path]
+
+
+DIAGNOSIS_FORMATS: dict[str, Callable[[Diagnosis], str]] = {
+    "md": lambda found: to_markdown(found.grid),
+    "tex": lambda found: to_latex(found.grid),
+    "csv": lambda found: comparison_csv(*found.comparisons),
+    "json": lambda found: json.dumps([comparison_dict(comparison) for comparison in found.comparisons], indent=1),
 }
 
 
@@ -31,18 +62,40 @@ class Published:
 
 
 def publish(folder: RunsFolder, study: str) -> Published:
-    """Write a study's comparison, curves and Parquet files into its folder. Raises NotFound."""
+    """Write a study's comparison, curves, diagnostics and Parquet files into its folder. Raises NotFound."""
     target = folder.study(study).path
     runs, metrics = runs_from_journals(folder, study), metrics_from_journals(folder, study)
     comparison = compare(runs)
-    tables = []
-    for suffix, render in FORMATS.items():
-        path = target / f"comparison.{suffix}"
-        path.write_text(render(comparison), encoding="utf-8")
-        tables.append(path)
+    tables = _write(target / "comparison", comparison, FORMATS)
     evaluated = DEFAULT_METRIC in metrics["name"].unique().to_pylist()  # not so if it was interrupted early
     plots = _draw(metrics, comparison, DEFAULT_METRIC, target) if evaluated else []
+    with contextlib.suppress(NoDiagnostics):
+        found = _diagnose(runs, metrics, target)
+        tables += _write(target / "diagnostics", found, DIAGNOSIS_FORMATS)
+        plots += found.plots
     return Published(comparison, tables, plots, export_frames(runs, metrics, target / "parquet"))
+
+
+def write_diagnosis(folder: RunsFolder, study: str, target: Path) -> Diagnosis:
+    """Compare a study by its diagnostics, and plot them as PNG and SVG. Raises NotFound, NoDiagnostics."""
+    return _diagnose(runs_from_journals(folder, study), metrics_from_journals(folder, study), target)
+
+
+def _diagnose(runs: pa.Table, metrics: pa.Table, target: Path) -> Diagnosis:
+    comparisons = diagnosis(runs)
+    variants = {row.variant: row.baseline for row in comparisons[0].rows}
+    figures = {name: draw(metrics, variants, comparisons[0].study) for name, draw in FIGURES.items()}
+    plots = [path for name, figure in figures.items() if figure for path in save_figure(figure, target / name)]
+    return Diagnosis(comparisons, diagnosis_grid(comparisons, runs), plots)
+
+
+def _write(stem: Path, content: Any, formats: Mapping[str, Callable[[Any], str]]) -> list[Path]:
+    paths = []
+    for suffix, render in formats.items():
+        path = stem.with_suffix(f".{suffix}")
+        path.write_text(render(content), encoding="utf-8")
+        paths.append(path)
+    return paths
 
 
 def write_curves(folder: RunsFolder, study: str, metric: str, target: Path) -> list[Path]:

@@ -8,17 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gatelab.results.comparison import UNFINISHED, Comparison, ComparisonRow, Interval
-
-UNITS = {
-    "validation/loss": "nats/token",
-    "validation/bits_per_byte": "bits/byte",
-    "train/loss": "nats/token",
-    "train/final_loss": "nats/token",
-    "train/tokens_per_second": "tokens/s",
-    "train/mean_tokens_per_second": "tokens/s",
-    "train/seconds": "s",
-    "memory/peak_bytes": "bytes",
-}
+from gatelab.results.measures import measure, with_unit
 
 
 @dataclass(frozen=True)
@@ -43,10 +33,9 @@ class Grid:
 def comparison_grid(comparison: Comparison) -> Grid:
     """A comparison for people: every variant, what is missing or diverged spelled out."""
     shown_axes = [axis for axis in comparison.axes if any(row.levels[axis] is not None for row in comparison.rows)]
-    unit = UNITS[comparison.metric]
     columns = [Column(_short(axis, shown_axes)) for axis in shown_axes] or [Column("variant")]
     columns += [
-        Column(f"{comparison.metric} [{unit}]", numeric=True),
+        Column(with_unit(comparison.metric), numeric=True),
         Column("Δ to baseline", numeric=True),
         Column("95 % interval", numeric=True),
         Column("verdict"),
@@ -59,9 +48,10 @@ def comparison_grid(comparison: Comparison) -> Grid:
     for row in comparison.rows:
         names = [row.levels[axis] or "–" for axis in shown_axes] or [row.variant]
         rows.append((*names, *_cells(row)))
+    directed = measure(comparison.metric).better
     notes = [
-        "Mean over seeds, best first; Δ: mean of the differences to the baseline at equal seeds, with Student's "
-        "t-interval. * best mean."
+        f"Mean over seeds{', best first' if directed else ''}; Δ: mean of the differences to the baseline at equal "
+        f"seeds, with Student's t-interval.{' * best mean.' if directed else ''}"
     ]
     if any(row.value.n == 1 for row in comparison.rows):
         notes.append("† a single seed: no interval, no verdict.")
@@ -76,26 +66,35 @@ def comparison_grid(comparison: Comparison) -> Grid:
 
 def comparison_json(comparison: Comparison) -> str:
     """A comparison for programs, with full precision; numbers that do not exist are null."""
+    return json.dumps(comparison_dict(comparison), indent=1)
+
+
+def comparison_dict(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as JSON values; numbers that do not exist are None."""
     rows = [{**asdict(row), "is_baseline": row.is_baseline, "verdict": row.verdict} for row in comparison.rows]
-    return json.dumps(_finite({**asdict(comparison), "rows": rows}), indent=1)
+    finite: dict[str, Any] = _finite({**asdict(comparison), "rows": rows})
+    return finite
 
 
-def comparison_csv(comparison: Comparison) -> str:
-    """A comparison for spreadsheets, with full precision; numbers that do not exist are empty."""
+def comparison_csv(*comparisons: Comparison) -> str:
+    """Comparisons of one study for spreadsheets, with full precision; numbers that do not exist are empty."""
     out = io.StringIO()
-    headings = ["variant", *comparison.axes, "metric", "mean", "low", "high", "n", "delta", "delta_low", "delta_high"]
+    axes = comparisons[0].axes
+    headings = ["variant", *axes, "metric", "mean", "low", "high", "n", "delta", "delta_low", "delta_high"]
     headings += ["pairs", "verdict", "finished", "diverged", "failed", "unfinished", "parameters", "added_parameters"]
     writer = csv.writer(out)
     writer.writerow([*headings, "tokens_per_second"])
-    for row in comparison.rows:
-        delta = row.delta or Interval(math.nan, math.nan, math.nan, 0)
-        counts = row.outcomes
-        cells: list[Any] = [row.variant, *(row.levels[axis] for axis in comparison.axes), comparison.metric]
-        cells += [row.value.mean, row.value.low, row.value.high, row.value.n]
-        cells += [delta.mean, delta.low, delta.high, delta.n, row.verdict]
-        cells += [counts.get(name, 0) for name in ("finished", "diverged", "failed")]
-        cells += [sum(counts.get(name, 0) for name in UNFINISHED), row.parameters, row.added_parameters]
-        writer.writerow(["" if cell is None or cell != cell else cell for cell in [*cells, row.tokens_per_second]])
+    for comparison in comparisons:
+        for row in comparison.rows:
+            delta = row.delta or Interval(math.nan, math.nan, math.nan, 0)
+            counts = row.outcomes
+            cells: list[Any] = [row.variant, *(row.levels[axis] for axis in axes), comparison.metric]
+            cells += [row.value.mean, row.value.low, row.value.high, row.value.n]
+            cells += [delta.mean, delta.low, delta.high, delta.n, row.verdict]
+            cells += [counts.get(name, 0) for name in ("finished", "diverged", "failed")]
+            cells += [sum(counts.get(name, 0) for name in UNFINISHED), row.parameters, row.added_parameters]
+            cells.append(row.tokens_per_second)
+            writer.writerow(["" if cell is None or cell != cell else cell for cell in cells])
     return out.getvalue()
 
 
@@ -149,16 +148,18 @@ def to_latex(grid: Grid) -> str:
 def _cells(row: ComparisonRow) -> list[str]:
     mark = ("*" if row.best else "") + ("†" if row.value.n == 1 else "")
     value = "–" if math.isnan(row.value.mean) else f"{_number(row.value.mean)}{mark}"
-    if row.is_baseline:
-        delta = interval = "–"
-    elif row.delta is None or row.delta.n == 0:
-        delta, interval = "–", "–"
-    else:
-        delta = f"{row.delta.mean:+.4f}"
-        interval = "–" if row.delta.n == 1 else f"[{row.delta.low:+.4f}, {row.delta.high:+.4f}]"
+    delta, interval = difference_cells(row, ".4f")
     added = "–" if row.added_parameters is None else f"{row.added_parameters:+,}" if row.added_parameters else "0"
     speed = "–" if math.isnan(row.tokens_per_second) else f"{row.tokens_per_second:,.0f}"
     return [value, delta, interval, row.verdict, _seeds(row), f"{row.parameters:,}", added, speed]
+
+
+def difference_cells(row: ComparisonRow, digits: str) -> tuple[str, str]:
+    """The paired difference of a row to its baseline and its interval, in a format such as .4f."""
+    if row.is_baseline or row.delta is None or row.delta.n == 0:
+        return "–", "–"
+    low, high = (f"{bound:+{digits}}" for bound in (row.delta.low, row.delta.high))
+    return f"{row.delta.mean:+{digits}}", "–" if row.delta.n == 1 else f"[{low}, {high}]"
 
 
 def _number(value: float) -> str:

@@ -23,6 +23,11 @@ class Run:
     latest: dict[str, float] = field(default_factory=dict)  # metric -> its value at the last step
 
     @property
+    def of_model(self) -> dict[str, float]:
+        """The latest values of the whole model."""
+        return {name: value for name, value in self.latest.items() if not name.startswith("layer/")}
+
+    @property
     def mirrored(self) -> int:
         """All rows up to this step have been sent."""
         return int(self.tags.get("gatelab.mirrored", "-1"))

@@ -58,7 +58,7 @@ def loss_metrics(losses: Tensor, held_out: HeldOut, bytes_per_token: float) -> d
 
 
 def position_losses(losses: Tensor) -> dict[str, float]:
-    """Mean of `losses [N, T]` (nats) by the number of tokens that a prediction sees: 1, 2-3, 4-7, … up to T.
+    """Mean of `losses [N, T]` (nats) by the number of tokens that a prediction sees, in octaves: 1, 2-3, … up to T.
 
     Named position/00004-00007, so that names sort as numbers do.
     """
@@ -70,7 +70,9 @@ def position_losses(losses: Tensor) -> dict[str, float]:
 
 
 def _octaves(length: int) -> Iterator[tuple[int, int]]:
+    """1, 2-3, 4-7, … up to a length; less than half an octave at the end belongs to the last one."""
     first = 1
     while first <= length:
-        yield first, min(2 * first - 1, length)
-        first *= 2
+        last = 2 * first - 1 if length >= 3 * first else length
+        yield first, last
+        first = last + 1

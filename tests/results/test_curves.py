@@ -14,7 +14,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gatelab.results.curves import plot_curves, save_figure
+from gatelab.results.curves import plot_curves
+from gatelab.results.figures import save_figure
 from gatelab.results.frames import metrics_from_journals
 
 LOSS = "validation/loss"

@@ -1,0 +1,288 @@
+"""What the diagnostics of a study show: by layer, over training, by position, and in a table of paired differences."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from gatelab.results.comparison import Comparison, compare
+from gatelab.results.figures import (
+    Curve,
+    curves_by_seed,
+    draw_curves,
+    legend_below,
+    paired_differences,
+    panels,
+    tidy,
+)
+from gatelab.results.frames import metrics_of
+from gatelab.results.measures import measure, with_unit
+from gatelab.results.tables import Column, Grid, difference_cells
+
+LAYER_PANELS = (
+    "attention/first_token_share",
+    "attention/first_token_share_top_head",
+    "attention/entropy",
+    "attention/max_logit",
+    "activation/attention_residual",
+    "activation/ffn_output",
+    "activation/ffn_residual",
+    "sdpa/mean_abs",
+    "sdpa/below_1e-2",
+)
+TRAINING_PANELS = (
+    "attention/first_token_share_late",
+    "attention/first_token_share_top_head",
+    "attention/entropy",
+    "attention/max_logit",
+    "activation/ffn_residual",
+    "sdpa/below_1e-2",
+)
+GATE_PANELS = ("mean", "below_0.1")  # of each position that has a gate
+FLOORS = {
+    "attention/first_token_share": "attention/first_token_share_uniform",
+    "attention/first_token_share_late": "attention/first_token_share_late_uniform",
+    "attention/first_token_share_top_head": "attention/first_token_share_uniform",
+    "attention/entropy": "attention/entropy_uniform",
+}
+"""Measure -> what attention that is uniform over the past shows of it."""
+TABLE = (
+    "validation/loss",
+    "attention/first_token_share",
+    "attention/first_token_share_late",
+    "attention/first_token_share_top_head",
+    "attention/entropy",
+    "attention/max_logit",
+    "activation/ffn_residual",
+    "sdpa/mean_abs",
+    "sdpa/below_1e-2",
+    *("train/loss_spikes", "train/gradient_spikes"),
+)
+GATE_TABLE = ("mean", "below_0.1", "first_token_mean")
+
+Variants = Mapping[str, str | None]
+"""Variant -> its baseline, in the order of the legend."""
+
+
+class NoDiagnostics(ValueError):
+    """A study whose trials recorded no diagnostics."""
+
+
+def plot_by_layer(metrics: pa.Table, variants: Variants, title: str) -> Figure:
+    """Each measure by layer, at each trial's last evaluation. Raises NoDiagnostics."""
+    last = _at_last_step(_of_diagnostics(metrics, layers=True))
+    whole = _of_diagnostics(metrics, layers=False)
+    names = [*LAYER_PANELS, *(f"gate/{position}/{kind}" for position in _positions(last) for kind in GATE_PANELS)]
+
+    def draw(axes: Axes, name: str) -> None:
+        _draw_variants(axes, name, last, variants, "layer", marker="o")
+        _draw_floor(axes, name, whole)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    return panels(names, draw, "layer (the first is 0)", title)
+
+
+def plot_over_training(metrics: pa.Table, variants: Variants, title: str) -> Figure:
+    """Each measure of the whole model over training. Raises NoDiagnostics."""
+    whole = _of_diagnostics(metrics, layers=False)
+    names = [*TRAINING_PANELS, *(f"gate/{position}/{kind}" for position in _positions(whole) for kind in GATE_PANELS)]
+
+    def draw(axes: Axes, name: str) -> None:
+        _draw_variants(axes, name, whole, variants, "step", marker="o")
+        _draw_floor(axes, name, whole)
+
+    return panels(names, draw, "step", title)
+
+
+def plot_gates(metrics: pa.Table, variants: Variants, title: str) -> Figure | None:
+    """Distributions of gate scores by layer, a panel for each gate, at the last evaluation. None without gates."""
+    last = _at_last_step(metrics.filter(pc.starts_with(metrics["name"], "histogram/gate/")))
+    shares = {
+        (variant, position): histogram
+        for variant in variants
+        for position, histogram in _histograms(last.filter(pc.equal(last["variant"], variant))).items()
+    }
+    if not shares:
+        return None
+    columns = min(3, len(shares))
+    rows = -(-len(shares) // columns)
+    figure = Figure(figsize=(2.9 * columns + 0.8, 2.3 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    most = max(float(histogram.max()) for histogram in shares.values())
+    for axes, ((variant, position), histogram) in zip(grid.flat, shares.items(), strict=False):
+        image = axes.imshow(
+            histogram,
+            origin="lower",
+            aspect="auto",
+            extent=(0, 1, -0.5, len(histogram) - 0.5),
+            vmin=0,
+            vmax=most,
+            cmap="viridis",
+        )
+        axes.set_title(f"{variant}\ngate/{position}", fontsize=8)
+        axes.set_xlabel("score", fontsize=8)
+        axes.set_ylabel("layer", fontsize=8)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.tick_params(labelsize=8)
+    for axes in list(grid.flat)[len(shares) :]:
+        axes.set_visible(False)
+    figure.colorbar(image, ax=list(grid.flat), label="share of scores", shrink=0.9)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def plot_by_position(metrics: pa.Table, variants: Variants, title: str) -> Figure:
+    """Loss by the number of tokens that a prediction sees, at the last evaluation, and below it the paired difference.
+
+    Raises NoDiagnostics.
+    """
+    rows = _at_last_step(metrics.filter(pc.starts_with(metrics["name"], "validation/position/")))
+    if not len(rows):
+        raise NoDiagnostics("no trial has been evaluated yet")
+    seen = [float(np.sqrt(np.prod(_bounds(name)))) for name in rows["name"].to_pylist()]
+    rows = rows.append_column("seen", pa.array(seen)).sort_by("seen")
+    curves = {variant: curves_by_seed(rows.filter(pc.equal(rows["variant"], variant)), "seen") for variant in variants}
+    differences = {
+        variant: paired_differences(curves[variant], curves[baseline])
+        for variant, baseline in variants.items()
+        if baseline in curves and baseline != variant
+    }
+    compared = any(differences.values())
+    figure = Figure(figsize=(6.5, 5.4 if compared else 3.4), layout="constrained")
+    grid = figure.subplots(1 + compared, 1, sharex=True, squeeze=False)[:, 0]
+    parts: list[tuple[Mapping[str, Mapping[int, Curve]], str]] = [(curves, "validation loss")]
+    if compared:
+        parts.append((differences, "difference\nto baseline"))
+        grid[1].axhline(0, color="#555555", linewidth=0.8)
+    for axes, (own, label) in zip(grid, parts, strict=True):
+        for index, variant in enumerate(variants):
+            draw_curves(axes, index, own.get(variant, {}), variant, marker="o")
+        axes.set_xscale("log", base=2)
+        axes.set_ylabel(f"{label} [nats/token]")
+        tidy(axes)
+    grid[0].set_title(title, fontsize=10)
+    handles, labels = grid[0].get_legend_handles_labels()
+    legend_below(figure, dict(zip(labels, handles, strict=True)))
+    grid[-1].set_xlabel("tokens that the prediction sees")
+    figure.align_ylabels()
+    return figure
+
+
+def diagnosis(runs: pa.Table) -> list[Comparison]:
+    """The comparison of a study by each diagnostic that its trials have. Raises NoDiagnostics."""
+    known = set(metrics_of(runs))
+    positions = sorted({name.split("/")[1] for name in known if name.startswith("gate/")})
+    gates = (f"gate/{position}/{kind}" for position in positions for kind in GATE_TABLE)
+    names = [name for name in (*TABLE, *gates) if name in known]
+    if "attention/entropy" not in known:
+        raise NoDiagnostics("no trial has recorded diagnostics yet, or evaluation.diagnostic_tokens is 0")
+    return [compare(runs, name) for name in names]
+
+
+def diagnosis_grid(comparisons: Iterable[Comparison], runs: pa.Table) -> Grid:
+    """Diagnostics for people: of each measure every variant that has it, with its difference to the baseline."""
+    columns = (
+        Column("measure"), Column("variant"), Column("mean", True), Column("Δ to baseline", True),
+        Column("95 % interval", True), Column("verdict"), Column("seeds", True),
+    )  # fmt: skip
+    rows, baselines = [], []
+    study = ""
+    for comparison in comparisons:
+        study = comparison.study
+        head = with_unit(comparison.metric)
+        for row in comparison.rows:
+            if row.value.n:
+                value = f"{row.value.mean:.4g}" + ("†" if row.value.n == 1 else "")
+                verdict = row.verdict if row.delta is None or row.delta.n else "–"
+                rows.append((head, row.variant, value, *difference_cells(row, ".3g"), verdict, str(row.value.n)))
+                baselines.append(row.is_baseline)
+                head = ""
+    notes = [
+        "Of each trial's last evaluation, the mean over layers (attention/max_logit: the largest). Bold: baseline."
+    ]
+    floors = {
+        name: sorted({value for value in runs[floor].to_pylist() if value is not None})
+        for name, floor in FLOORS.items()
+        if floor in runs.column_names
+    }
+    shown = [f"{name} {' or '.join(f'{value:.4g}' for value in values)}" for name, values in floors.items() if values]
+    if shown:
+        notes.append(f"Attention uniform over the past would show: {', '.join(shown)}.")
+    return Grid(f"{study}: diagnostics", columns, tuple(rows), tuple(baselines), tuple(notes))
+
+
+def _of_diagnostics(metrics: pa.Table, layers: bool) -> pa.Table:
+    """The rows of layers, or of the whole model. Raises NoDiagnostics if no trial was measured."""
+    rows = metrics.filter((pc.is_valid if layers else pc.is_null)(metrics["layer"]))
+    if not pc.any(pc.equal(rows["name"], "attention/entropy")).as_py():
+        raise NoDiagnostics("no trial has recorded diagnostics yet, or evaluation.diagnostic_tokens is 0")
+    return rows
+
+
+def _at_last_step(rows: pa.Table) -> pa.Table:
+    """Of each trial, the rows of its last evaluation."""
+    last = rows.group_by("trial").aggregate([("step", "max")])
+    joined = rows.join(last, "trial", join_type="inner")
+    return joined.filter(pc.equal(joined["step"], joined["step_max"])).drop_columns("step_max")
+
+
+def _positions(rows: pa.Table) -> list[str]:
+    """Positions at which some trial has a gate."""
+    names = pc.unique(rows["name"]).to_pylist()
+    return sorted({match[1] for name in names if (match := re.fullmatch(r"gate/(\w+)/mean", name))})
+
+
+def _draw_variants(axes: Axes, name: str, rows: pa.Table, variants: Variants, abscissa: str, marker: str = "") -> None:
+    mine = rows.filter(pc.equal(rows["name"], name)).sort_by(abscissa)
+    for index, variant in enumerate(variants):
+        curves = curves_by_seed(mine.filter(pc.equal(mine["variant"], variant)), abscissa)
+        draw_curves(axes, index, curves, variant, marker)
+    axes.set_title(with_unit(name), fontsize=8)
+    if measure(name).logarithmic and len(mine):
+        least, most = (bound(mine["value"]).as_py() for bound in (pc.min, pc.max))
+        if 0 < 10 * least < most:
+            axes.set_yscale("log")
+
+
+def _draw_floor(axes: Axes, name: str, whole: pa.Table) -> None:
+    """What uniform attention shows, where the measure has such a floor."""
+    if name in FLOORS:
+        for value in pc.unique(whole.filter(pc.equal(whole["name"], FLOORS[name]))["value"]).to_pylist():
+            axes.axhline(value, color="#555555", linestyle=":", linewidth=1, label="uniform attention")
+
+
+def _histograms(rows: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
+    """`[layers, bins]` shares of scores of each gate, mean over seeds, by position."""
+    mean = rows.group_by(["name", "layer"]).aggregate([("value", "mean")])
+    cells: dict[str, dict[tuple[int, int], float]] = {}
+    for entry in mean.to_pylist():
+        _, _, position, index = entry["name"].split("/")
+        cells.setdefault(position, {})[entry["layer"], int(index)] = entry["value_mean"]
+    found = {}
+    for position, values in cells.items():
+        layers, bins = (1 + max(key[axis] for key in values) for axis in (0, 1))
+        found[position] = np.array(
+            [[values.get((layer, index), 0.0) for index in range(bins)] for layer in range(layers)]
+        )
+    return found
+
+
+def _bounds(name: str) -> tuple[int, int]:
+    """4 and 7 of …/position/00004-00007."""
+    first, last = name.rpartition("/")[2].split("-")
+    return int(first), int(last)
+
+
+FIGURES = {
+    "diagnostics-layers": plot_by_layer,
+    "diagnostics-training": plot_over_training,
+    "diagnostics-gates": plot_gates,
+    "loss-by-position": plot_by_position,
+}
+"""Name of a file -> how its figure is drawn."""

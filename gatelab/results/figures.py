@@ -1,0 +1,117 @@
+"""How every plot looks: colours, lines, files. A line is a mean over seeds, its band reaches over them all."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # writes files; needs no display
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Told apart in print and by colour-blind readers (Okabe and Ito), then by dashes.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", "-.", ":")
+
+Curve = tuple[npt.NDArray[Any], npt.NDArray[np.float64]]
+"""Abscissae, ascending, and values."""
+
+
+def curves_by_seed(rows: pa.Table, abscissa: str = "step", value: str = "value") -> dict[int, Curve]:
+    """The curve of each seed, of rows in long form. Non-finite values are left out, and seeds that have no other."""
+    curves = {}
+    for seed in sorted(pc.unique(rows["seed"]).to_pylist()):
+        mine = rows.filter(pc.equal(rows["seed"], seed))
+        where, values = mine[abscissa].to_numpy(), mine[value].to_numpy()
+        finite = np.isfinite(values)
+        if finite.any():
+            curves[seed] = where[finite], values[finite]
+    return curves
+
+
+def paired_differences(own: Mapping[int, Curve], baseline: Mapping[int, Curve]) -> dict[int, Curve]:
+    """Own less the baseline's value, at the seeds and abscissae that both have."""
+    paired = {}
+    for seed in own.keys() & baseline.keys():
+        where, mine, others = np.intersect1d(own[seed][0], baseline[seed][0], return_indices=True)
+        if len(where):
+            paired[seed] = (where, own[seed][1][mine] - baseline[seed][1][others])
+    return paired
+
+
+def draw_curves(axes: Axes, index: int, curves: Mapping[int, Curve], label: str, marker: str = "") -> None:
+    """A mean line and a band over seeds, in the index-th colour. Draws nothing where there are no curves."""
+    if not curves:
+        return
+    where = np.unique(np.concatenate([own for own, _ in curves.values()]))
+    grid = np.full((len(curves), len(where)), np.nan)
+    for row, (own, values) in enumerate(curves.values()):
+        grid[row, np.searchsorted(where, own)] = values
+    colour, dash = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
+    axes.plot(
+        where,
+        np.nanmean(grid, 0),
+        color=colour,
+        linestyle=dash,
+        linewidth=1.4,
+        marker=marker,
+        markersize=3,
+        label=label,
+    )
+    axes.fill_between(where, np.nanmin(grid, 0), np.nanmax(grid, 0), color=colour, alpha=0.18, linewidth=0)
+
+
+def tidy(axes: Axes) -> None:
+    """A light grid and no frame."""
+    axes.grid(alpha=0.25, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def panels(
+    names: Sequence[str], draw: Callable[[Axes, str], None], abscissa: str, title: str, columns: int = 3
+) -> Figure:
+    """A figure with a panel for each name, one legend for all, and the abscissa's name under each column."""
+    columns = min(columns, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(2.9 * columns + 0.3, 2.2 * rows + 0.7), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    entries: dict[str, Any] = {}
+    for axes, name in zip(grid.flat, names, strict=False):
+        draw(axes, name)
+        tidy(axes)
+        axes.tick_params(which="both", labelsize=8)
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    for place, axes in enumerate(grid.flat):
+        if place >= len(names):
+            axes.set_visible(False)
+        elif place + columns >= len(names):
+            axes.set_xlabel(abscissa, fontsize=8)
+            axes.tick_params(labelbottom=True)
+    figure.suptitle(title, fontsize=10)
+    legend_below(figure, entries)
+    return figure
+
+
+def legend_below(figure: Figure, entries: Mapping[str, Any]) -> None:
+    """One legend for a whole figure: label -> what is drawn."""
+    columns = min(4, len(entries))
+    figure.legend(
+        list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False, fontsize=8
+    )
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure as PNG and SVG; return the paths."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "svg")]
+    for path in paths:
+        figure.savefig(path, dpi=200)
+    return paths
