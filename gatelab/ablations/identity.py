@@ -29,6 +29,6 @@ def canonical_variant(config: TrialConfig, data_identity: str) -> dict[str, Any]
     }
 
 
-def trial_id(variant: dict[str, Any], seed: int) -> str:
-    """The id of a trial: the full hash of its canonical variant and its seed."""
-    return digest({**variant, "seed": seed})
+def trial_id(variant: dict[str, Any], seed: int, parent: str | None = None) -> str:
+    """The id of a trial: the full hash of its canonical variant, its seed and the id of the trial that it continues."""
+    return digest({**variant, "seed": seed, **({} if parent is None else {"parent": parent})})

@@ -1,12 +1,14 @@
 """From a study to its trials: the product of the axes, less what is excluded, impossible or equal."""
 
+import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
 
+from gatelab.ablations.continuing import clashes
 from gatelab.ablations.errors import Problem
 from gatelab.ablations.identity import canonical_json, canonical_variant, trial_id
 from gatelab.ablations.matching import NotMatchable, match_model
@@ -32,6 +34,7 @@ class Variant:
     flops_per_token: int
     memory: int  # bytes, estimated
     baseline: str | None  # label of the variant to compare with
+    parent: str | None = None  # label of the variant of the earlier study that it continues
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Trial:
     id: str
     variant: str
     config: TrialConfig
+    parent: str | None = None  # id of the trial of the earlier study whose final weights it starts from
 
     @property
     def seed(self) -> int:
@@ -60,6 +64,13 @@ class Matrix:
     excluded: dict[str, str] = field(default_factory=dict)  # combination -> rule
     impossible: dict[str, str] = field(default_factory=dict)  # combination -> reason
     notes: tuple[str, ...] = ()
+    variant_of: dict[tuple[str, ...], str] = field(default_factory=dict)  # labels of a combination's levels -> variant
+    earlier: "Matrix | None" = None  # of the study that this one continues
+
+    @property
+    def chain(self) -> "tuple[Matrix, ...]":
+        """This matrix after those that it continues: the order in which they are run."""
+        return (*(self.earlier.chain if self.earlier else ()), self)
 
     def variant(self, label: str) -> Variant:
         """The variant of a label."""
@@ -69,13 +80,16 @@ class Matrix:
 def build_matrix(plan: StudyPlan, data_identity: Callable[[DataConfig], str]) -> Matrix:
     """All trials of a study. `data_identity` names the tokens that a data configuration yields.
 
-    Raises StudyError if nothing is left to run, the baseline is not there or the budget is exceeded.
+    Raises StudyError if nothing is left to run, the baseline is not there, the budget is exceeded or a model is not
+    that of the trials that it continues.
     """
+    identify = functools.cache(data_identity)
+    earlier = None if plan.earlier is None else build_matrix(plan.earlier, identify)
     excluded: dict[str, str] = {}
     impossible: dict[str, str] = {}
     groups: dict[str, list[Levels]] = {}  # equal configurations
     configs: dict[str, TrialConfig] = {}
-    identities: dict[DataConfig, str] = {}
+    parents: dict[str, Variant] = {}
     used_rules: set[int] = set()
     names, rules = _short_names(plan), _exclusion_rules(plan)
     combinations = 0
@@ -86,23 +100,30 @@ def build_matrix(plan: StudyPlan, data_identity: Callable[[DataConfig], str]) ->
         if rule is not None:
             used_rules.add(rule)
             excluded[_label(plan, names, combination)] = _describe_rule(plan.study.exclude[rule])
-        elif config is None:
+            continue
+        parent = None
+        if earlier is not None and config is not None:
+            parent, reason = _parent(earlier, combination)
+        if config is None or (parent is None and earlier is not None):
             impossible[_label(plan, names, combination)] = reason
-        else:
-            if config.data not in identities:
-                identities[config.data] = data_identity(config.data)
-            key = canonical_json(canonical_variant(config, identities[config.data]))
-            groups.setdefault(key, []).append(combination)
-            configs.setdefault(key, config)
+            continue
+        variant = canonical_variant(config, identify(config.data))
+        key = canonical_json({**variant, "parent": parent.label if parent else None})
+        groups.setdefault(key, []).append(combination)
+        configs.setdefault(key, config)
+        if parent is not None:
+            parents[key] = parent
     if not groups:
         raise plan.error(Problem("axes", _nothing_left(excluded, impossible)))
+    if earlier is not None:
+        configs = _go_on(plan, earlier, configs, groups, parents, identify)
 
     labels = _group_labels(plan, names, groups)
     baselines = _baselines(plan, groups)
     variants = {}
     for key, members in groups.items():
         config, base = configs[key], baselines.get(key)
-        if base is not None and plan.study.match != "none":
+        if base is not None and plan.study.match != "none" and earlier is None:
             try:
                 model = match_model(
                     config.model, configs[base].model, plan.study.match, config.training.sequence_length
@@ -125,6 +146,7 @@ def build_matrix(plan: StudyPlan, data_identity: Callable[[DataConfig], str]) ->
                 config.training.batch_size // config.training.accumulation,
             ),
             baseline=None if base is None else labels[base],
+            parent=parents[key].label if key in parents else None,
         )
     folded = {
         labels[key]: tuple(_label(plan, names, member) for member in members)
@@ -134,11 +156,13 @@ def build_matrix(plan: StudyPlan, data_identity: Callable[[DataConfig], str]) ->
     matrix = Matrix(
         plan=plan,
         variants=tuple(variants.values()),
-        trials=tuple(_trials(plan, variants.values(), identities)),
+        trials=tuple(_trials(plan, variants.values(), identify, earlier)),
         combinations=combinations,
         folded=folded,
         excluded=excluded,
         impossible=impossible,
+        variant_of={_level_labels(member): variants[key].label for key in variants for member in groups[key]},
+        earlier=earlier,
     )
     most = plan.study.budget.trials
     if most is not None and len(matrix.trials) > most:
@@ -156,6 +180,43 @@ def _configure(plan: StudyPlan, combination: Levels) -> tuple[TrialConfig | None
         return TrialConfig.model_validate(tree), ""
     except ValidationError as error:
         return None, "; ".join(readable(detail["msg"]) for detail in error.errors())
+
+
+def _parent(earlier: Matrix, combination: Levels) -> tuple[Variant | None, str]:
+    """(the variant of the earlier study that a combination continues, '') or (None, why there is none)."""
+    levels = combination[: len(earlier.plan.axes)]  # its axes come first
+    label = earlier.variant_of.get(_level_labels(levels))
+    if label is not None:
+        return earlier.variant(label), ""
+    name = _label(earlier.plan, _short_names(earlier.plan), levels)
+    reason = earlier.impossible.get(name) or earlier.excluded.get(name)
+    return None, f"{earlier.plan.study.name} has no such trial to continue" + (f" ({reason})" if reason else "")
+
+
+def _go_on(
+    plan: StudyPlan,
+    earlier: Matrix,
+    configs: dict[str, TrialConfig],
+    groups: dict[str, list[Levels]],
+    parents: dict[str, Variant],
+    identify: Callable[[DataConfig], str],
+) -> dict[str, TrialConfig]:
+    """The configurations with the widths to which their parents were matched. Raises StudyError if they differ in
+    what must stay."""
+    problems: dict[str, Problem] = {}  # by path
+    sized = {}
+    for key, config in configs.items():
+        # Compared as the studies write them: the width that a match chose is neither's to say.
+        before, _ = _configure(earlier.plan, groups[key][0][: len(earlier.plan.axes)])
+        assert before is not None
+        for path, message in clashes(config, before, identify(config.data) == identify(before.data)):
+            place, line = plan.place(path)
+            problems.setdefault(path, Problem(place, message, get_path(config, path), line))
+        model = config.model.model_copy(update={"ffn_size": parents[key].config.model.ffn_size})
+        sized[key] = config.model_copy(update={"model": model})
+    if problems:
+        raise plan.error(*problems.values())
+    return sized
 
 
 Rule = dict[str, set[str]]  # axis or path -> labels that match
@@ -195,7 +256,7 @@ def _exclusion(plan: StudyPlan, rules: list[Rule], combination: Levels, config: 
 
 def _baselines(plan: StudyPlan, groups: dict[str, list[Levels]]) -> dict[str, str]:
     """Key of the baseline for each group that has one: the same levels, but for those that the baseline names."""
-    key_of = {tuple(level.label for level in member): key for key, members in groups.items() for member in members}
+    key_of = {_level_labels(member): key for key, members in groups.items() for member in members}
     wanted = plan.baseline
     found = {}
     for key, members in groups.items():
@@ -210,15 +271,23 @@ def _baselines(plan: StudyPlan, groups: dict[str, list[Levels]]) -> dict[str, st
     return found
 
 
-def _trials(plan: StudyPlan, variants: Any, identities: dict[DataConfig, str]) -> Iterator[Trial]:
+def _trials(
+    plan: StudyPlan, variants: Collection[Variant], identify: Callable[[DataConfig], str], earlier: Matrix | None
+) -> Iterator[Trial]:
     """Seed by seed, so that a study that is cut short has complete blocks."""
     canonical = {
-        variant.label: canonical_variant(variant.config, identities[variant.config.data]) for variant in variants
+        variant.label: canonical_variant(variant.config, identify(variant.config.data)) for variant in variants
     }
+    parents = {(trial.variant, trial.seed): trial.id for trial in earlier.trials} if earlier else {}
     for seed in plan.study.seeds:
         for variant in variants:
             config = variant.config.model_copy(update={"seed": seed})
-            yield Trial(trial_id(canonical[variant.label], seed), variant.label, config)
+            parent = None if variant.parent is None else parents[variant.parent, seed]
+            yield Trial(trial_id(canonical[variant.label], seed, parent), variant.label, config, parent)
+
+
+def _level_labels(combination: Levels) -> tuple[str, ...]:
+    return tuple(level.label for level in combination)
 
 
 def _short_names(plan: StudyPlan) -> dict[str, str]:
@@ -277,8 +346,9 @@ def _nothing_left(excluded: dict[str, str], impossible: dict[str, str]) -> str:
 def _notes(matrix: Matrix, used_rules: set[int]) -> Iterator[str]:
     """What a careful reader of the plan would point out."""
     plan, study = matrix.plan, matrix.plan.study
+    inherited = plan.earlier.study.exclude if plan.earlier else []
     for index, rule in enumerate(study.exclude):
-        if index not in used_rules:
+        if index not in used_rules and rule not in inherited:  # one that is may be about levels that are left out here
             yield f"exclude[{index}] ({_describe_rule(rule)}) excludes nothing"
     if not any(LEARNING_RATE in axis.paths for axis in plan.axes) and LEARNING_RATE not in study.fixed:
         rate = matrix.variants[0].config.training.optimizer.learning_rate

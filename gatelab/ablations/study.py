@@ -1,18 +1,26 @@
 """A study: one question as a base configuration, axes, exclusions, a baseline and seeds. Read from YAML or flags."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
+from gatelab.ablations.continuing import (
+    continuing_problems,
+    find_study,
+    inherit,
+    inherited_lines,
+    narrow,
+    no_such_study,
+)
 from gatelab.ablations.errors import Problem, StudyError, nearest
 from gatelab.ablations.identity import digest
 from gatelab.ablations.paths import UnknownPath, check_value, flatten, leaf_paths, merge, readable
 from gatelab.ablations.presets import bases
-from gatelab.ablations.yaml_source import KeyPath, load_yaml
+from gatelab.ablations.yaml_source import KeyPath, line_of, load_yaml
 from gatelab.configuration import IMPOSSIBLE, Config, Count
 from gatelab.training.config import TrialConfig
 
@@ -49,8 +57,12 @@ class Study(Config):
     """Names the study's folder and its MLflow experiment."""
     question: str = ""
     """What the study is to answer, in words."""
+    continues: str | None = None
+    """The file of another study, or the name of one that comes with gatelab: each trial starts from the final weights
+    of that study's trial with the same levels and seed. What is not said here is taken from there."""
     base: str | dict[str, Any] = DEFAULT_BASE
-    """A named base, or a configuration, or both: a configuration whose `preset` names the base that it overrides."""
+    """A named base, or a configuration, or both: a configuration whose `preset` names the base that it overrides.
+    In a study that continues another: what differs from its base."""
     axes: dict[str, list[Any] | dict[str, dict[str, Any]]] = {}
     """Dotted path -> its levels; or a name -> named levels, each of which sets several paths together."""
     exclude: list[dict[str, Any]] = []
@@ -99,12 +111,19 @@ class StudyPlan:
     base: dict[str, Any]
     axes: tuple[Axis, ...]
     lines: dict[KeyPath, int]
+    earlier: "StudyPlan | None" = None  # the study that it continues
 
     @property
     def hash(self) -> str:
         """SHA-256 of what was asked, wherever it was written."""
-        asked = self.study.model_dump(mode="json", exclude={"base"})
-        return digest({**asked, "base": _jsonable(self.base)})
+        asked = self.study.model_dump(mode="json", exclude={"base", "continues"})
+        before = {} if self.earlier is None else {"continues": self.earlier.hash}
+        return digest({**asked, "base": _jsonable(self.base), **before})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name, and those of the studies that it continues."""
+        return (self.study.name, *(self.earlier.names if self.earlier else ()))
 
     @property
     def baseline(self) -> dict[str, str]:
@@ -112,6 +131,13 @@ class StudyPlan:
         if self.study.baseline is None:
             return {a.name: a.levels[0].label for a in self.axes if a.name not in self.study.nuisance}
         return {name: level_label(value) for name, value in self.study.baseline.items()}
+
+    def place(self, path: str) -> tuple[str, int | None]:
+        """(key, line) of what sets a configuration path in this study: an axis, or else the base."""
+        for axis in self.axes:
+            if path in axis.paths:
+                return f"axes.{axis.name}", line_of(self.lines, ("axes", axis.name))
+        return f"base.{path}", line_of(self.lines, ("base", *path.split(".")))
 
     def error(self, *problems: Problem) -> StudyError:
         """A StudyError about this study."""
@@ -123,10 +149,7 @@ def load_study(path: Path, overrides: Mapping[str, Any] | None = None, **fields:
 
     Raises StudyError with all that is wrong, by file, line, key and value.
     """
-    raw, lines = load_yaml(path)
-    if not isinstance(raw, dict):
-        raise StudyError([Problem("file", "expected a mapping with name, axes, …")], str(path))
-    return make_study({"name": path.stem, **raw}, str(path), lines, overrides, **fields)
+    return _load(path, overrides or {}, fields, ())
 
 
 def make_study(
@@ -137,23 +160,67 @@ def make_study(
     **fields: Any,
 ) -> StudyPlan:
     """Check a study given as a mapping; `source` names it in errors. See `load_study`."""
-    lines = lines or {}
+    return _make(raw, source, lines or {}, overrides or {}, fields, ())
+
+
+Files = tuple[Path, ...]
+"""The file that is being read, after those that continue it, directly or not."""
+
+
+def _load(path: Path, overrides: Mapping[str, Any], fields: Mapping[str, Any], above: Files) -> StudyPlan:
+    raw, lines = load_yaml(path)
+    if not isinstance(raw, dict):
+        raise StudyError([Problem("file", "expected a mapping with name, axes, …")], str(path))
+    return _make({"name": path.stem, **raw}, str(path), lines, overrides, fields, (*above, path.resolve()))
+
+
+def _make(
+    raw: Mapping[str, Any],
+    source: str,
+    lines: dict[KeyPath, int],
+    overrides: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    files: Files,
+) -> StudyPlan:
     given = {name: value for name, value in fields.items() if value is not None}
     axes_of_file = raw.get("axes") or {}
     if "axes" in given:
         # What is no mapping stays, for the check below to refuse.
         given["axes"] = {**axes_of_file, **given["axes"]} if isinstance(axes_of_file, Mapping) else axes_of_file
-    study, problems = _read_study({**raw, **given}, lines)
+    said = {**raw, **given}
+    earlier = _earlier(said.get("continues"), source, lines, files)
+    if earlier is not None:
+        lines = inherited_lines(said, lines)
+    study, problems = _read_study(said, earlier, lines)
     if study is None:
         raise StudyError(problems, source)
-    base = _resolve_base(study, overrides or {}, lines, problems)
+    base = _resolve_base(study, earlier, overrides, lines, problems)
     axes = tuple(_axes(study, lines, problems))
-    plan = StudyPlan(study, source, base, axes, lines)
+    if earlier is not None:
+        axes = tuple(narrow(axes, earlier, lines, problems))
+    plan = StudyPlan(study, source, base, axes, lines, earlier)
     problems += _base_problems(base, lines)
     problems += _reference_problems(plan)
+    if earlier is not None:
+        problems += continuing_problems(plan, earlier, overrides)
     if problems:
         raise StudyError(problems, source)
     return plan
+
+
+def _earlier(given: Any, source: str, lines: dict[KeyPath, int], files: Files) -> StudyPlan | None:
+    """The study that another continues, if it names one. Raises StudyError."""
+    if not isinstance(given, str):  # none, or what the check of the study refuses
+        return None
+    line = line_of(lines, ("continues",))
+    path = find_study(given, files[-1].parent if files else Path())
+    if path is None:
+        raise StudyError([no_such_study(given, line)], source)
+    if path.resolve() in files:
+        raise StudyError(
+            [Problem("continues", "that study itself continues this one: neither could be first", given, line)], source
+        )
+    return _load(path, {}, {}, files)
 
 
 def level_label(value: Any) -> str:
@@ -165,16 +232,22 @@ def level_label(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def _read_study(raw: dict[str, Any], lines: dict[KeyPath, int]) -> tuple[Study | None, list[Problem]]:
-    """The study and its problems; keys that are wrong take their defaults, so that the others are checked, too."""
+def _read_study(
+    said: Mapping[str, Any], earlier: StudyPlan | None, lines: dict[KeyPath, int]
+) -> tuple[Study | None, list[Problem]]:
+    """The study and its problems; keys that are wrong count as not said, so that the others are checked, too."""
+
+    def read(raw: Mapping[str, Any]) -> Study:
+        return Study.model_validate(raw if earlier is None else inherit(raw, earlier))
+
     try:
-        return Study.model_validate(raw), []
+        return read(said), []
     except ValidationError as error:
         problems = list(_study_problems(error, lines))
         wrong = {detail["loc"][0] for detail in error.errors()}
-    rest = {key: value for key, value in raw.items() if key not in wrong}
+    rest = {key: value for key, value in said.items() if key not in wrong}
     try:
-        return Study.model_validate({"name": "unnamed", **rest}), problems
+        return read({"name": "unnamed", **rest}), problems
     except ValidationError:
         return None, problems
 
@@ -188,34 +261,24 @@ def _study_problems(error: ValidationError, lines: dict[KeyPath, int]) -> Iterat
         key = ".".join(map(str, location))
         if detail["type"] == "extra_forbidden":
             fields = Budget.model_fields if location[0] == "budget" else Study.model_fields
-            yield Problem(key, f"unknown key; {nearest(str(location[-1]), fields)}", line=_line(lines, location))
+            yield Problem(key, f"unknown key; {nearest(str(location[-1]), fields)}", line=line_of(lines, location))
         elif detail["type"] == "missing":
             yield Problem(key, "required", line=None)
         else:
-            yield Problem(key, readable(detail["msg"]), detail["input"], _line(lines, location))
-
-
-def _line(lines: dict[KeyPath, int], path: Sequence[str | int]) -> int | None:
-    """The line of a key, or of the nearest key above it. Dotted keys of a file stand for nested ones."""
-    dotted = {".".join(map(str, key)): line for key, line in lines.items()}
-    wanted = ".".join(map(str, path))
-    while wanted and wanted not in dotted:
-        wanted = wanted.rpartition(".")[0]
-    return dotted.get(wanted)
+            yield Problem(key, readable(detail["msg"]), detail["input"], line_of(lines, location))
 
 
 def _resolve_base(
-    study: Study, overrides: Mapping[str, Any], lines: dict[KeyPath, int], problems: list[Problem]
+    study: Study,
+    earlier: StudyPlan | None,
+    overrides: Mapping[str, Any],
+    lines: dict[KeyPath, int],
+    problems: list[Problem],
 ) -> dict[str, Any]:
-    """Defaults < preset < the study's mapping < the command line."""
+    """Defaults < preset, or the base of the study that this one continues < its mapping < the command line."""
     own = {} if isinstance(study.base, str) else {k: v for k, v in study.base.items() if k != "preset"}
-    name = study.base if isinstance(study.base, str) else study.base.get("preset", DEFAULT_BASE)
-    known = bases()
-    if not isinstance(name, str) or name not in known:
-        key = "base" if isinstance(study.base, str) else "base.preset"
-        problems.append(
-            Problem(key, f"no such base; {nearest(str(name), known)}", name, _line(lines, ("base", "preset")))
-        )
+    start = _start_of_base(study, earlier, lines, problems)
+    if start is None:
         return own
     for path in overrides:
         try:
@@ -225,13 +288,32 @@ def _resolve_base(
         else:
             if expected:
                 problems.append(Problem(f"--set {path}", expected, overrides[path]))
-    return merge(merge(known[name].tree, own), overrides if not problems else {})
+    return merge(merge(start, own), overrides if not problems else {})
+
+
+def _start_of_base(
+    study: Study, earlier: StudyPlan | None, lines: dict[KeyPath, int], problems: list[Problem]
+) -> dict[str, Any] | None:
+    """The configuration that a study's own is merged over; None, with a problem, if there is no such."""
+    named = isinstance(study.base, str)
+    key, line = "base" if named else "base.preset", line_of(lines, ("base", "preset"))
+    name = study.base if isinstance(study.base, str) else study.base.get("preset", DEFAULT_BASE)
+    if earlier is not None:
+        if named or "preset" in study.base:
+            message = f"the base is that of {earlier.study.name}, which this study continues: say only what differs"
+            problems.append(Problem(key, message, name, line))
+        return earlier.base
+    known = bases()
+    if not isinstance(name, str) or name not in known:
+        problems.append(Problem(key, f"no such base; {nearest(str(name), known)}", name, line))
+        return None
+    return known[name].tree
 
 
 def _axes(study: Study, lines: dict[KeyPath, int], problems: list[Problem]) -> Iterator[Axis]:
     owners: dict[str, str] = {}
     for name, levels in study.axes.items():
-        key, line = f"axes.{name}", _line(lines, ("axes", name))
+        key, line = f"axes.{name}", line_of(lines, ("axes", name))
         if name == "seed":
             problems.append(Problem(key, "seeds are not an axis: use seeds", line=line))
             continue
@@ -248,7 +330,7 @@ def _axes(study: Study, lines: dict[KeyPath, int], problems: list[Problem]) -> I
         checked = []
         for index, (label, values) in enumerate(named.items()):
             place = ("axes", name, label if isinstance(levels, dict) else index)
-            checked.append(_check_level(name, label, values, key, _line(lines, place), problems))
+            checked.append(_check_level(name, label, values, key, line_of(lines, place), problems))
         axis = Axis(name, tuple(checked))
         for path in sorted(axis.paths):
             if path in owners:
@@ -280,7 +362,7 @@ def _base_problems(base: dict[str, Any], lines: dict[KeyPath, int]) -> Iterator[
     """Fields of the base that are wrong by themselves. Impossible combinations are the matrix's to report."""
     if "seed" in base:
         yield Problem(
-            "base.seed", "seeds are not part of the base: use seeds", base["seed"], _line(lines, ("base", "seed"))
+            "base.seed", "seeds are not part of the base: use seeds", base["seed"], line_of(lines, ("base", "seed"))
         )
     try:
         TrialConfig.model_validate(base)
@@ -289,7 +371,7 @@ def _base_problems(base: dict[str, Any], lines: dict[KeyPath, int]) -> Iterator[
             if detail["type"] == IMPOSSIBLE:
                 continue
             path = ".".join(map(str, detail["loc"]))
-            line = _line(lines, ("base", *detail["loc"]))
+            line = line_of(lines, ("base", *detail["loc"]))
             if detail["type"] == "extra_forbidden":
                 yield Problem(f"base.{path}", f"unknown key; {nearest(path, leaf_paths())}", line=line)
             else:
@@ -300,7 +382,7 @@ def _reference_problems(plan: StudyPlan) -> Iterator[Problem]:
     """Names in `baseline`, `exclude`, `nuisance` and `fixed` that lead nowhere."""
     study, by_name = plan.study, {axis.name: axis for axis in plan.axes}
     for name, value in (study.baseline or {}).items():
-        line = _line(plan.lines, ("baseline", name))
+        line = line_of(plan.lines, ("baseline", name))
         if name not in by_name:
             yield Problem(f"baseline.{name}", f"no such axis; {nearest(name, by_name)}", line=line)
         elif (label := level_label(value)) not in {level.label for level in by_name[name].levels}:
@@ -311,22 +393,26 @@ def _reference_problems(plan: StudyPlan) -> Iterator[Problem]:
         for name in rule:
             if name not in by_name and name not in paths:
                 hint = nearest(name, paths | set(by_name))
-                line = _line(plan.lines, ("exclude", index, name))
+                line = line_of(plan.lines, ("exclude", index, name))
                 yield Problem(
                     f"exclude[{index}].{name}", f"neither an axis nor a configuration field; {hint}", line=line
                 )
     for name in study.nuisance:
         if name not in by_name:
-            yield Problem("nuisance", f"no such axis; {nearest(name, by_name)}", name, _line(plan.lines, ("nuisance",)))
+            yield Problem(
+                "nuisance", f"no such axis; {nearest(name, by_name)}", name, line_of(plan.lines, ("nuisance",))
+            )
     for path in study.fixed:
         if path not in paths:
             yield Problem(
-                "fixed", f"no such configuration field; {nearest(path, paths)}", path, _line(plan.lines, ("fixed",))
+                "fixed", f"no such configuration field; {nearest(path, paths)}", path, line_of(plan.lines, ("fixed",))
             )
         elif any(path in axis.paths for axis in plan.axes):
-            yield Problem("fixed", "an axis varies it", path, _line(plan.lines, ("fixed",)))
+            yield Problem("fixed", "an axis varies it", path, line_of(plan.lines, ("fixed",)))
     if study.match != "none" and any("model.ffn_size" in axis.paths for axis in plan.axes):
-        yield Problem("match", "sets model.ffn_size, which an axis varies", study.match, _line(plan.lines, ("match",)))
+        yield Problem(
+            "match", "sets model.ffn_size, which an axis varies", study.match, line_of(plan.lines, ("match",))
+        )
 
 
 def _jsonable(tree: Any) -> Any:

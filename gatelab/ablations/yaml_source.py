@@ -1,6 +1,7 @@
 """YAML that remembers its lines, refuses duplicate keys, and reads 1e-3 as a number and `no` as a word."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,15 @@ def load_yaml(path: Path) -> tuple[Any, dict[KeyPath, int]]:
         line = mark.line + 1 if mark else None
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise StudyError([Problem("YAML", what, line=line)], str(path)) from error
+
+
+def line_of(lines: dict[KeyPath, int], path: Sequence[str | int]) -> int | None:
+    """The line of a key, or of the nearest key above it. Dotted keys of a file stand for nested ones."""
+    dotted = {".".join(map(str, key)): line for key, line in lines.items()}
+    wanted = ".".join(map(str, path))
+    while wanted and wanted not in dotted:
+        wanted = wanted.rpartition(".")[0]
+    return dotted.get(wanted)
 
 
 def parse_scalar(text: str) -> Any:

@@ -9,6 +9,7 @@ from gatelab.ablations.flags import study_from_flags
 from gatelab.ablations.matrix import Matrix
 from gatelab.cli import arguments as args
 from gatelab.cli.console import console, duration, plural, print_grid, print_json, quantity, reporting_errors
+from gatelab.orchestrator.record import trial_entry
 from gatelab.results.folders import RunsFolder
 from gatelab.results.tables import Column, Grid
 
@@ -42,13 +43,17 @@ def plan(
             study, preset=preset, axes=axis, sets=set_, seeds=seeds, baseline=baseline, match=match, name=name
         )
         matrix = planning.plan_study(asked)
-        cost = planning.estimate(matrix, RunsFolder(runs)) if estimate else None
+        folder = RunsFolder(runs)
+        cost = planning.estimate(matrix, folder) if estimate else None
+        waiting = [
+            sum(not planning.is_over_in(folder, trial) for trial in earlier.trials) for earlier in matrix.chain[:-1]
+        ]
     if json:
-        print_json(_as_json(matrix, cost))
+        print_json(_as_json(matrix, cost, waiting))
         return
     print_grid(_grid(matrix, cost))
     console.print()
-    for line in _summary(matrix, cost):
+    for line in [*_summary(matrix, cost), *_continued(matrix, waiting)]:
         console.print(line)
 
 
@@ -118,7 +123,16 @@ def _summary(matrix: Matrix, cost: "Estimate | None") -> list[str]:
     return lines
 
 
-def _as_json(matrix: Matrix, cost: "Estimate | None") -> dict[str, Any]:
+def _continued(matrix: Matrix, waiting: list[int]) -> list[str]:
+    """A line for each study that is run before this one; `waiting`: how many of its trials have still to run."""
+    return [
+        f"continues [bold]{escape(earlier.plan.study.name)}[/]: {left} of its {plural(len(earlier.trials), 'trial')} "
+        "still to run, before this study's"
+        for earlier, left in zip(matrix.chain[:-1], waiting, strict=True)
+    ]
+
+
+def _as_json(matrix: Matrix, cost: "Estimate | None", waiting: list[int]) -> dict[str, Any]:
     return {
         "study": matrix.plan.study.name,
         "hash": matrix.plan.hash,
@@ -138,7 +152,11 @@ def _as_json(matrix: Matrix, cost: "Estimate | None") -> dict[str, Any]:
             }
             for variant in matrix.variants
         ],
-        "trials": [{"id": trial.id, "variant": trial.variant, "seed": trial.seed} for trial in matrix.trials],
+        "trials": [trial_entry(trial) for trial in matrix.trials],
+        "continues": [
+            {"study": earlier.plan.study.name, "trials": len(earlier.trials), "remaining_trials": left}
+            for earlier, left in zip(matrix.chain[:-1], waiting, strict=True)
+        ],
         "folded": {label: list(members) for label, members in matrix.folded.items()},
         "excluded": matrix.excluded,
         "impossible": matrix.impossible,

@@ -133,14 +133,16 @@ def diagnose(
     format: Annotated[Format, typer.Option("--format", "-f", help="How to write the table.")] = Format.terminal,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder [default: the study's].")] = None,
     runs: args.Runs = args.DEFAULT_RUNS,
+    tracking_uri: args.TrackingUri = None,
     json: args.Json = False,
 ) -> None:
     """Show what a gate does to attention, activations and itself: plots by layer and over training, and a table.
 
     Example: gatelab diagnose gate-diagnostics -o figures/
     """
+    from gatelab.orchestrator.mirroring import add_to_mlflow
     from gatelab.results.diagnosis import NoDiagnostics
-    from gatelab.results.publish import DIAGNOSIS_FORMATS, write_diagnosis
+    from gatelab.results.publish import MEASURED_FORMATS, write_diagnosis
 
     folder, name = RunsFolder(runs), args.study_name(study)
     with reporting_errors():
@@ -148,13 +150,16 @@ def diagnose(
             found = write_diagnosis(folder, name, output or folder.study(name).path)
         except NoDiagnostics as error:
             fail(str(error), error)
+    problem = add_to_mlflow(folder, name, tracking_uri, found.plots)
     chosen = Format.json if json else format
     if chosen is not Format.terminal:
-        sys.stdout.write(DIAGNOSIS_FORMATS[chosen.value](found))
+        sys.stdout.write(MEASURED_FORMATS[chosen.value](found))
         return
     print_grid(found.grid)
     for path in found.plots:
         console.print(escape(str(path)))
+    if problem:
+        console.print(f"[yellow]{escape(problem)}[/]")
 
 
 def export(
@@ -185,7 +190,7 @@ def ui(
     Example: gatelab ui --port 5001
     """
     folder = RunsFolder(runs)
-    if tracking_uri is None and not (folder.root / "mlflow.db").exists():
+    if tracking_uri is None and not folder.database.exists():
         fail(f"there is no tracking store in {folder.root} yet: gatelab run STUDY.yaml")
     uri = tracking_uri or folder.tracking_uri
     console.print(f"MLflow on http://{host}:{port} (store: {escape(uri)})")

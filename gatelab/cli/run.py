@@ -3,12 +3,13 @@
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from gatelab.ablations.flags import study_from_flags
+from gatelab.ablations.matrix import Matrix, Trial
 from gatelab.cli import arguments as args
 from gatelab.cli.console import (
     DONE,
@@ -22,6 +23,10 @@ from gatelab.cli.console import (
     reporting_errors,
 )
 from gatelab.results.folders import RunsFolder
+
+if TYPE_CHECKING:
+    from gatelab.orchestrator import driver
+    from gatelab.results import publish
 
 
 def run(
@@ -49,56 +54,99 @@ def run(
     Example: gatelab run studies/quickstart.yaml
     Example: gatelab run --axis model.gate.position=none,value,sdpa --seeds 3 --set training.tokens=2M
     """
-    from gatelab.cli.live import LiveView
     from gatelab.orchestrator import driver, planning
-    from gatelab.results.publish import publish
-    from gatelab.results.tables import comparison_grid
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is an interrupt
     folder = RunsFolder(runs)
     options = driver.Options(concurrency, gpus_per_trial, address, tracking_uri, retries, checkpoint_seconds)
+    console.quiet = json
+    report: dict[str, Any] = {}
     with reporting_errors():
         plan = study_from_flags(
             study, preset=preset, axes=axis, sets=set_, seeds=seeds, baseline=baseline, match=match, name=name
         )
-        matrix = planning.plan_study(plan)
-        if plan.study.budget.hours is not None:
-            planning.estimate(matrix, folder, concurrency)  # refuses what exceeds the budget
-        console.quiet = json
-        for note in matrix.notes:
-            console.print(f"[yellow]note[/] {escape(note)}")
-        done = sum(planning.is_over_in(folder, trial) for trial in matrix.trials)
-        if done:
-            console.print(f"{done} of {plural(len(matrix.trials), 'trial')} done already")
-        try:
-            with LiveView() as view:
-                progress = driver.run_study(matrix, folder, options, view)
-        except driver.CannotRun as error:
-            fail(str(error), error)
-        except ConnectionError as error:
-            fail(f"--address {address}: {error}", error)
-    published = publish(folder, plan.study.name)
-    failed = progress.count("failed")
+        chain = planning.plan_study(plan).chain
+        _refuse_early(chain, folder, concurrency)
+        for matrix in chain:
+            if len(chain) > 1:
+                console.print(f"[bold]{escape(matrix.plan.study.name)}[/]")
+            progress, published = _run_matrix(matrix, folder, options)
+            # What a study continues is reported within it.
+            report = _report(progress, matrix.plan.study.name, published) | ({"continues": report} if report else {})
+            if progress.stopping:
+                break
     if json:
-        counts = {state: progress.count(state) for state in ("finished", "diverged", "failed", "waiting")}
-        paths = {kind: [str(path) for path in getattr(published, kind)] for kind in ("tables", "plots", "parquet")}
-        print_json({"study": plan.study.name, **counts, "mirror_problem": progress.mirror_problem, **paths})
-    else:
-        print_grid(comparison_grid(published.comparison))
-        _where(folder, plan.study.name, published.plots, tracking_uri)
-        if progress.mirror_problem:
-            console.print(f"[yellow]{escape(progress.mirror_problem)}[/]; run again to catch up")
-        if progress.stopping:
-            console.print("[yellow]interrupted[/]: the same command goes on from here")
-    raise typer.Exit(INTERRUPTED if progress.stopping else SOME_FAILED if failed else DONE)
+        print_json(report)
+    raise typer.Exit(INTERRUPTED if progress.stopping else SOME_FAILED if _failed(report) else DONE)
+
+
+def _refuse_early(chain: tuple[Matrix, ...], folder: RunsFolder, concurrency: int | None) -> None:
+    """What a study lacks must show before those that it continues are run, not after."""
+    from gatelab.orchestrator import planning
+
+    for matrix in chain:
+        if matrix.plan.study.budget.hours is not None:
+            planning.estimate(matrix, folder, concurrency)  # refuses what exceeds the budget
+    for matrix in chain if len(chain) > 1 else ():
+        planning.check_data(matrix, folder)
+
+
+def _run_matrix(
+    matrix: Matrix, folder: RunsFolder, options: "driver.Options"
+) -> "tuple[driver.Progress, publish.Published]":
+    """Run one study, publish what came out and show it."""
+    from gatelab.cli.live import LiveView
+    from gatelab.orchestrator import cluster, driver, planning
+    from gatelab.orchestrator.mirroring import add_to_mlflow
+    from gatelab.results import publish
+    from gatelab.results.tables import comparison_grid
+
+    name = matrix.plan.study.name
+    for note in matrix.notes:
+        console.print(f"[yellow]note[/] {escape(note)}")
+    done = sum(planning.is_over_in(folder, trial) for trial in matrix.trials)
+    if done:
+        console.print(f"{done} of {plural(len(matrix.trials), 'trial')} done already")
+    try:
+        with LiveView() as view:
+            progress = driver.run_study(matrix, folder, options, view)
+    except cluster.CannotRun as error:
+        fail(str(error), error)
+    except ConnectionError as error:
+        fail(f"--address {options.address}: {error}", error)
+    published = publish.publish(folder, name)
+    if not progress.mirror_problem:
+        files = [*published.tables, *published.plots]
+        progress.mirror_problem = add_to_mlflow(folder, name, options.tracking_uri, files)
+    print_grid(comparison_grid(published.comparison))
+    _where(folder, name, published.plots, options.tracking_uri)
+    if progress.mirror_problem:
+        console.print(f"[yellow]{escape(progress.mirror_problem)}[/]; run again to catch up")
+    if progress.stopping:
+        console.print("[yellow]interrupted[/]: the same command goes on from here")
+    return progress, published
+
+
+def _report(progress: "driver.Progress", study: str, published: "publish.Published") -> dict[str, Any]:
+    """What a program reads of a study that was run."""
+    counts = {state: progress.count(state) for state in ("finished", "diverged", "failed", "waiting")}
+    paths = {kind: [str(path) for path in getattr(published, kind)] for kind in ("tables", "plots", "parquet")}
+    return {"study": study, **counts, "mirror_problem": progress.mirror_problem, **paths}
+
+
+def _failed(report: Mapping[str, Any]) -> int:
+    """Trials that failed, of a study and of those that it continues."""
+    failed: int = report["failed"]
+    return failed + (_failed(report["continues"]) if "continues" in report else 0)
 
 
 def _where(folder: RunsFolder, study: str, plots: list[Path], tracking_uri: str | None) -> None:
     path = folder.study(study).path
     console.print()
-    console.print(f"tables   {escape(str(path))}/comparison.md, .tex, .csv, .json")
+    console.print(f"tables   {escape(str(path))}/comparison and diagnostics .md, .tex, .csv, .json")
     if plots:
-        console.print(f"plots    {escape(', '.join(map(str, plots)))}")
+        names = dict.fromkeys(plot.stem for plot in plots)
+        console.print(f"plots    {escape(str(path))}/{escape(', '.join(names))} .png, .svg")
     console.print(f"Parquet  {escape(str(path / 'parquet'))}/runs.parquet, metrics.parquet, layers.parquet")
     store = tracking_uri or f"{folder.tracking_uri} (to look: gatelab ui)"
     console.print(f"MLflow   {escape(store)}")
@@ -133,6 +181,7 @@ def train(
         if label not in labels:
             fail(f"--variant {label!r}: {nearest(label, labels)}")
         trial = next(entry for entry in matrix.trials if entry.variant == label)
+        _refuse_without_parent(matrix, trial, folder)
         console.print(f"{escape(label)}, seed={seed}: {trial.config.training.steps} steps, trial {trial.id[:12]}")
         outcome = driver.run_here(trial, folder, device, checkpoint_seconds, _print_values)
     console.print(f"[bold]{outcome['status']}[/] {escape(outcome.get('reason', ''))}")
@@ -140,6 +189,20 @@ def train(
         console.print(f"  {key} {value:.6g}")
     console.print(f"folder {escape(str(folder.trial(trial.id).path))}")
     raise typer.Exit(SOME_FAILED if outcome["status"] == "failed" else DONE)
+
+
+def _refuse_without_parent(matrix: Matrix, trial: Trial, folder: RunsFolder) -> None:
+    """A trial that continues another cannot be trained before that one is."""
+    from gatelab.orchestrator import planning
+
+    if matrix.earlier is None:
+        return
+    parent = next(entry for entry in matrix.earlier.trials if entry.id == trial.parent)
+    if not planning.is_over_in(folder, parent):
+        fail(
+            f"it continues {parent.variant}, seed={parent.seed} of {matrix.earlier.plan.study.name}, which has not "
+            f"finished in {folder.root}: gatelab run trains that first"
+        )
 
 
 def _print_values(step: int, values: Mapping[str, float]) -> None:

@@ -7,8 +7,7 @@ trials write journals, which the driver reads for its display and one mirror cop
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import ray
 from ray.exceptions import RayError
 
 from gatelab.ablations.matrix import Matrix, Trial
+from gatelab.orchestrator.cluster import CannotRun, connected, share
 from gatelab.orchestrator.mirroring import MirrorThread
 from gatelab.orchestrator.record import study_record, write_record
 from gatelab.orchestrator.worker import EvaluationPrinter, Task, TrialWorker, run_task
@@ -28,10 +28,6 @@ from gatelab.training.data import Dataset, prepare
 
 POLL_SECONDS = 0.5  # between two looks at the journals, for the display
 STOP_SECONDS = 60.0  # for trials to reach a checkpoint after an interrupt
-
-
-class CannotRun(RuntimeError):
-    """The study is sound, but it cannot be run here and now; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +127,7 @@ def run_study(
         write_record(folder, record)
         with MirrorThread(folder, record, options.tracking_uri or folder.tracking_uri) as mirror:
             if pending:
-                with _ray(options.address):
+                with connected(options.address):
                     _Driver(pending, identities, folder, options, progress, mirror, show, len(matrix.trials)).run()
         progress.mirror_problem = mirror.problem
         show(progress)
@@ -187,51 +183,8 @@ def _task(
         stop_file=str(stop_file),
         checkpoint_seconds=checkpoint_seconds,
         device=device,
+        parent=trial.parent,
     )
-
-
-@dataclass(frozen=True)
-class _Share:
-    """What each worker gets of a cluster."""
-
-    concurrency: int
-    threads: int
-    cpus: float  # below 1 where there are more trials at a time than cores
-    gpus: float
-
-
-def _share(options: Options, matrix_size: int) -> _Share:
-    """Divide the cluster among trials. Raises CannotRun if it has nowhere for one to run."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = sum(node.get("GPU", 0.0) for node in nodes)
-    cores = sum(node.get("CPU", 0.0) for node in nodes)
-    wanted = (1.0 if gpus else 0.0) if options.gpus_per_trial is None else options.gpus_per_trial
-    if wanted and not gpus:
-        raise CannotRun(f"--gpus-per-trial {wanted:g}: this Ray has no GPUs")
-    fitting = int(gpus / wanted + 1e-9) if wanted else int(cores)
-    # From the whole matrix, not from what is left of it: a study that is resumed runs with as many threads.
-    concurrency = options.concurrency or max(1, min(fitting, matrix_size))
-    if wanted:
-        concurrency = min(concurrency, fitting)
-    most = max(node.get("CPU", 0.0) for node in nodes)  # a trial runs on one node
-    threads = max(1, int(min(cores / concurrency, most)))
-    return _Share(concurrency, threads, min(float(threads), cores / concurrency), wanted)
-
-
-@contextmanager
-def _ray(address: str | None) -> Iterator[None]:
-    """The Ray that this process has, or a connection to a cluster, or one of our own for as long as it is needed."""
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    own = {} if address else {"include_dashboard": False, "object_store_memory": 100_000_000}
-    ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 class _Driver:
@@ -257,7 +210,8 @@ class _Driver:
         self.tasks: dict[Any, Trial] = {}
         self.idle: list[Any] = []
         self.tails: dict[str, JournalTail] = {}
-        self.share = _share(options, matrix_size)
+        # From the whole matrix, not from what is left of it: a study that is resumed runs with as many threads.
+        self.share = share(options.concurrency, options.gpus_per_trial, matrix_size)
         progress.concurrency = self.share.concurrency
 
     def run(self) -> None:

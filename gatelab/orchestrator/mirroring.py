@@ -3,10 +3,14 @@
 import logging
 import os
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from gatelab.results.folders import RunsFolder
+from gatelab.results.folders import NotFound, RunsFolder
+
+if TYPE_CHECKING:
+    from gatelab.results.mirror import Mirror
 
 SYNC_SECONDS = 5.0
 
@@ -34,21 +38,48 @@ class MirrorThread:
         self._thread.join()
 
     def _run(self) -> None:
-        # A server that does not answer is tried again at the next sync, not for minutes within one call.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        from gatelab.results.mirror import Mirror  # MLflow takes seconds to import
-
-        for chatty in ("mlflow", "alembic"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
-        mirror = Mirror(*self._arguments)
+        mirror = _mirror(*self._arguments)
         while True:
             last = self._over.wait(SYNC_SECONDS)
             try:
                 mirror.sync()
                 self.problem = ""
             except Exception as error:  # whatever a store or its network may raise
-                self.problem = f"MLflow is not up to date: {(str(error) or repr(error)).splitlines()[0]}"
+                self.problem = _problem(error)
                 logger.warning("%s", self.problem, exc_info=True)
             if last:
                 return
+
+
+def add_to_mlflow(folder: RunsFolder, study: str, tracking_uri: str | None, files: Iterable[Path]) -> str:
+    """Bring a study in MLflow up to date and put files beside its record; return what kept it from that, or ''.
+
+    The default store is left alone where there is none yet: `gatelab run` creates it. Raises NotFound.
+    """
+    if tracking_uri is None and not folder.database.exists():
+        return ""
+    try:
+        mirror = _mirror(folder, folder.study(study).read(), tracking_uri or folder.tracking_uri)
+        mirror.sync()
+        mirror.add_files(files)
+    except NotFound:
+        raise
+    except Exception as error:  # whatever a store or its network may raise
+        logger.warning("%s", _problem(error), exc_info=True)
+        return _problem(error)
+    return ""
+
+
+def _mirror(folder: RunsFolder, record: Mapping[str, Any], tracking_uri: str) -> "Mirror":
+    # A server that does not answer is tried again at the next sync, not for minutes within one call.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    from gatelab.results.mirror import Mirror  # MLflow takes seconds to import
+
+    for chatty in ("mlflow", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    return Mirror(folder, record, tracking_uri)
+
+
+def _problem(error: Exception) -> str:
+    return f"MLflow is not up to date: {(str(error) or repr(error)).splitlines()[0]}"

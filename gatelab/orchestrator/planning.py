@@ -32,6 +32,12 @@ def prepare_study(plan: StudyPlan, folder: RunsFolder) -> list[Manifest]:
     return [prepare(config, folder.data).manifest for config in configs]
 
 
+def check_data(matrix: Matrix, folder: RunsFolder) -> None:
+    """Prepare all data of a matrix, and see that they suffice. Raises DataError."""
+    for data, length in {(v.config.data, v.config.training.sequence_length): None for v in matrix.variants}:
+        prepare(data, folder.data).require(length)
+
+
 def is_over_in(folder: RunsFolder, trial: Trial) -> bool:
     """Whether a trial need not run again."""
     return is_over(read_json(folder.trial(trial.id).outcome))

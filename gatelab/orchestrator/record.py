@@ -3,7 +3,7 @@
 from typing import Any
 
 from gatelab.ablations.identity import digest
-from gatelab.ablations.matrix import Matrix
+from gatelab.ablations.matrix import Matrix, Trial
 from gatelab.results.folders import RunsFolder, read_json, write_json
 
 RECORD_VERSION = 1
@@ -17,6 +17,7 @@ def study_record(matrix: Matrix) -> dict[str, Any]:
         "name": plan.study.name,
         "question": plan.study.question,
         "hash": plan.hash,
+        **({"continues": plan.earlier.study.name} if plan.earlier else {}),
         "axes": [axis.name for axis in plan.axes],
         "match": plan.study.match,
         "variants": {
@@ -30,10 +31,16 @@ def study_record(matrix: Matrix) -> dict[str, Any]:
             }
             for variant in matrix.variants
         },
-        "trials": [{"id": trial.id, "variant": trial.variant, "seed": trial.seed} for trial in matrix.trials],
+        "trials": [trial_entry(trial) for trial in matrix.trials],
         "excluded": matrix.excluded,
         "impossible": matrix.impossible,
     }
+
+
+def trial_entry(trial: Trial) -> dict[str, Any]:
+    """What a record says of a trial."""
+    entry = {"id": trial.id, "variant": trial.variant, "seed": trial.seed}
+    return entry if trial.parent is None else {**entry, "parent": trial.parent}
 
 
 def write_record(folder: RunsFolder, record: dict[str, Any]) -> None:

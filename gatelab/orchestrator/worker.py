@@ -36,6 +36,7 @@ class Task:
     stop_file: str  # training stops at the next look once it exists
     checkpoint_seconds: float
     device: str = "auto"
+    parent: str | None = None  # id of the trial whose final weights this one starts from
 
 
 class EvaluationPrinter:
@@ -82,10 +83,27 @@ def run_task(task: Task, recorder: Callable[[Journal], Recorder] = lambda journa
         done = read_json(folder.outcome)
         if done is not None and done["status"] != "failed":
             return done
+        if (outcome := _outcome_of_parent(task, folder)) is not None:
+            return outcome
         with _logging_to(folder.log):
             return _train(task, folder, recorder)
     finally:
         lock.release()
+
+
+def _outcome_of_parent(task: Task, folder: TrialFolder) -> dict[str, Any] | None:
+    """The outcome of a trial that cannot begin, because the one that it continues has left no final weights."""
+    if task.parent is None:
+        return None
+    done = read_json(RunsFolder(Path(task.root)).trial(task.parent).outcome)
+    if done is None or done["status"] not in ("finished", "diverged"):
+        return _failure(folder, "the trial it continues has not finished")
+    if done["status"] == "finished":
+        return None
+    reason = f"the trial it continues diverged: {done['reason']}"
+    report = {"status": "diverged", "step": 0, "metrics": {}, "reason": reason, "ended": time.time()}
+    write_json(folder.outcome, report)
+    return report
 
 
 def _train(task: Task, folder: TrialFolder, recorder: Callable[[Journal], Recorder]) -> dict[str, Any]:
@@ -94,7 +112,8 @@ def _train(task: Task, folder: TrialFolder, recorder: Callable[[Journal], Record
         trial = TrialConfig.model_validate(task.config)
         device = choose_device(task.device)
         _describe_attempt(task, folder, environment(device, compute_dtype(trial.training, device)))
-        dataset = Dataset(RunsFolder(Path(task.root)).data / task.data_identity)
+        runs = RunsFolder(Path(task.root))
+        dataset = Dataset(runs.data / task.data_identity)
         with Journal(folder.journal) as journal:
             outcome = train(
                 trial,
@@ -102,6 +121,7 @@ def _train(task: Task, folder: TrialFolder, recorder: Callable[[Journal], Record
                 folder.path,
                 str(device),
                 dataset=dataset,
+                start=None if task.parent is None else runs.trial(task.parent).path / "checkpoints",
                 checkpoint_seconds=task.checkpoint_seconds,
                 should_stop=Path(task.stop_file).exists,
             )
@@ -121,7 +141,8 @@ def _train(task: Task, folder: TrialFolder, recorder: Callable[[Journal], Record
 def _describe_attempt(task: Task, folder: TrialFolder, machine: dict[str, str]) -> None:
     """Add this attempt to the trial's description: when, with which code, where."""
     provenance = {**code_version(), "data": task.data_identity, **machine}
-    known = read_json(folder.description) or {"id": task.trial_id, "config": task.config, "attempts": []}
+    parent = {} if task.parent is None else {"parent": task.parent}
+    known = read_json(folder.description) or {"id": task.trial_id, "config": task.config, **parent, "attempts": []}
     known["attempts"].append({"started": time.time(), "provenance": provenance})
     write_json(folder.description, known)
 

@@ -1,7 +1,7 @@
 """What the diagnostics of a study show: by layer, over training, by position, and in a table of paired differences."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from gatelab.results.figures import (
 )
 from gatelab.results.frames import metrics_of
 from gatelab.results.measures import measure, with_unit
-from gatelab.results.tables import Column, Grid, difference_cells
+from gatelab.results.tables import Grid, measures_grid
 
 LAYER_PANELS = (
     "attention/first_token_share",
@@ -185,27 +185,9 @@ def diagnosis(runs: pa.Table) -> list[Comparison]:
     return [compare(runs, name) for name in names]
 
 
-def diagnosis_grid(comparisons: Iterable[Comparison], runs: pa.Table) -> Grid:
+def diagnosis_grid(comparisons: Sequence[Comparison], runs: pa.Table) -> Grid:
     """Diagnostics for people: of each measure every variant that has it, with its difference to the baseline."""
-    columns = (
-        Column("measure"), Column("variant"), Column("mean", True), Column("Δ to baseline", True),
-        Column("95 % interval", True), Column("verdict"), Column("seeds", True),
-    )  # fmt: skip
-    rows, baselines = [], []
-    study = ""
-    for comparison in comparisons:
-        study = comparison.study
-        head = with_unit(comparison.metric)
-        for row in comparison.rows:
-            if row.value.n:
-                value = f"{row.value.mean:.4g}" + ("†" if row.value.n == 1 else "")
-                verdict = row.verdict if row.delta is None or row.delta.n else "–"
-                rows.append((head, row.variant, value, *difference_cells(row, ".3g"), verdict, str(row.value.n)))
-                baselines.append(row.is_baseline)
-                head = ""
-    notes = [
-        "Of each trial's last evaluation, the mean over layers (attention/max_logit: the largest). Bold: baseline."
-    ]
+    notes = ["Of each trial's last evaluation, the mean over layers (attention/max_logit: the largest)."]
     floors = {
         name: sorted({value for value in runs[floor].to_pylist() if value is not None})
         for name, floor in FLOORS.items()
@@ -214,7 +196,7 @@ def diagnosis_grid(comparisons: Iterable[Comparison], runs: pa.Table) -> Grid:
     shown = [f"{name} {' or '.join(f'{value:.4g}' for value in values)}" for name, values in floors.items() if values]
     if shown:
         notes.append(f"Attention uniform over the past would show: {', '.join(shown)}.")
-    return Grid(f"{study}: diagnostics", columns, tuple(rows), tuple(baselines), tuple(notes))
+    return measures_grid("diagnostics", comparisons, notes)
 
 
 def _of_diagnostics(metrics: pa.Table, layers: bool) -> pa.Table:

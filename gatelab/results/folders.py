@@ -104,9 +104,14 @@ class RunsFolder:
         return StudyFolder(self.root / "studies" / name)
 
     @property
-    def tracking_uri(self) -> str:
+    def database(self) -> Path:
         """The tracking store that is used when none is named."""
-        return f"sqlite:///{self.root.resolve() / 'mlflow.db'}"
+        return self.root.resolve() / "mlflow.db"
+
+    @property
+    def tracking_uri(self) -> str:
+        """Its address."""
+        return f"sqlite:///{self.database}"
 
     @property
     def artifacts(self) -> Path:

@@ -7,7 +7,8 @@ moment and go on later; a store that was away is caught up, and one that was del
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,15 @@ class Mirror:
             self._held.clear()
             self._done.clear()
             raise
+
+    def add_files(self, paths: Iterable[Path]) -> None:
+        """Put files beside the study's record, figures and tables each in a folder. Raises what MLflow raises."""
+        if self._index is None:
+            self._index = self._connect()
+        assert self._index.study_run_id is not None
+        for path in paths:
+            kind = "figures" if path.suffix in (".png", ".svg") else "tables"
+            self._index.client.log_artifact(self._index.study_run_id, str(path), kind)
 
     def _connect(self) -> RunIndex:
         # A server knows where its artifacts go; a database does not.

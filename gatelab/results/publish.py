@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from matplotlib.figure import Figure
 
+from gatelab.results import beyond
 from gatelab.results.comparison import DEFAULT_METRIC, Comparison, compare
 from gatelab.results.curves import plot_curves
 from gatelab.results.diagnosis import FIGURES, NoDiagnostics, diagnosis, diagnosis_grid
@@ -22,6 +24,7 @@ from gatelab.results.tables import (
     comparison_dict,
     comparison_grid,
     comparison_json,
+    measures_grid,
     to_latex,
     to_markdown,
 )
@@ -35,15 +38,15 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
 
 
 @dataclass(frozen=True)
-class Diagnosis:
-    """What the diagnostics of a study show: each comparison, all of them for people, and figures by their names."""
+class Measured:
+    """A study compared by several measures: each comparison, all of them for people, and what was plotted."""
 
     comparisons: list[Comparison]
     grid: Grid
     plots: list[Path]
 
 
-DIAGNOSIS_FORMATS: dict[str, Callable[[Diagnosis], str]] = {
+MEASURED_FORMATS: dict[str, Callable[[Measured], str]] = {
     "md": lambda found: to_markdown(found.grid),
     "tex": lambda found: to_latex(found.grid),
     "csv": lambda found: comparison_csv(*found.comparisons),
@@ -71,22 +74,42 @@ def publish(folder: RunsFolder, study: str) -> Published:
     plots = _draw(metrics, comparison, DEFAULT_METRIC, target) if evaluated else []
     with contextlib.suppress(NoDiagnostics):
         found = _diagnose(runs, metrics, target)
-        tables += _write(target / "diagnostics", found, DIAGNOSIS_FORMATS)
+        tables += _write(target / "diagnostics", found, MEASURED_FORMATS)
         plots += found.plots
     return Published(comparison, tables, plots, export_frames(runs, metrics, target / "parquet"))
 
 
-def write_diagnosis(folder: RunsFolder, study: str, target: Path) -> Diagnosis:
+def write_diagnosis(folder: RunsFolder, study: str, target: Path) -> Measured:
     """Compare a study by its diagnostics, and plot them as PNG and SVG. Raises NotFound, NoDiagnostics."""
     return _diagnose(runs_from_journals(folder, study), metrics_from_journals(folder, study), target)
 
 
-def _diagnose(runs: pa.Table, metrics: pa.Table, target: Path) -> Diagnosis:
+def _diagnose(runs: pa.Table, metrics: pa.Table, target: Path) -> Measured:
     comparisons = diagnosis(runs)
-    variants = {row.variant: row.baseline for row in comparisons[0].rows}
-    figures = {name: draw(metrics, variants, comparisons[0].study) for name, draw in FIGURES.items()}
-    plots = [path for name, figure in figures.items() if figure for path in save_figure(figure, target / name)]
-    return Diagnosis(comparisons, diagnosis_grid(comparisons, runs), plots)
+    figures = {name: draw(metrics, _variants(comparisons), comparisons[0].study) for name, draw in FIGURES.items()}
+    return Measured(comparisons, diagnosis_grid(comparisons, runs), _save(figures, target))
+
+
+def write_evaluation(folder: RunsFolder, study: str) -> Measured:
+    """Compare a study by what was asked of its trained models; write tables and plots into its folder.
+
+    Raises NotFound, NotEvaluated.
+    """
+    target = folder.study(study).path
+    comparisons = beyond.beyond(runs_from_journals(folder, study))
+    rows = beyond.evaluation_rows(folder, study)
+    figures = {name: draw(rows, _variants(comparisons), study) for name, draw in beyond.FIGURES.items()}
+    found = Measured(comparisons, measures_grid("evaluation", comparisons, ()), _save(figures, target))
+    _write(target / "evaluation", found, MEASURED_FORMATS)
+    return found
+
+
+def _variants(comparisons: list[Comparison]) -> dict[str, str | None]:
+    return {row.variant: row.baseline for row in comparisons[0].rows}
+
+
+def _save(figures: Mapping[str, Figure | None], target: Path) -> list[Path]:
+    return [path for name, figure in figures.items() if figure for path in save_figure(figure, target / name)]
 
 
 def _write(stem: Path, content: Any, formats: Mapping[str, Callable[[Any], str]]) -> list[Path]:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -62,6 +63,41 @@ def comparison_grid(comparison: Comparison) -> Grid:
         tuple(row.best for row in comparison.rows),
         (*notes, *comparison.notes),
     )
+
+
+def measures_grid(title: str, comparisons: Sequence[Comparison], notes: Sequence[str]) -> Grid:
+    """Several comparisons of one study in one table: a row for each measure, a column for each variant.
+
+    A cell holds the mean and, in parentheses, the paired difference to the baseline with half the width of its
+    interval; an asterisk marks an interval without 0.
+    """
+    variants = {row.variant: row for row in comparisons[0].rows}
+    order = sorted(variants, key=lambda variant: not variants[variant].is_baseline)
+    rows = []
+    for comparison in comparisons:
+        cells = {row.variant: _mean_and_difference(row) for row in comparison.rows}
+        rows.append((with_unit(comparison.metric), *(cells[variant] for variant in order)))
+    seeds = sorted({row.value.n for row in variants.values()})
+    legend = (
+        f"Mean over {' or '.join(map(str, seeds))} seeds (difference to the baseline at equal seeds ± half of its 95 % "
+        "t-interval); * the interval does not hold 0."
+    )
+    columns = [Column("measure"), *(Column(variant, numeric=True) for variant in order)]
+    title = f"{comparisons[0].study}: {title}"
+    return Grid(title, tuple(columns), tuple(rows), (False,) * len(rows), (legend, *notes))
+
+
+def _mean_and_difference(row: ComparisonRow) -> str:
+    if row.value.n == 0:
+        return "–"
+    mean = f"{row.value.mean:.4g}"
+    if row.is_baseline or row.delta is None or row.delta.n == 0:
+        return mean
+    if row.delta.n == 1:
+        return f"{mean} ({row.delta.mean:+.2g})"
+    half = (row.delta.high - row.delta.low) / 2
+    mark = "*" if row.verdict in ("lower", "higher") else ""
+    return f"{mean} ({row.delta.mean:+.2g} ± {half:.2g}){mark}"
 
 
 def comparison_json(comparison: Comparison) -> str:
@@ -148,18 +184,14 @@ def to_latex(grid: Grid) -> str:
 def _cells(row: ComparisonRow) -> list[str]:
     mark = ("*" if row.best else "") + ("†" if row.value.n == 1 else "")
     value = "–" if math.isnan(row.value.mean) else f"{_number(row.value.mean)}{mark}"
-    delta, interval = difference_cells(row, ".4f")
+    if row.is_baseline or row.delta is None or row.delta.n == 0:
+        delta, interval = "–", "–"
+    else:
+        delta = f"{row.delta.mean:+.4f}"
+        interval = "–" if row.delta.n == 1 else f"[{row.delta.low:+.4f}, {row.delta.high:+.4f}]"
     added = "–" if row.added_parameters is None else f"{row.added_parameters:+,}" if row.added_parameters else "0"
     speed = "–" if math.isnan(row.tokens_per_second) else f"{row.tokens_per_second:,.0f}"
     return [value, delta, interval, row.verdict, _seeds(row), f"{row.parameters:,}", added, speed]
-
-
-def difference_cells(row: ComparisonRow, digits: str) -> tuple[str, str]:
-    """The paired difference of a row to its baseline and its interval, in a format such as .4f."""
-    if row.is_baseline or row.delta is None or row.delta.n == 0:
-        return "–", "–"
-    low, high = (f"{bound:+{digits}}" for bound in (row.delta.low, row.delta.high))
-    return f"{row.delta.mean:+{digits}}", "–" if row.delta.n == 1 else f"[{low}, {high}]"
 
 
 def _number(value: float) -> str:

@@ -70,7 +70,7 @@ OTHER: dict[str, Any] = {
     "evaluation.diagnostic_tokens": 4095,
     "seed": 1,
 }
-GOLDEN = "9075236d406ccffc255ba7575a799ec29a33abc253757f790cc63484a1e417d6"
+GOLDEN = "818bb39e249c429abf5f2834ac62dc6d2779a5446c31b949175167142bba6e6f"
 BY_IDENTITY = {
     "data.source",
     "data.split",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import ray
+import yaml
 
 from gatelab.ablations.matrix import Matrix
 from gatelab.ablations.study import make_study
@@ -37,3 +38,19 @@ def tiny_study(corpus: Path) -> Callable[..., Matrix]:
         return plan_study(make_study(raw, "test", None, {"data.source": str(corpus), **(overrides or {})}))
 
     return build
+
+
+@pytest.fixture
+def two_studies(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes first.yaml, a tiny study, and next.yaml, which continues it with `base`, into what becomes the current
+    folder; `first` changes the base of the one, `fields` its other keys."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(base: dict[str, Any], first: dict[str, Any] | None = None, **fields: Any) -> Path:
+        start = {**TINY, "data.source": str(corpus), **(first or {})}
+        study = {"base": start, "axes": {"model.gate.position": ["none", "sdpa"]}, "seeds": 2, **fields}
+        Path("first.yaml").write_text(yaml.safe_dump(study))
+        Path("next.yaml").write_text(yaml.safe_dump({"continues": "first.yaml", "base": base}))
+        return Path("next.yaml")
+
+    return write

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 
 from gatelab.ablations.matrix import Matrix
-from gatelab.orchestrator.driver import CannotRun, Options, Progress, run_here, run_study
+from gatelab.orchestrator.cluster import CannotRun
+from gatelab.orchestrator.driver import Options, Progress, run_here, run_study
 from gatelab.results.comparison import compare
 from gatelab.results.folders import RunsFolder, read_json
 from gatelab.results.frames import metrics_from_journals, runs_from_journals, runs_from_mlflow

@@ -1,0 +1,106 @@
+"""What trained models do beyond their training: loss at other lengths and under another RoPE, retrieval, tasks."""
+
+import re
+from collections.abc import Callable, Mapping
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gatelab.results.comparison import Comparison, compare
+from gatelab.results.figures import curves_by_seed, draw_curves, panels
+from gatelab.results.folders import RunsFolder
+from gatelab.results.frames import evaluations, metrics_of
+from gatelab.results.measures import measure
+
+Variants = Mapping[str, str | None]
+"""Variant -> its baseline, in the order of the legend."""
+
+LENGTH = re.compile(r"length/(?P<length>\d+)/(?P<panel>[^/]+)/loss")
+POSITION = re.compile(r"length/(?P<length>\d+)/(?P<panel>[^/]+)/position/(?P<first>\d+)-(?P<last>\d+)")
+RETRIEVAL = re.compile(r"retrieval/(?P<length>\d+)/(?P<panel>[^/]+/[^/]+/(accuracy|gain))")
+COMPARED = re.compile(r"length/\d+/[^/]+/(loss|loss/.+)|retrieval/.+/(accuracy|gain)|tasks/.+")
+UNCOMPARED = re.compile(r"tasks/.+(_stderr(:.+)?|/samples)")
+
+
+class NotEvaluated(ValueError):
+    """A study of which nothing beyond its training is known."""
+
+
+def beyond(runs: pa.Table) -> list[Comparison]:
+    """The comparison of a study by each thing that was asked of its trained models. Raises NotEvaluated."""
+    names = [name for name in metrics_of(runs) if COMPARED.fullmatch(name) and not UNCOMPARED.fullmatch(name)]
+    if not names:
+        raise NotEvaluated("nothing was asked of this study's models yet: gatelab evaluate")
+    return [compare(runs, name) for name in names]
+
+
+def evaluation_rows(folder: RunsFolder, study: str) -> pa.Table:
+    """All answers of a study's trials in long form: trial, variant, seed, name, value. Raises NotFound."""
+    rows = [
+        {"trial": trial["id"], "variant": trial["variant"], "seed": trial["seed"], "name": name, "value": value}
+        for trial in folder.study(study).read()["trials"]
+        for name, value in evaluations(folder.trial(trial["id"])).items()
+    ]
+    schema = {"trial": pa.utf8(), "variant": pa.utf8(), "seed": pa.int64(), "name": pa.utf8(), "value": pa.float64()}
+    return pa.Table.from_pylist(rows, pa.schema(schema.items()))
+
+
+def plot_by_length(rows: pa.Table, variants: Variants, title: str) -> Figure | None:
+    """Loss against the length of the sequence, a panel for each RoPE."""
+    return _plot(rows, variants, LENGTH, lambda match: float(match["length"]), "tokens in a sequence", title)
+
+
+def plot_by_position(rows: pa.Table, variants: Variants, title: str) -> Figure | None:
+    """Loss against the number of tokens that a prediction sees, in the longest sequences, a panel for each RoPE."""
+    matches = [match for name in rows["name"].to_pylist() if (match := POSITION.fullmatch(name))]
+    longest = max((match["length"] for match in matches), default="")
+
+    def middle(match: re.Match[str]) -> float | None:
+        seen = (int(match["first"]) * int(match["last"])) ** 0.5
+        return seen if match["length"] == longest else None
+
+    return _plot(rows, variants, POSITION, middle, "tokens that the prediction sees", title)
+
+
+def plot_retrieval(rows: pa.Table, variants: Variants, title: str) -> Figure | None:
+    """Accuracy and gain of each synthetic task against the length, a panel for each RoPE, task and score."""
+    return _plot(rows, variants, RETRIEVAL, lambda match: float(match["length"]), "tokens in a sequence", title)
+
+
+def _plot(
+    rows: pa.Table,
+    variants: Variants,
+    pattern: re.Pattern[str],
+    abscissa: Callable[[re.Match[str]], float | None],
+    label: str,
+    title: str,
+) -> Figure | None:
+    """A panel for each value of the pattern's group `panel`; None where no metric has the pattern."""
+    matches = [pattern.fullmatch(name) for name in rows["name"].to_pylist()]
+    places = [None if match is None else abscissa(match) for match in matches]
+    named = [None if match is None else match["panel"] for match in matches]
+    found = rows.append_column("at", pa.array(places, pa.float64())).append_column("panel", pa.array(named, pa.utf8()))
+    found = found.filter(pc.is_valid(found["at"])).sort_by("at")
+    if not len(found):
+        return None
+    units = {row["panel"]: measure(row["name"]).unit for row in found.select(["panel", "name"]).to_pylist()}
+
+    def draw(axes: Axes, panel: str) -> None:
+        mine = found.filter(pc.equal(found["panel"], panel))
+        for index, variant in enumerate(variants):
+            curves = curves_by_seed(mine.filter(pc.equal(mine["variant"], variant)), "at")
+            draw_curves(axes, index, curves, variant, marker="o")
+        axes.set_title(f"{panel} [{units[panel]}]", fontsize=8)
+        axes.set_xscale("log", base=2)
+
+    return panels(sorted(units), draw, label, title)
+
+
+FIGURES = {
+    "loss-by-length": plot_by_length,
+    "loss-by-position-beyond": plot_by_position,
+    "retrieval": plot_retrieval,
+}
+"""Name of a file -> how its figure is drawn."""
