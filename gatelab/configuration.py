@@ -33,7 +33,8 @@ def settle(config: BaseModel, **values: Any) -> None:
         object.__setattr__(config, name, value)
 
 
-def _parse_count(value: Any) -> Any:
+def parse_count(value: Any) -> Any:
+    """The number of a count as a person writes it; what is no text stays as it is. Raises ValueError."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"\s*(\d[\d_]*(?:\.\d+)?)\s*([kmbt]?)\s*", value, re.IGNORECASE)
@@ -47,5 +48,5 @@ def _parse_count(value: Any) -> Any:
 
 _COUNT_SCHEMA = {"anyOf": [{"type": "integer"}, {"type": "string", "pattern": r"^\d[\d_]*(\.\d+)?\s*[kKmMbBtT]?$"}]}
 
-Count = Annotated[int, BeforeValidator(_parse_count), WithJsonSchema(_COUNT_SCHEMA)]
+Count = Annotated[int, BeforeValidator(parse_count), WithJsonSchema(_COUNT_SCHEMA)]
 """A whole number that may be written 300k, 2M or 1.5B (powers of ten)."""

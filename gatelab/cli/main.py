@@ -2,7 +2,7 @@
 
 import typer
 
-from gatelab.cli import machine, plan, results, run
+from gatelab.cli import evaluate, machine, plan, results, run
 
 app = typer.Typer(
     name="gatelab",
@@ -20,6 +20,7 @@ for command in (
     results.compare,
     results.curves,
     results.diagnose,
+    evaluate.evaluate,
     results.export,
     results.ui,
     run.train,

@@ -60,6 +60,14 @@ class Decoder(nn.Module):
         return x
 
 
+def set_rope(model: Decoder, config: ModelConfig) -> None:
+    """Give every layer of a model the rotary embedding of another configuration; it has no weights."""
+    rotary = Rotary(config)
+    for block in model.layers:
+        assert isinstance(block, Block)
+        block.attention.rotary = rotary
+
+
 @torch.no_grad()
 def initialize(model: Decoder, seed: int) -> None:
     """Set every weight from the seed and its own name, on any device.
