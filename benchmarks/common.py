@@ -23,9 +23,9 @@ def tiny_trial(steps: int, seed: int = 0) -> TrialConfig:
     """The quickstart's model on the standard library's sources."""
     model = {"hidden_size": 64, "layers": 4, "kv_heads": 4, "init_std": 0.12, "gate": {"position": "sdpa"}}
     training = {"tokens": steps * 16 * 128, "optimizer": {"learning_rate": 1e-2}}
-    return TrialConfig.model_validate(
-        {"model": model, "training": training, "evaluation": {"tokens": 8192, "points": 2}, "seed": seed}
-    )
+    # Diagnostics have a benchmark of their own: the bare loop has none.
+    evaluation = {"tokens": 8192, "points": 2, "diagnostic_tokens": 0}
+    return TrialConfig.model_validate({"model": model, "training": training, "evaluation": evaluation, "seed": seed})
 
 
 def bare_training(trial: TrialConfig, dataset: Dataset) -> float:

@@ -164,3 +164,76 @@ class _Progress:
             self._next = time.monotonic() + LINE_SECONDS
             known = f", {report.known} of them before" if report.known else ""
             console.print(f"{done} of {plural(report.asked, 'question')} answered{known}")
+
+
+def attention_map(
+    study: args.StudyName,
+    text: Annotated[str | None, typer.Option(help="The text to look at.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A file with the text instead.")] = None,
+    variant: Variants = [],
+    seed: Annotated[int | None, typer.Option(min=0, help="Which seed's models [default: the first].")] = None,
+    layers: Annotated[str, typer.Option(help="Layers, from 0: 0,3 or all.")] = "all",
+    heads: Annotated[str, typer.Option(help="Heads, from 0: 0,1; mean of all; or all.")] = "mean",
+    tokens: Annotated[int, typer.Option(min=2, help="At most so many tokens of the text.")] = 256,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder [default: the study's].")] = None,
+    runs: args.Runs = args.DEFAULT_RUNS,
+) -> None:
+    """Draw where trained models look in a text, variants side by side, as PNG and SVG.
+
+    Example: gatelab attention-map quickstart --text "def add(a, b):" --layers 0,3
+    Example: gatelab attention-map quickstart --file notes.txt --variant gate=none --variant "gate=sdpa elementwise"
+    """
+    from gatelab.orchestrator.evaluating import examinee
+    from gatelab.results.attention_map import plot_attention
+    from gatelab.results.figures import save_figure
+    from gatelab.training.attention_map import attention_of_text
+
+    folder, name = RunsFolder(runs), args.study_name(study)
+    if (text is None) == (file is None):
+        fail("give --text or --file")
+    with reporting_errors():
+        try:
+            content = file.read_text(encoding="utf-8") if file is not None else text or ""
+        except (OSError, UnicodeDecodeError) as error:
+            fail(f"--file {file}: {error}", error)
+        exams = _of_one_seed(_trained(folder, name, variant), seed)
+        maps = {}
+        for exam in exams:
+            trained = examinee(folder, exam)
+            tokenizer = trained.dataset.tokenizer
+            ids = tokenizer.tokens(content)[:tokens].tolist()
+            if len(ids) < 2:
+                fail("--text: expected at least two tokens")
+            chosen = _chosen("--layers", layers, exam.config.model.layers)
+            weights = attention_of_text(trained.model, ids, chosen)
+            maps[exam.name] = {
+                (layer, head): weights[layer].mean(0).numpy() if head == "mean" else weights[layer][int(head)].numpy()
+                for layer in chosen
+                for head in _heads(heads, exam.config.model.query_heads)
+            }
+        shown = [tokenizer.text([token]) for token in ids]
+    for path in save_figure(plot_attention(maps, shown, name), (output or folder.study(name).path) / "attention-map"):
+        console.print(escape(str(path)))
+
+
+def _of_one_seed(exams: "list[Examination]", seed: int | None) -> "list[Examination]":
+    seeds = sorted({exam.config.seed for exam in exams})
+    wanted = seeds[0] if seed is None else seed
+    if wanted not in seeds:
+        fail(f"--seed {wanted}: finished are {', '.join(map(str, seeds))}")
+    return [exam for exam in exams if exam.config.seed == wanted]
+
+
+def _heads(given: str, count: int) -> list[str]:
+    return ["mean"] if given == "mean" else [str(head) for head in _chosen("--heads", given, count)]
+
+
+def _chosen(flag: str, given: str, count: int) -> list[int]:
+    """Numbers below a count: the given ones, or all."""
+
+    def number(text: str) -> int:
+        if not text.isdigit() or int(text) >= count:
+            raise ValueError(f"expected numbers from 0 to {count - 1}, or all (got {text!r})")
+        return int(text)
+
+    return list(range(count)) if given == "all" else _each(flag, given, number)

@@ -21,6 +21,7 @@ for command in (
     results.curves,
     results.diagnose,
     evaluate.evaluate,
+    evaluate.attention_map,
     results.export,
     results.ui,
     run.train,

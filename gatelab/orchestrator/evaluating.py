@@ -109,6 +109,12 @@ def assign(
     return assigned, {question.stem: reason for (question, _), reason in refusals.items() if reason}
 
 
+def examinee(folder: RunsFolder, exam: Examination) -> Examinee:
+    """The trained model of a trial, in this process. Raises FileNotFoundError without a checkpoint."""
+    dataset = Dataset(folder.data / exam.data_identity)
+    return Examinee(exam.config, folder.trial(exam.trial_id).checkpoints, dataset)
+
+
 def unanswered(files: TrialFolder, questions: Iterable[Question]) -> tuple[Question, ...]:
     """The questions that a trial has not answered."""
     return tuple(question for question in questions if not _answer_file(files, question).exists())
@@ -185,10 +191,9 @@ class Examiner:
         try:
             if self._examinee is None or self._examinee[0] != exam.trial_id:
                 self._examinee = None  # one model at a time
-                dataset = Dataset(self._folder.data / exam.data_identity)
-                self._examinee = exam.trial_id, Examinee(exam.config, files.checkpoints, dataset)
-            examinee = self._examinee[1]
-            metrics = examinee.answer(question)
+                self._examinee = exam.trial_id, examinee(self._folder, exam)
+            model = self._examinee[1]
+            metrics = model.answer(question)
         except Exception as error:
             return f"{type(error).__name__}: {(str(error) or repr(error)).splitlines()[0]}"
         origin = {**code_version(), "data": exam.data_identity, "device": device_name(choose_device())}
@@ -196,7 +201,7 @@ class Examiner:
             _answer_file(files, question),
             {
                 "question": asdict(question),
-                "step": examinee.step,
+                "step": model.step,
                 "evaluated": time.time(),
                 "provenance": origin,
                 "metrics": metrics,

@@ -13,7 +13,7 @@ from gatelab.kernels.attention import BACKENDS, Case, choose_backend, gated_atte
 from gatelab.orchestrator.provenance import code_version
 from gatelab.training.device import choose_device, device_name
 
-PACKAGES = ("torch", "triton", "ray", "mlflow", "pyarrow", "numpy", "tokenizers", "datasets", "flash-attn")
+PACKAGES = ("torch", "triton", "ray", "mlflow", "pyarrow", "numpy", "tokenizers", "datasets", "lm-eval", "flash-attn")
 
 CASES: dict[str, dict[str, Any]] = {
     "float32, T 128": {"dtype": torch.float32, "query_length": 128, "key_length": 128},

@@ -16,6 +16,7 @@ import torch
 from gatelab.orchestrator.provenance import code_version
 from gatelab.results.folders import RunsFolder, TrialFolder, read_json, write_json
 from gatelab.results.journal import Journal
+from gatelab.results.measures import sums_up
 from gatelab.training.config import TrialConfig
 from gatelab.training.data import Dataset
 from gatelab.training.device import choose_device, compute_dtype, environment
@@ -49,8 +50,9 @@ class EvaluationPrinter:
     def record(self, step: int, values: Mapping[str, float], layer: int | None = None) -> None:
         """Pass on, and show what is evaluated."""
         self._recorder.record(step, values, layer)
-        if "validation/loss" in values:
-            self._show(step, values)
+        shown = {name: value for name, value in values.items() if name.startswith("validation/") and sums_up(name)}
+        if shown:
+            self._show(step, shown)
 
 
 class TrialWorker:

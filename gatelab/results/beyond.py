@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 
 from gatelab.results.comparison import Comparison, compare
 from gatelab.results.figures import curves_by_seed, draw_curves, panels
-from gatelab.results.folders import RunsFolder
-from gatelab.results.frames import evaluations, metrics_of
+from gatelab.results.frames import metrics_of
 from gatelab.results.measures import measure
 
 Variants = Mapping[str, str | None]
@@ -34,17 +33,6 @@ def beyond(runs: pa.Table) -> list[Comparison]:
     if not names:
         raise NotEvaluated("nothing was asked of this study's models yet: gatelab evaluate")
     return [compare(runs, name) for name in names]
-
-
-def evaluation_rows(folder: RunsFolder, study: str) -> pa.Table:
-    """All answers of a study's trials in long form: trial, variant, seed, name, value. Raises NotFound."""
-    rows = [
-        {"trial": trial["id"], "variant": trial["variant"], "seed": trial["seed"], "name": name, "value": value}
-        for trial in folder.study(study).read()["trials"]
-        for name, value in evaluations(folder.trial(trial["id"])).items()
-    ]
-    schema = {"trial": pa.utf8(), "variant": pa.utf8(), "seed": pa.int64(), "name": pa.utf8(), "value": pa.float64()}
-    return pa.Table.from_pylist(rows, pa.schema(schema.items()))
 
 
 def plot_by_length(rows: pa.Table, variants: Variants, title: str) -> Figure | None:

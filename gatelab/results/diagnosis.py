@@ -247,7 +247,7 @@ def _histograms(rows: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
         _, _, position, index = entry["name"].split("/")
         cells.setdefault(position, {})[entry["layer"], int(index)] = entry["value_mean"]
     found = {}
-    for position, values in cells.items():
+    for position, values in sorted(cells.items()):  # Arrow keeps no order of groups
         layers, bins = (1 + max(key[axis] for key in values) for axis in (0, 1))
         found[position] = np.array(
             [[values.get((layer, index), 0.0) for index in range(bins)] for layer in range(layers)]

@@ -1,4 +1,4 @@
-"""Results as Parquet files that anything can read: see docs/parquet.md for the columns."""
+"""Results as Parquet files that anything can read: see docs/results.md for the columns."""
 
 import json
 from importlib import metadata
@@ -9,27 +9,29 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gatelab.results.folders import RunsFolder
-from gatelab.results.frames import metrics_from_journals, runs_from_journals
+from gatelab.results.frames import evaluation_rows, metrics_from_journals, runs_from_journals
 
 SCHEMA_VERSION = 1
 PACKAGES = ("gatelab", "torch", "ray", "mlflow", "pyarrow", "numpy")
 
 
 def export_study(folder: RunsFolder, study: str, target: Path) -> list[Path]:
-    """Write `runs`, `metrics` and `layers` of a study as Parquet; return the paths. Raises NotFound.
+    """Write `runs`, `metrics`, `layers` and `evaluations` of a study as Parquet; return the paths. Raises NotFound.
 
     Each file's metadata says which study, code and data its numbers come from.
     """
-    return export_frames(runs_from_journals(folder, study), metrics_from_journals(folder, study), target)
+    runs, metrics = runs_from_journals(folder, study), metrics_from_journals(folder, study)
+    return export_frames(runs, metrics, evaluation_rows(folder, study), target)
 
 
-def export_frames(runs: pa.Table, metrics: pa.Table, target: Path) -> list[Path]:
-    """Write a study's `runs` and all its values in long form. See `export_study`."""
+def export_frames(runs: pa.Table, metrics: pa.Table, evaluations: pa.Table, target: Path) -> list[Path]:
+    """Write a study's `runs`, all its values in long form and what was asked of its models. See `export_study`."""
     of_model = pc.is_null(metrics["layer"])
     frames = {
         "runs": runs,
         "metrics": metrics.filter(of_model).drop_columns("layer"),
         "layers": metrics.filter(pc.invert(of_model)),
+        "evaluations": evaluations,
     }
     provenance = _provenance(runs)
     target.mkdir(parents=True, exist_ok=True)

@@ -167,6 +167,17 @@ def metrics_from_journals(folder: RunsFolder, study: str) -> pa.Table:
     return pa.concat_tables(tables)
 
 
+def evaluation_rows(folder: RunsFolder, study: str) -> pa.Table:
+    """All answers of a study's trials in long form: trial, variant, seed, name, value. Raises NotFound."""
+    rows = [
+        {"trial": trial["id"], "variant": trial["variant"], "seed": trial["seed"], "name": name, "value": value}
+        for trial in folder.study(study).read()["trials"]
+        for name, value in evaluations(folder.trial(trial["id"])).items()
+    ]
+    schema = {"trial": pa.utf8(), "variant": pa.utf8(), "seed": pa.int64(), "name": pa.utf8(), "value": pa.float64()}
+    return pa.Table.from_pylist(rows, pa.schema(schema.items()))
+
+
 def runs_from_mlflow(tracking_uri: str, study: str) -> pa.Table:
     """`runs` of a study from a tracking store. Raises NotFound."""
     from gatelab.results.tracking import RunIndex  # MLflow takes seconds to import

@@ -17,7 +17,7 @@ from gatelab.results.diagnosis import FIGURES, NoDiagnostics, diagnosis, diagnos
 from gatelab.results.export import export_frames
 from gatelab.results.figures import save_figure
 from gatelab.results.folders import RunsFolder
-from gatelab.results.frames import metrics_from_journals, runs_from_journals
+from gatelab.results.frames import evaluation_rows, metrics_from_journals, runs_from_journals
 from gatelab.results.tables import (
     Grid,
     comparison_csv,
@@ -76,7 +76,8 @@ def publish(folder: RunsFolder, study: str) -> Published:
         found = _diagnose(runs, metrics, target)
         tables += _write(target / "diagnostics", found, MEASURED_FORMATS)
         plots += found.plots
-    return Published(comparison, tables, plots, export_frames(runs, metrics, target / "parquet"))
+    parquet = export_frames(runs, metrics, evaluation_rows(folder, study), target / "parquet")
+    return Published(comparison, tables, plots, parquet)
 
 
 def write_diagnosis(folder: RunsFolder, study: str, target: Path) -> Measured:
@@ -97,7 +98,7 @@ def write_evaluation(folder: RunsFolder, study: str) -> Measured:
     """
     target = folder.study(study).path
     comparisons = beyond.beyond(runs_from_journals(folder, study))
-    rows = beyond.evaluation_rows(folder, study)
+    rows = evaluation_rows(folder, study)
     figures = {name: draw(rows, _variants(comparisons), study) for name, draw in beyond.FIGURES.items()}
     found = Measured(comparisons, measures_grid("evaluation", comparisons, ()), _save(figures, target))
     _write(target / "evaluation", found, MEASURED_FORMATS)

@@ -90,7 +90,7 @@ def measures_grid(title: str, comparisons: Sequence[Comparison], notes: Sequence
 def _mean_and_difference(row: ComparisonRow) -> str:
     if row.value.n == 0:
         return "–"
-    mean = f"{row.value.mean:.4g}"
+    mean = f"{row.value.mean:.5g}"
     if row.is_baseline or row.delta is None or row.delta.n == 0:
         return mean
     if row.delta.n == 1:

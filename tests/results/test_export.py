@@ -37,9 +37,10 @@ def studied(laboratory: Any) -> Any:
 def test_parquet_has_everything_in_plain_columns(studied: Any, tmp_path: Path) -> None:
     """pandas, and whatever else reads Parquet, gets every trial and every value, without gatelab."""
     paths = export_study(studied.folder, studied.name, tmp_path / "out")
-    assert [path.name for path in paths] == ["runs.parquet", "metrics.parquet", "layers.parquet"]
+    assert [path.stem for path in paths] == ["runs", "metrics", "layers", "evaluations"]
     assert sorted((tmp_path / "out").iterdir()) == sorted(paths)
-    runs, metrics, layers = (pd.read_parquet(path) for path in paths)
+    runs, metrics, layers, evaluations = (pd.read_parquet(path) for path in paths)
+    assert not len(evaluations)
     assert runs["outcome"].tolist() == ["finished", "finished", "interrupted", "waiting"]
     assert runs.columns.tolist() == COLUMNS
     assert pq.read_table(paths[0]).equals(runs_from_journals(studied.folder, studied.name))
@@ -73,8 +74,10 @@ def test_parquet_says_where_its_numbers_come_from(studied: Any, tmp_path: Path) 
 def test_a_study_without_results_can_be_exported(laboratory: Any, tmp_path: Path) -> None:
     """Scripts that read the files need no case of their own for a study that has just begun."""
     lab = laboratory(seeds=1)
-    runs, metrics, layers = (pd.read_parquet(path) for path in export_study(lab.folder, lab.name, tmp_path))
-    assert (len(runs), len(metrics), len(layers)) == (2, 0, 0)
+    frames = [pd.read_parquet(path) for path in export_study(lab.folder, lab.name, tmp_path)]
+    _, metrics, layers, evaluations = frames
+    assert [len(frame) for frame in frames] == [2, 0, 0, 0]
+    assert evaluations.columns.tolist() == ["trial", "variant", "seed", "name", "value"]
     assert "value" in metrics.columns
     assert "layer" in layers.columns
 
@@ -88,7 +91,7 @@ def test_a_study_is_published_in_its_folder(studied: Any) -> None:
     } == {
         *(f"comparison.{suffix}" for suffix in ("md", "tex", "csv", "json")),
         *(f"curves-validation-loss.{suffix}" for suffix in ("png", "svg")),
-        *(f"parquet/{name}.parquet" for name in ("runs", "metrics", "layers")),
+        *(f"parquet/{name}.parquet" for name in ("runs", "metrics", "layers", "evaluations")),
     }
     for path in (*published.tables, *published.plots, *published.parquet):
         assert path.stat().st_size > 0

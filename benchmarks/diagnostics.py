@@ -1,0 +1,87 @@
+"""What diagnostics cost: a training step and a diagnosis of the same model, measured in turn.
+
+    python benchmarks/diagnostics.py [--rounds 20] [--threads 1]
+
+For the quickstart's variants and for the base small-dense: medians of both, and the share of a trial's training time
+that diagnoses take at the default frequency, points x diagnosis / (steps x step). Norms of weights and gradients,
+which are taken at the same moments, count as diagnosis. The target is 2 %.
+"""
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from common import progress, report
+
+from gatelab.ablations.presets import bases
+from gatelab.training.config import TrialConfig
+from gatelab.training.device import choose_device
+from gatelab.training.diagnostics import diagnose, norms
+from gatelab.training.step import Learner
+
+GATES: dict[str, dict[str, Any]] = {
+    "none": {"position": "none"},
+    "sdpa elementwise": {"position": "sdpa"},
+    "sdpa headwise": {"position": "sdpa", "granularity": "headwise"},
+    "value": {"position": "value"},
+}
+SCALES: dict[str, tuple[str, dict[str, Any]]] = {
+    "quickstart": ("tiny-dense", {"training": {"tokens": 600_000}, "evaluation": {"points": 5}}),
+    "tiny-dense": ("tiny-dense", {}),
+    "small-dense": ("small-dense", {}),
+}
+
+
+def trial_of(base: str, changes: dict[str, Any], gate: dict[str, Any]) -> TrialConfig:
+    tree = bases()[base].tree
+    merged = {section: {**tree.get(section, {}), **changes.get(section, {})} for section in {*tree, *changes}}
+    merged["model"] = {**merged["model"], "gate": gate}
+    return TrialConfig.model_validate(merged)
+
+
+def measure(trial: TrialConfig, rounds: int) -> tuple[float, float]:
+    """(seconds of a step, seconds of a diagnosis), medians of measurements in turn."""
+    device = choose_device()
+    learner = Learner(trial, device)
+    training, rng = trial.training, np.random.default_rng(0)
+    tokens = rng.integers(0, 257, (training.batch_size, training.sequence_length + 1))
+    batch = torch.from_numpy(tokens).to(device)
+    sequences = max(1, trial.evaluation.diagnostic_tokens // training.sequence_length)
+    probes = rng.integers(0, 257, (sequences, training.sequence_length + 1))
+    steps, diagnoses = [], []
+    for number in range(-1, rounds):  # the first round warms up
+        started = time.perf_counter()
+        learner.step(0, batch)[0].item()
+        between = time.perf_counter()
+        diagnose(learner.model, probes, training.batch_size // training.accumulation, device, learner.dtype)
+        norms(learner.model)
+        if number >= 0:
+            steps.append(between - started)
+            diagnoses.append(time.perf_counter() - between)
+    return statistics.median(steps), statistics.median(diagnoses)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows: list[dict[str, Any]] = []
+    for scale, (base, changes) in SCALES.items():
+        for name, gate in GATES.items():
+            trial = trial_of(base, changes, gate)
+            step, diagnosis = measure(
+                trial, arguments.rounds if base == "tiny-dense" else max(3, arguments.rounds // 5)
+            )
+            share = trial.evaluation.points * diagnosis / (trial.training.steps * step)
+            progress(f"{scale}, {name}: step {step * 1e3:.1f} ms, diagnosis {diagnosis * 1e3:.1f} ms")
+            rows.append({"what": f"{scale}, {name}", "value": 100 * share, "unit": "%", "target": "<= 2 %"})
+    report("diagnostics", rows)
+
+
+if __name__ == "__main__":
+    main()
