@@ -16,9 +16,10 @@ from gatelab.configuration import parse_count
 from gatelab.results.folders import RunsFolder
 
 if TYPE_CHECKING:
-    from gatelab.orchestrator.evaluating import Examination, Report
+    from gatelab.orchestrator.evaluating import Examination, Report, Request
 
 LINE_SECONDS = 15.0  # between two lines of progress
+ROPES = "plain,yarn"
 RETRIEVAL = "needle,needles,variables,common_words"
 
 Value = TypeVar("Value")
@@ -30,9 +31,13 @@ def evaluate(
     lengths: Annotated[
         str | None, typer.Option(help="Sequence lengths: 128,512,2k [default: 1, 2 and 4 times the training's].")
     ] = None,
-    ropes: Annotated[str, typer.Option(help="How RoPE is stretched: plain, ntk, yarn, base=NUMBER.")] = "plain,yarn",
+    ropes: Annotated[
+        str | None, typer.Option(help="How RoPE is stretched: plain, ntk, yarn, base=NUMBER [default: plain,yarn].")
+    ] = None,
     tokens: Annotated[str, typer.Option(help="Held-out tokens for each length.")] = "64k",
-    retrieval: Annotated[str, typer.Option(help="Synthetic tasks, or none.")] = RETRIEVAL,
+    retrieval: Annotated[
+        str | None, typer.Option(help="Synthetic tasks, or none [default: all that the lengths hold].")
+    ] = None,
     examples: Annotated[int, typer.Option(min=2, help="Of each synthetic task at each length.")] = 64,
     tasks: Annotated[
         str | None, typer.Option(help="Tasks of lm-eval: hellaswag,arc_easy (pip install 'gatelab[evaluation]').")
@@ -67,19 +72,24 @@ def evaluate(
     with reporting_errors():
         request = evaluating.Request(
             lengths=None if lengths is None else tuple(_each("--lengths", lengths, _count)),
-            ropes=tuple(_each("--ropes", ropes, check_rope)),
+            ropes=tuple(_each("--ropes", ropes or ROPES, check_rope)),
             tokens=_each("--tokens", tokens, _count)[0],
-            retrieval=tuple(_each("--retrieval", retrieval, _retrieval_task)),
+            retrieval=tuple(_each("--retrieval", retrieval or RETRIEVAL, _retrieval_task)),
             examples=examples,
             tasks=tuple(_each("--tasks", tasks or "none", str)),
             include=include,
             limit=limit,
         )
+        if request.tasks:
+            _check_tasks(request)
         exams, refused = evaluating.assign(folder, _trained(folder, name, variant), request)
-        if refused and lengths is not None:
-            fail("; ".join(f"{question}: {reason}" for question, reason in refused.items()))
+        asked = {"length": lengths or ropes, "retrieval": retrieval, "tasks": tasks}
         for question, reason in refused.items():
-            console.print(f"[yellow]left out[/] {escape(f'{question}: {reason}')}")
+            # What was asked for by name is an error where it cannot be had; what only comes along is left out.
+            if asked[question.kind]:
+                fail(f"{question.stem}: {reason}")
+        for question, reason in refused.items():
+            console.print(f"[yellow]left out[/] {escape(question.stem)}: {escape(reason)}")
         try:
             report = evaluating.ask(
                 folder, exams, concurrency=concurrency, gpus_per_trial=gpus_per_trial, address=address,
@@ -132,6 +142,15 @@ def _retrieval_task(name: str) -> str:
     if name not in TASKS:
         raise ValueError(f"expected none, or some of {', '.join(TASKS)} (got {name!r})")
     return name
+
+
+def _check_tasks(request: "Request") -> None:
+    from gatelab.training.harness import check_tasks
+
+    try:
+        check_tasks(request.tasks, request.include)
+    except ValueError as error:
+        fail(f"--tasks: {error}", error)
 
 
 def _trained(folder: RunsFolder, study: str, variants: list[str]) -> "list[Examination]":

@@ -92,7 +92,7 @@ class Request:
 
 def assign(
     folder: RunsFolder, exams: Iterable[Examination], request: Request
-) -> tuple[list[Examination], dict[str, str]]:
+) -> tuple[list[Examination], dict[Question, str]]:
     """Trials with their questions; and the questions that their models or data do not allow, with the reasons."""
     assigned = []
     refusals: dict[tuple[Question, str], str] = {}
@@ -106,7 +106,7 @@ def assign(
             if not refusals[key]:
                 questions.append(question)
         assigned.append(replace(exam, questions=tuple(questions)))
-    return assigned, {question.stem: reason for (question, _), reason in refusals.items() if reason}
+    return assigned, {question: reason for (question, _), reason in refusals.items() if reason}
 
 
 def examinee(folder: RunsFolder, exam: Examination) -> Examinee:

@@ -43,7 +43,7 @@ def plot_by_length(rows: pa.Table, variants: Variants, title: str) -> Figure | N
 def plot_by_position(rows: pa.Table, variants: Variants, title: str) -> Figure | None:
     """Loss against the number of tokens that a prediction sees, in the longest sequences, a panel for each RoPE."""
     matches = [match for name in rows["name"].to_pylist() if (match := POSITION.fullmatch(name))]
-    longest = max((match["length"] for match in matches), default="")
+    longest = max((match["length"] for match in matches), key=int, default="")
 
     def middle(match: re.Match[str]) -> float | None:
         seen = (int(match["first"]) * int(match["last"])) ** 0.5

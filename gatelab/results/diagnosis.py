@@ -78,7 +78,7 @@ def plot_by_layer(metrics: pa.Table, variants: Variants, title: str) -> Figure:
     """Each measure by layer, at each trial's last evaluation. Raises NoDiagnostics."""
     last = _at_last_step(_of_diagnostics(metrics, layers=True))
     whole = _of_diagnostics(metrics, layers=False)
-    names = [*LAYER_PANELS, *(f"gate/{position}/{kind}" for position in _positions(last) for kind in GATE_PANELS)]
+    names = [*LAYER_PANELS, *_gate_panels(last), *(f"weight_norm/gate_{position}" for position in _positions(last))]
 
     def draw(axes: Axes, name: str) -> None:
         _draw_variants(axes, name, last, variants, "layer", marker="o")
@@ -91,7 +91,7 @@ def plot_by_layer(metrics: pa.Table, variants: Variants, title: str) -> Figure:
 def plot_over_training(metrics: pa.Table, variants: Variants, title: str) -> Figure:
     """Each measure of the whole model over training. Raises NoDiagnostics."""
     whole = _of_diagnostics(metrics, layers=False)
-    names = [*TRAINING_PANELS, *(f"gate/{position}/{kind}" for position in _positions(whole) for kind in GATE_PANELS)]
+    names = [*TRAINING_PANELS, *_gate_panels(whole)]
 
     def draw(axes: Axes, name: str) -> None:
         _draw_variants(axes, name, whole, variants, "step", marker="o")
@@ -188,15 +188,18 @@ def diagnosis(runs: pa.Table) -> list[Comparison]:
 def diagnosis_grid(comparisons: Sequence[Comparison], runs: pa.Table) -> Grid:
     """Diagnostics for people: of each measure every variant that has it, with its difference to the baseline."""
     notes = ["Of each trial's last evaluation, the mean over layers (attention/max_logit: the largest)."]
-    floors = {
-        name: sorted({value for value in runs[floor].to_pylist() if value is not None})
-        for name, floor in FLOORS.items()
-        if floor in runs.column_names
-    }
-    shown = [f"{name} {' or '.join(f'{value:.4g}' for value in values)}" for name, values in floors.items() if values]
-    if shown:
-        notes.append(f"Attention uniform over the past would show: {', '.join(shown)}.")
+    if lengths := _values(runs, "attention/sequence_length"):
+        notes.append(f"Sequences of {lengths} tokens.")
+    floors = [f"{name} {values}" for name, floor in FLOORS.items() if (values := _values(runs, floor))]
+    if floors:
+        notes.append(f"Attention uniform over the past would show: {', '.join(floors)}.")
     return measures_grid("diagnostics", comparisons, notes)
+
+
+def _values(runs: pa.Table, name: str) -> str:
+    """The different values of a metric, for people."""
+    known = runs[name].to_pylist() if name in runs.column_names else []
+    return " or ".join(f"{value:.4g}" for value in sorted({value for value in known if value is not None}))
 
 
 def _of_diagnostics(metrics: pa.Table, layers: bool) -> pa.Table:
@@ -218,6 +221,10 @@ def _positions(rows: pa.Table) -> list[str]:
     """Positions at which some trial has a gate."""
     names = pc.unique(rows["name"]).to_pylist()
     return sorted({match[1] for name in names if (match := re.fullmatch(r"gate/(\w+)/mean", name))})
+
+
+def _gate_panels(rows: pa.Table) -> list[str]:
+    return [f"gate/{position}/{kind}" for position in _positions(rows) for kind in GATE_PANELS]
 
 
 def _draw_variants(axes: Axes, name: str, rows: pa.Table, variants: Variants, abscissa: str, marker: str = "") -> None:

@@ -35,6 +35,7 @@ MEASURES: dict[str, Measure] = {
     "memory/peak_bytes": Measure("bytes", "lower"),
     "attention/entropy*": Measure("nats"),
     "attention/max_logit": SIZE,
+    "attention/sequence_length": Measure("tokens"),
     "attention/*": SHARE,
     "activation/*": SIZE,
     "sdpa*/mean_abs": SIZE,

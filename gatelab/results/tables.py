@@ -74,14 +74,18 @@ def measures_grid(title: str, comparisons: Sequence[Comparison], notes: Sequence
     variants = {row.variant: row for row in comparisons[0].rows}
     order = sorted(variants, key=lambda variant: not variants[variant].is_baseline)
     rows = []
+    zeros = [comparison.metric for comparison in comparisons if all(row.value.mean == 0 for row in comparison.rows)]
     for comparison in comparisons:
         cells = {row.variant: _mean_and_difference(row) for row in comparison.rows}
-        rows.append((with_unit(comparison.metric), *(cells[variant] for variant in order)))
+        if comparison.metric not in zeros:
+            rows.append((with_unit(comparison.metric), *(cells[variant] for variant in order)))
     seeds = sorted({row.value.n for row in variants.values()})
     legend = (
         f"Mean over {' or '.join(map(str, seeds))} seeds (difference to the baseline at equal seeds ± half of its 95 % "
-        "t-interval); * the interval does not hold 0."
+        "t-interval); * the interval does not hold 0, which it misses once in twenty by chance."
     )
+    if zeros:
+        notes = [*notes, f"0 for every variant and seed: {', '.join(zeros)}."]
     columns = [Column("measure"), *(Column(variant, numeric=True) for variant in order)]
     title = f"{comparisons[0].study}: {title}"
     return Grid(title, tuple(columns), tuple(rows), (False,) * len(rows), (legend, *notes))
@@ -90,7 +94,7 @@ def measures_grid(title: str, comparisons: Sequence[Comparison], notes: Sequence
 def _mean_and_difference(row: ComparisonRow) -> str:
     if row.value.n == 0:
         return "–"
-    mean = f"{row.value.mean:.5g}"
+    mean = f"{row.value.mean:.{5 if abs(row.value.mean) >= 0.1 else 2}g}"
     if row.is_baseline or row.delta is None or row.delta.n == 0:
         return mean
     if row.delta.n == 1:

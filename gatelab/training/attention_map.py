@@ -1,6 +1,7 @@
 """Attention weights of a trained model on a text that somebody gives."""
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -28,10 +29,8 @@ def attention_of_text(model: Decoder, tokens: list[int], layers: Iterable[int]) 
 
         return block.attention.sdpa.register_forward_hook(see)
 
-    handles = [watch(layer) for layer in layers]
-    try:
+    with ExitStack() as handles:
+        for layer in layers:
+            handles.enter_context(watch(layer))
         model.hidden(torch.tensor([tokens], device=next(model.parameters()).device))
-    finally:
-        for handle in handles:
-            handle.remove()
     return found

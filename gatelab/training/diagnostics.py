@@ -49,8 +49,8 @@ def diagnose(
             applied; sdpa_ungated/…: the same before that gate.
         gate/POSITION/…: mean, std, min, max, quantiles, first_token_mean, below_0.1 and below_0.01 (shares of
             magnitudes) of the scores; histogram/gate/POSITION/NN: the share of scores in each of 20 bins over [0, 1].
-    Of the whole model: the mean over layers of each (the largest for attention/max_logit, and no histograms); and
-    attention/…_uniform: what attention that is uniform over the past would show, exactly.
+    Of the whole model: the mean over layers of each (the largest for attention/max_logit, and no histograms);
+    attention/sequence_length, T; and attention/…_uniform: what attention that is uniform over the past would show.
     """
     tallies = [Tally() for _ in model.layers]
     model.eval()
@@ -67,9 +67,10 @@ def diagnose(
 
 
 def uniform_attention(length: int) -> Values:
-    """What attention that is uniform over the tokens it sees would show at a sequence length: the mechanical floor."""
+    """What attention that is uniform over the tokens it sees shows at a sequence length: the mechanical floor."""
     seen = np.arange(1, length + 1)
     return {
+        "attention/sequence_length": float(length),
         "attention/first_token_share_uniform": float(np.mean(1 / seen)),
         "attention/first_token_share_late_uniform": float(np.mean(1 / seen[length // 2 :])),
         "attention/entropy_uniform": float(np.mean(np.log(seen))),

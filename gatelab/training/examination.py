@@ -61,7 +61,7 @@ def check_rope(name: str) -> str:
         base = math.nan
     if not (math.isfinite(base) and base > 0):
         raise ValueError(f"expected {', '.join(ROPES)} or base=NUMBER (got {name!r})")
-    return f"base-{base:g}"
+    return f"base-{base:.12g}".replace("+", "")  # 1e6, not 1e+06: MLflow has no plus in a name
 
 
 def stretched(model: ModelConfig, rope: str, trained: int, length: int) -> ModelConfig:

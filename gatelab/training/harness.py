@@ -207,10 +207,9 @@ def run_tasks(
     Raises ValueError if the harness is missing, a task is unknown, cannot be loaded (its data must be at hand or
     downloadable) or samples.
     """
-    try:
-        from lm_eval.evaluator import simple_evaluate
-    except ImportError as error:
-        raise ValueError(f"evaluation on tasks needs: pip install 'gatelab[evaluation]' ({error})") from error
+    _require_harness()
+    from lm_eval.evaluator import simple_evaluate
+
     training = model.training
     with _quiet(), _random_states_kept(device):
         manager, tasks = _load_tasks(names, include)
@@ -238,6 +237,20 @@ def run_tasks(
             stacklevel=2,
         )
     return _flat(results["results"])
+
+
+def check_tasks(names: Sequence[str], include: Path | None = None) -> None:
+    """Raise the ValueError that `run_tasks` would raise for these tasks before it evaluates anything."""
+    _require_harness()
+    with _quiet():
+        _load_tasks(names, include)
+
+
+def _require_harness() -> None:
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"evaluation on tasks needs: pip install 'gatelab[evaluation]' ({error})") from error
 
 
 def _load_tasks(names: Sequence[str], include: Path | None) -> tuple[Any, list[Any]]:
