@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Never
 
 import typer
 from rich.console import Console
@@ -37,7 +37,7 @@ def reporting_errors() -> Iterator[None]:
         fail(str(error.args[0]), error)
 
 
-def fail(message: str, cause: BaseException | None = None) -> None:
+def fail(message: str, cause: BaseException | None = None) -> Never:
     """Report a request that cannot be met and exit with code 2."""
     errors.print(f"[red]error[/] {escape(message)}")
     raise typer.Exit(BAD_REQUEST) from cause

@@ -17,6 +17,7 @@ from gatelab.results.folders import RunsFolder
 
 if TYPE_CHECKING:
     from gatelab.orchestrator.evaluating import Examination, Report, Request
+    from gatelab.training.examination import Question
 
 LINE_SECONDS = 15.0  # between two lines of progress
 ROPES = "plain,yarn"
@@ -46,11 +47,9 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Most documents of each lm-eval task.")] = None,
     variant: Variants = [],
     runs: args.Runs = args.DEFAULT_RUNS,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Questions at a time.")] = None,
-    gpus_per_trial: Annotated[float | None, typer.Option(min=0, max=1, help="A GPU, or a part of one.")] = None,
-    address: Annotated[
-        str | None, typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster [default: Ray is started here].")
-    ] = None,
+    concurrency: args.Concurrency = None,
+    gpus_per_trial: args.GpusPerTrial = None,
+    address: args.Address = None,
     tracking_uri: args.TrackingUri = None,
     json: args.Json = False,
 ) -> None:
@@ -73,7 +72,7 @@ def evaluate(
         request = evaluating.Request(
             lengths=None if lengths is None else tuple(_each("--lengths", lengths, _count)),
             ropes=tuple(_each("--ropes", ropes or ROPES, check_rope)),
-            tokens=_each("--tokens", tokens, _count)[0],
+            tokens=_one("--tokens", tokens, _count),
             retrieval=tuple(_each("--retrieval", retrieval or RETRIEVAL, _retrieval_task)),
             examples=examples,
             tasks=tuple(_each("--tasks", tasks or "none", str)),
@@ -83,18 +82,16 @@ def evaluate(
         if request.tasks:
             _check_tasks(request)
         exams, refused = evaluating.assign(folder, _trained(folder, name, variant), request)
-        asked = {"length": lengths or ropes, "retrieval": retrieval, "tasks": tasks}
-        for question, reason in refused.items():
-            # What was asked for by name is an error where it cannot be had; what only comes along is left out.
-            if asked[question.kind]:
-                fail(f"{question.stem}: {reason}")
-        for question, reason in refused.items():
-            console.print(f"[yellow]left out[/] {escape(question.stem)}: {escape(reason)}")
+        _leave_out(refused, {"length": bool(lengths or ropes), "retrieval": bool(retrieval)})
         try:
             report = evaluating.ask(
-                folder, exams, concurrency=concurrency, gpus_per_trial=gpus_per_trial, address=address,
+                folder,
+                exams,
+                concurrency=concurrency,
+                gpus_per_trial=gpus_per_trial,
+                address=address,
                 show=_Progress(),
-            )  # fmt: skip
+            )
         except CannotRun as error:
             fail(str(error), error)
         except ConnectionError as error:
@@ -120,13 +117,15 @@ def _each(flag: str, text: str, read: Callable[[str], Value]) -> list[Value]:
     """The values of a comma-separated option; none of them for "none". Exits where one cannot be read."""
     if text == "none":
         return []
-    values = []
-    for part in text.split(","):
-        try:
-            values.append(read(part.strip()))
-        except ValueError as error:
-            fail(f"{flag}: {error}", error)
-    return values
+    return [_one(flag, part.strip(), read) for part in text.split(",")]
+
+
+def _one(flag: str, text: str, read: Callable[[str], Value]) -> Value:
+    """The value of an option. Exits where it cannot be read."""
+    try:
+        return read(text)
+    except ValueError as error:
+        fail(f"{flag}: {error}", error)
 
 
 def _count(text: str) -> int:
@@ -142,6 +141,15 @@ def _retrieval_task(name: str) -> str:
     if name not in TASKS:
         raise ValueError(f"expected none, or some of {', '.join(TASKS)} (got {name!r})")
     return name
+
+
+def _leave_out(refused: "Mapping[Question, str]", by_name: Mapping[str, bool]) -> None:
+    """What was asked for by name is an error where it cannot be had; what only comes along is left out, and said."""
+    for question, reason in refused.items():
+        if by_name[question.kind]:
+            fail(f"{question.stem}: {reason}")
+    for question, reason in refused.items():
+        console.print(f"[yellow]left out[/] {escape(question.stem)}: {escape(reason)}")
 
 
 def _check_tasks(request: "Request") -> None:

@@ -39,11 +39,9 @@ def run(
     match: args.Match = None,
     name: args.Name = None,
     runs: args.Runs = args.DEFAULT_RUNS,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
-    gpus_per_trial: Annotated[float | None, typer.Option(min=0, max=1, help="A GPU, or a part of one.")] = None,
-    address: Annotated[
-        str | None, typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster [default: Ray is started here].")
-    ] = None,
+    concurrency: args.Concurrency = None,
+    gpus_per_trial: args.GpusPerTrial = None,
+    address: args.Address = None,
     tracking_uri: args.TrackingUri = None,
     retries: Annotated[int, typer.Option(min=0, help="How often a trial that fails is tried again.")] = 1,
     checkpoint_seconds: Annotated[float, typer.Option(min=1, help="Time between two checkpoints.")] = 60.0,

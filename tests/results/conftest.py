@@ -77,6 +77,27 @@ class Laboratory:
                     journal.record(step, {"validation/loss": value + 0.125, "validation/bits_per_byte": value * 1.5})
                     journal.record(step, {"gradient_norm": value / 2}, layer=1)
 
+    def plant(
+        self, variant: int, seed: int, values: Mapping[int, Mapping[int | None, Mapping[str, float]]], status: str = ""
+    ) -> None:
+        """Carry out a trial that records these values, by step and by layer (None: the whole model), and no others.
+
+        With a status it is over, and the whole model's values at the last step sum it up.
+        """
+        self.begin(variant, seed)
+        with Journal(self.trial(variant, seed).journal) as journal:
+            for step, layers in sorted(values.items()):
+                for layer, named in layers.items():
+                    journal.record(step, named, layer)
+        if status:
+            last = max(values)
+            self.end(variant, seed, status, last, metrics=values[last].get(None, {}))
+
+    def answer(self, variant: int, seed: int, question: str, evaluated: float, metrics: Mapping[str, float]) -> None:
+        """Keep what was found of a trained model, at a time."""
+        entry = {"question": {"task": question}, "step": self.steps, "evaluated": evaluated, "metrics": dict(metrics)}
+        write_json(self.trial(variant, seed).evaluations / f"{question}.json", entry)
+
     def end(
         self,
         variant: int,
