@@ -20,12 +20,12 @@ Name = Annotated[str | None, typer.Option(help="Name of the study.")]
 Runs = Annotated[Path, typer.Option("--runs", envvar="GATELAB_RUNS", help="The folder of studies, trials and data.")]
 TrackingUri = Annotated[
     str | None,
-    typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store [default: SQLite in the runs folder]."),
+    typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store \\[default: SQLite in the runs folder]."),
 ]
-Concurrency = Annotated[int | None, typer.Option(min=1, help="Trials at a time [default: one for each core or GPU].")]
+Concurrency = Annotated[int | None, typer.Option(min=1, help="Trials at a time \\[default: one for each core or GPU].")]
 GpusPerTrial = Annotated[float | None, typer.Option(min=0, max=1, help="A GPU, or a part of one.")]
 Address = Annotated[
-    str | None, typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster [default: Ray is started here].")
+    str | None, typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster \\[default: Ray is started here].")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 

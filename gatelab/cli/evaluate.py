@@ -30,18 +30,18 @@ Variants = Annotated[list[str], typer.Option("--variant", help="Only this varian
 def evaluate(
     study: args.StudyName,
     lengths: Annotated[
-        str | None, typer.Option(help="Sequence lengths: 128,512,2k [default: 1, 2 and 4 times the training's].")
+        str | None, typer.Option(help="Sequence lengths: 128,512,2k \\[default: 1, 2 and 4 times the training's].")
     ] = None,
     ropes: Annotated[
-        str | None, typer.Option(help="How RoPE is stretched: plain, ntk, yarn, base=NUMBER [default: plain,yarn].")
+        str | None, typer.Option(help="How RoPE is stretched: plain, ntk, yarn, base=NUMBER \\[default: plain,yarn].")
     ] = None,
     tokens: Annotated[str, typer.Option(help="Held-out tokens for each length.")] = "64k",
     retrieval: Annotated[
-        str | None, typer.Option(help="Synthetic tasks, or none [default: all that the lengths hold].")
+        str | None, typer.Option(help="Synthetic tasks, or none \\[default: all that the lengths hold].")
     ] = None,
     examples: Annotated[int, typer.Option(min=2, help="Of each synthetic task at each length.")] = 64,
     tasks: Annotated[
-        str | None, typer.Option(help="Tasks of lm-eval: hellaswag,arc_easy (pip install 'gatelab[evaluation]').")
+        str | None, typer.Option(help="Tasks of lm-eval: hellaswag,arc_easy (pip install 'gatelab\\[evaluation]').")
     ] = None,
     include: Annotated[Path | None, typer.Option(help="A folder of lm-eval task files of your own.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most documents of each lm-eval task.")] = None,
@@ -198,11 +198,11 @@ def attention_map(
     text: Annotated[str | None, typer.Option(help="The text to look at.")] = None,
     file: Annotated[Path | None, typer.Option(help="A file with the text instead.")] = None,
     variant: Variants = [],
-    seed: Annotated[int | None, typer.Option(min=0, help="Which seed's models [default: the first].")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Which seed's models \\[default: the first].")] = None,
     layers: Annotated[str, typer.Option(help="Layers, from 0: 0,3 or all.")] = "all",
     heads: Annotated[str, typer.Option(help="Heads, from 0: 0,1; mean of all; or all.")] = "mean",
     tokens: Annotated[int, typer.Option(min=2, help="At most so many tokens of the text.")] = 256,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder [default: the study's].")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder \\[default: the study's].")] = None,
     runs: args.Runs = args.DEFAULT_RUNS,
 ) -> None:
     """Draw where trained models look in a text, variants side by side, as PNG and SVG.

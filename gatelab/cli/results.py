@@ -108,7 +108,7 @@ def curves(
         "validation/loss",
         "train/loss",
     ],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder [default: the study's].")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder \\[default: the study's].")] = None,
     runs: args.Runs = args.DEFAULT_RUNS,
 ) -> None:
     """Plot metrics over training, a line for each variant and a band over its seeds, as PNG and SVG.
@@ -131,7 +131,7 @@ def curves(
 def diagnose(
     study: args.StudyName,
     format: Annotated[Format, typer.Option("--format", "-f", help="How to write the table.")] = Format.terminal,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder [default: the study's].")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder \\[default: the study's].")] = None,
     runs: args.Runs = args.DEFAULT_RUNS,
     tracking_uri: args.TrackingUri = None,
     json: args.Json = False,
@@ -164,7 +164,7 @@ def diagnose(
 
 def export(
     study: args.StudyName,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder [default: the study's].")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder \\[default: the study's].")] = None,
     runs: args.Runs = args.DEFAULT_RUNS,
 ) -> None:
     """Write a study's results as Parquet: runs, metrics, layers.

@@ -155,7 +155,7 @@ def train(
     preset: args.Preset = None,
     axis: args.Axes = [],
     set_: args.Sets = [],
-    variant: Annotated[str | None, typer.Option(help="Label of the variant [default: the first].")] = None,
+    variant: Annotated[str | None, typer.Option(help="Label of the variant \\[default: the first].")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     runs: args.Runs = args.DEFAULT_RUNS,
