@@ -101,12 +101,12 @@ def evaluate(
     if report.known + report.answered == 0:
         fail("no question was answered")
     found = write_evaluation(folder, name)
-    problem = add_to_mlflow(folder, name, tracking_uri, found.plots)
+    problem = add_to_mlflow(folder, name, tracking_uri, [*found.tables, *found.plots])
     if json:
         sys.stdout.write(MEASURED_FORMATS["json"](found) + "\n")
     else:
         print_grid(found.grid)
-        for path in found.plots:
+        for path in [*found.tables, *found.plots]:
             console.print(escape(str(path)))
         if problem:
             console.print(f"[yellow]{escape(problem)}[/]")

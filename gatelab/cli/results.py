@@ -150,13 +150,13 @@ def diagnose(
             found = write_diagnosis(folder, name, output or folder.study(name).path)
         except NoDiagnostics as error:
             fail(str(error), error)
-    problem = add_to_mlflow(folder, name, tracking_uri, found.plots)
+    problem = add_to_mlflow(folder, name, tracking_uri, [*found.tables, *found.plots])
     chosen = Format.json if json else format
     if chosen is not Format.terminal:
         sys.stdout.write(MEASURED_FORMATS[chosen.value](found))
         return
     print_grid(found.grid)
-    for path in found.plots:
+    for path in [*found.tables, *found.plots]:
         console.print(escape(str(path)))
     if problem:
         console.print(f"[yellow]{escape(problem)}[/]")

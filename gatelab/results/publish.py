@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,12 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """A study compared by several measures: each comparison, all of them for people, and what was plotted."""
+    """A study compared by several measures: each comparison, all of them for people, and the files that show them."""
 
     comparisons: list[Comparison]
     grid: Grid
-    plots: list[Path]
+    tables: list[Path] = field(default_factory=list)
+    plots: list[Path] = field(default_factory=list)
 
 
 MEASURED_FORMATS: dict[str, Callable[[Measured], str]] = {
@@ -74,21 +75,21 @@ def publish(folder: RunsFolder, study: str) -> Published:
     plots = _draw(metrics, comparison, DEFAULT_METRIC, target) if evaluated else []
     with contextlib.suppress(NoDiagnostics):
         found = _diagnose(runs, metrics, target)
-        tables += _write(target / "diagnostics", found, MEASURED_FORMATS)
+        tables += found.tables
         plots += found.plots
     parquet = export_frames(runs, metrics, evaluation_rows(folder, study), target / "parquet")
     return Published(comparison, tables, plots, parquet)
 
 
 def write_diagnosis(folder: RunsFolder, study: str, target: Path) -> Measured:
-    """Compare a study by its diagnostics, and plot them as PNG and SVG. Raises NotFound, NoDiagnostics."""
+    """Compare a study by its diagnostics; write tables, and plots as PNG and SVG. Raises NotFound, NoDiagnostics."""
     return _diagnose(runs_from_journals(folder, study), metrics_from_journals(folder, study), target)
 
 
 def _diagnose(runs: pa.Table, metrics: pa.Table, target: Path) -> Measured:
     comparisons = diagnosis(runs)
     figures = {name: draw(metrics, _variants(comparisons), comparisons[0].study) for name, draw in FIGURES.items()}
-    return Measured(comparisons, diagnosis_grid(comparisons, runs), _save(figures, target))
+    return _write_measured(target, "diagnostics", Measured(comparisons, diagnosis_grid(comparisons, runs)), figures)
 
 
 def write_evaluation(folder: RunsFolder, study: str) -> Measured:
@@ -96,24 +97,24 @@ def write_evaluation(folder: RunsFolder, study: str) -> Measured:
 
     Raises NotFound, NotEvaluated.
     """
-    target = folder.study(study).path
     comparisons = beyond.beyond(runs_from_journals(folder, study))
     rows = evaluation_rows(folder, study)
     figures = {name: draw(rows, _variants(comparisons), study) for name, draw in beyond.FIGURES.items()}
-    found = Measured(comparisons, measures_grid("evaluation", comparisons, ()), _save(figures, target))
-    _write(target / "evaluation", found, MEASURED_FORMATS)
-    return found
+    found = Measured(comparisons, measures_grid("evaluation", comparisons, ()))
+    return _write_measured(folder.study(study).path, "evaluation", found, figures)
+
+
+def _write_measured(target: Path, name: str, found: Measured, figures: Mapping[str, Figure | None]) -> Measured:
+    plots = [path for stem, figure in figures.items() if figure for path in save_figure(figure, target / stem)]
+    return replace(found, tables=_write(target / name, found, MEASURED_FORMATS), plots=plots)
 
 
 def _variants(comparisons: list[Comparison]) -> dict[str, str | None]:
     return {row.variant: row.baseline for row in comparisons[0].rows}
 
 
-def _save(figures: Mapping[str, Figure | None], target: Path) -> list[Path]:
-    return [path for name, figure in figures.items() if figure for path in save_figure(figure, target / name)]
-
-
 def _write(stem: Path, content: Any, formats: Mapping[str, Callable[[Any], str]]) -> list[Path]:
+    stem.parent.mkdir(parents=True, exist_ok=True)
     paths = []
     for suffix, render in formats.items():
         path = stem.with_suffix(f".{suffix}")
