@@ -78,7 +78,7 @@ class Request:
         """The questions to a trial that was trained on sequences of a length."""
         lengths = [multiple * trained for multiple in MULTIPLES] if self.lengths is None else self.lengths
         folder = "" if self.include is None else str(self.include.resolve())
-        return (
+        questions = (
             *(Question("length", length, rope, self.tokens) for length in lengths for rope in self.ropes),
             *(
                 Question("retrieval", length, rope, self.examples, task)
@@ -88,6 +88,7 @@ class Request:
             ),
             *(Question("tasks", trained, "plain", self.limit or 0, task, folder) for task in self.tasks),
         )
+        return tuple(dict.fromkeys(questions))  # what is named twice is asked once
 
 
 def assign(

@@ -16,9 +16,9 @@ from gatelab.results.measures import measure
 Variants = Mapping[str, str | None]
 """Variant -> its baseline, in the order of the legend."""
 
-LENGTH = re.compile(r"length/(?P<length>\d+)/(?P<panel>[^/]+)/loss")
-POSITION = re.compile(r"length/(?P<length>\d+)/(?P<panel>[^/]+)/position/(?P<first>\d+)-(?P<last>\d+)")
-RETRIEVAL = re.compile(r"retrieval/(?P<length>\d+)/(?P<panel>[^/]+/[^/]+/(accuracy|gain))")
+LENGTH = re.compile(r"length/(?P<length>\d+)/(?P<rope>[^/]+)/loss")
+POSITION = re.compile(r"length/(?P<length>\d+)/(?P<rope>[^/]+)/position/(?P<first>\d+)-(?P<last>\d+)")
+RETRIEVAL = re.compile(r"retrieval/(?P<length>\d+)/(?P<rope>[^/]+)/(?P<task>[^/]+)/(?P<score>accuracy|gain)")
 COMPARED = re.compile(r"length/\d+/[^/]+/(loss|loss/.+)|retrieval/.+/(accuracy|gain)|tasks/.+")
 UNCOMPARED = re.compile(r"tasks/.+(_stderr(:.+)?|/samples)")
 
@@ -37,39 +37,54 @@ def beyond(runs: pa.Table) -> list[Comparison]:
 
 def plot_by_length(rows: pa.Table, variants: Variants, title: str) -> Figure | None:
     """Loss against the length of the sequence, a panel for each RoPE."""
-    return _plot(rows, variants, LENGTH, lambda match: float(match["length"]), "tokens in a sequence", title)
+
+    def place(match: re.Match[str]) -> tuple[str, float]:
+        return match["rope"], float(match["length"])
+
+    return _plot(rows, variants, LENGTH, place, "tokens in a sequence", title)
 
 
 def plot_by_position(rows: pa.Table, variants: Variants, title: str) -> Figure | None:
     """Loss against the number of tokens that a prediction sees, in the longest sequences, a panel for each RoPE."""
-    matches = [match for name in rows["name"].to_pylist() if (match := POSITION.fullmatch(name))]
-    longest = max((match["length"] for match in matches), key=int, default="")
+    lengths = [match["length"] for name in rows["name"].to_pylist() if (match := POSITION.fullmatch(name))]
+    longest = max(lengths, key=int, default="")
 
-    def middle(match: re.Match[str]) -> float | None:
-        seen = (int(match["first"]) * int(match["last"])) ** 0.5
-        return seen if match["length"] == longest else None
+    def place(match: re.Match[str]) -> tuple[str, float] | None:
+        seen = float(int(match["first"]) * int(match["last"])) ** 0.5
+        return (match["rope"], seen) if match["length"] == longest else None
 
-    return _plot(rows, variants, POSITION, middle, "tokens that the prediction sees", title)
+    return _plot(rows, variants, POSITION, place, "tokens that the prediction sees", title)
 
 
 def plot_retrieval(rows: pa.Table, variants: Variants, title: str) -> Figure | None:
-    """Accuracy and gain of each synthetic task against the length, a panel for each RoPE, task and score."""
-    return _plot(rows, variants, RETRIEVAL, lambda match: float(match["length"]), "tokens in a sequence", title)
+    """Gain and, where there is any, accuracy of synthetic tasks against the length: a row of panels for each task."""
+    values = zip(rows["name"].to_pylist(), rows["value"].to_pylist(), strict=True)
+    matches = [match for name, value in values if value and (match := RETRIEVAL.fullmatch(name))]
+    scored = {match["task"] for match in matches if match["score"] == "accuracy"}
+    ropes = {match["rope"] for match in matches}
+
+    def place(match: re.Match[str]) -> tuple[str, float] | None:
+        shown = match["score"] == "gain" or scored
+        return (f"{match['task']}/{match['score']}, {match['rope']}", float(match["length"])) if shown else None
+
+    columns = len(ropes) * (2 if scored else 1)
+    return _plot(rows, variants, RETRIEVAL, place, "tokens in a sequence", title, columns)
 
 
 def _plot(
     rows: pa.Table,
     variants: Variants,
     pattern: re.Pattern[str],
-    abscissa: Callable[[re.Match[str]], float | None],
+    place: Callable[[re.Match[str]], tuple[str, float] | None],
     label: str,
     title: str,
+    columns: int = 3,
 ) -> Figure | None:
-    """A panel for each value of the pattern's group `panel`; None where no metric has the pattern."""
+    """Curves of the metrics that have the pattern, at the panel and abscissa of `place`; None where there are none."""
     matches = [pattern.fullmatch(name) for name in rows["name"].to_pylist()]
-    places = [None if match is None else abscissa(match) for match in matches]
-    named = [None if match is None else match["panel"] for match in matches]
-    found = rows.append_column("at", pa.array(places, pa.float64())).append_column("panel", pa.array(named, pa.utf8()))
+    places = [None if match is None else place(match) for match in matches]
+    found = rows.append_column("panel", pa.array([at and at[0] for at in places], pa.utf8()))
+    found = found.append_column("at", pa.array([at and at[1] for at in places], pa.float64()))
     found = found.filter(pc.is_valid(found["at"])).sort_by("at")
     if not len(found):
         return None
@@ -83,7 +98,7 @@ def _plot(
         axes.set_title(f"{panel} [{units[panel]}]", fontsize=8)
         axes.set_xscale("log", base=2)
 
-    return panels(sorted(units), draw, label, title)
+    return panels(sorted(units), draw, label, title, columns)
 
 
 FIGURES = {
