@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 15.0  # between two lines of progress
 ROPES = "plain,yarn"
+SHOWN_LAYERS = 6
 RETRIEVAL = "needle,needles,variables,common_words"
 
 Value = TypeVar("Value")
@@ -96,8 +97,9 @@ def evaluate(
             fail(str(error), error)
         except ConnectionError as error:
             fail(f"--address {address}: {error}", error)
-    for what, reason in report.failures.items():
-        console.print(f"[red]no answer[/] {escape(what)}: {escape(reason)}")
+    for (trial, reason), questions in report.failures.items():
+        more = f" and {len(questions) - 1} more" if len(questions) > 1 else ""
+        console.print(f"[red]no answer[/] {escape(trial)}: {escape(questions[0])}{more}: {escape(reason)}")
     if report.known + report.answered == 0:
         fail("no question was answered")
     found = write_evaluation(folder, name)
@@ -186,7 +188,7 @@ class _Progress:
         self._next = 0.0
 
     def __call__(self, report: "Report") -> None:
-        done = report.known + report.answered + len(report.failures)
+        done = report.known + report.answered + report.failed
         if time.monotonic() >= self._next or done == report.asked:
             self._next = time.monotonic() + LINE_SECONDS
             known = f", {report.known} of them before" if report.known else ""
@@ -199,7 +201,9 @@ def attention_map(
     file: Annotated[Path | None, typer.Option(help="A file with the text instead.")] = None,
     variant: Variants = [],
     seed: Annotated[int | None, typer.Option(min=0, help="Which seed's models \\[default: the first].")] = None,
-    layers: Annotated[str, typer.Option(help="Layers, from 0: 0,3 or all.")] = "all",
+    layers: Annotated[
+        str | None, typer.Option(help="Layers, from 0: 0,3 or all \\[default: all, or six of them].")
+    ] = None,
     heads: Annotated[str, typer.Option(help="Heads, from 0: 0,1; mean of all; or all.")] = "mean",
     tokens: Annotated[int, typer.Option(min=2, help="At most so many tokens of the text.")] = 256,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder \\[default: the study's].")] = None,
@@ -231,7 +235,8 @@ def attention_map(
             ids = tokenizer.tokens(content)[:tokens].tolist()
             if len(ids) < 2:
                 fail("--text: expected at least two tokens")
-            chosen = _chosen("--layers", layers, exam.config.model.layers)
+            there = exam.config.model.layers
+            chosen = _spread(there) if layers is None else _chosen("--layers", layers, there)
             weights = attention_of_text(trained.model, ids, chosen)
             maps[exam.name] = {
                 (layer, head): weights[layer].mean(0).numpy() if head == "mean" else weights[layer][int(head)].numpy()
@@ -249,6 +254,12 @@ def _of_one_seed(exams: "list[Examination]", seed: int | None) -> "list[Examinat
     if wanted not in seeds:
         fail(f"--seed {wanted}: finished are {', '.join(map(str, seeds))}")
     return [exam for exam in exams if exam.config.seed == wanted]
+
+
+def _spread(count: int) -> list[int]:
+    """Layers from the first to the last: all, or evenly spaced ones."""
+    shown = min(count, SHOWN_LAYERS)
+    return [round(index * (count - 1) / max(1, shown - 1)) for index in range(shown)]
 
 
 def _heads(given: str, count: int) -> list[str]:

@@ -42,7 +42,8 @@ class Report:
     asked: int  # questions, of all trials
     known: int = 0  # of them, answered before
     answered: int = 0
-    failures: dict[str, str] = field(default_factory=dict)  # trial and question -> reason
+    failed: int = 0
+    failures: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # (trial, reason) -> questions
 
 
 def examinations(
@@ -148,7 +149,8 @@ def ask(
         part = share(concurrency, gpus_per_trial, len(pending))
         for exam, question, reason in _answers(folder, pending, part):
             if reason:
-                report.failures[f"{exam.name}: {question.stem}"] = reason
+                report.failed += 1
+                report.failures.setdefault((exam.name, reason), []).append(question.stem)
             else:
                 report.answered += 1
             show(report)

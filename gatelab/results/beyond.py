@@ -59,9 +59,9 @@ def plot_by_position(rows: pa.Table, variants: Variants, title: str) -> Figure |
 def plot_retrieval(rows: pa.Table, variants: Variants, title: str) -> Figure | None:
     """Gain and, where there is any, accuracy of synthetic tasks against the length: a row of panels for each task."""
     values = zip(rows["name"].to_pylist(), rows["value"].to_pylist(), strict=True)
-    matches = [match for name, value in values if value and (match := RETRIEVAL.fullmatch(name))]
-    scored = {match["task"] for match in matches if match["score"] == "accuracy"}
-    ropes = {match["rope"] for match in matches}
+    matches = [(match, value) for name, value in values if (match := RETRIEVAL.fullmatch(name))]
+    scored = any(value and match["score"] == "accuracy" for match, value in matches)
+    ropes = {match["rope"] for match, _ in matches}
 
     def place(match: re.Match[str]) -> tuple[str, float] | None:
         shown = match["score"] == "gain" or scored

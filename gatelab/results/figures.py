@@ -95,7 +95,7 @@ def panels(
         elif place + columns >= len(names):
             axes.set_xlabel(abscissa, fontsize=8)
             axes.tick_params(labelbottom=True)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(f"{title} (mean over seeds; band: their range)", fontsize=10)
     legend_below(figure, entries)
     return figure
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -118,7 +118,7 @@ class HeldOut:
 
     windows: npt.NDArray[np.int64]
     """`[N, T + 1]`"""
-    domains: npt.NDArray[np.int64]
+    domains: npt.NDArray[np.int16]
     """`[N, T]`: index into `names` for the targets 1 … T of each window."""
     names: tuple[str, ...]
     bytes_per_token: tuple[float, ...]
@@ -212,7 +212,7 @@ class Dataset:
         counts = self.manifest.domains or {"": self.manifest.validation}
         return HeldOut(
             windows=np.stack([self.validation.window(int(start), sequence_length + 1) for start in starts]),
-            domains=domains[np.searchsorted(firsts, targets, side="right") - 1],
+            domains=domains[np.searchsorted(firsts, targets, side="right") - 1].astype(np.int16),
             names=tuple(counts),
             bytes_per_token=tuple(count.bytes / count.tokens for count in counts.values()),
         )
@@ -273,8 +273,8 @@ def _build(config: DataConfig, identity: str, folder: Path) -> None:
 
     tokenizer = load_tokenizer(config, (document.text for document in documents(validation=False)))
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    train = _write_tokens(documents(validation=False), tokenizer, folder, "train", dtype)
-    validation = _write_tokens(documents(validation=True), tokenizer, folder, "validation", dtype)
+    train = _count(_write_tokens(documents(validation=False), tokenizer, folder, "train", dtype))
+    validation = list(_write_tokens(documents(validation=True), tokenizer, folder, "validation", dtype))
     names = sorted({entry.domain or UNNAMED for entry in validation})
     by_domain = {name: [entry for entry in validation if (entry.domain or UNNAMED) == name] for name in names}
     lengths = [(entry.tokens, names.index(entry.domain or UNNAMED)) for entry in validation]
@@ -287,7 +287,7 @@ def _build(config: DataConfig, identity: str, folder: Path) -> None:
         tokenizer_digest=hashlib.sha256(tokenizer.description().encode()).hexdigest(),
         vocab_size=tokenizer.vocab_size,
         dtype=dtype,
-        train=_count(train),
+        train=train,
         validation=_count(validation),
         domains={name: _count(entries) for name, entries in by_domain.items()} if len(names) > 1 else {},
         skipped=skipped,
@@ -312,14 +312,17 @@ class _Written:
     tokens: int
 
 
-def _count(written: list[_Written]) -> SplitCounts:
-    return SplitCounts(len(written), sum(entry.bytes for entry in written), sum(entry.tokens for entry in written))
+def _count(written: Iterable[_Written]) -> SplitCounts:
+    documents = size = tokens = 0
+    for entry in written:
+        documents, size, tokens = documents + 1, size + entry.bytes, tokens + entry.tokens
+    return SplitCounts(documents, size, tokens)
 
 
 def _write_tokens(
     documents: Iterator[Document], tokenizer: Tokenizer, folder: Path, part: str, dtype: str
-) -> list[_Written]:
-    written = []
+) -> Iterator[_Written]:
+    """Write documents one behind another into shards, and say of each what it was."""
     shard, shard_tokens, file = 0, 0, (folder / f"{part}-000000.bin").open("wb")
     for document in documents:
         if shard_tokens >= SHARD_TOKENS:
@@ -328,7 +331,6 @@ def _write_tokens(
             file = (folder / f"{part}-{shard:06d}.bin").open("wb")
         tokens = encode_document(tokenizer, document.text)
         file.write(tokens.astype(dtype).tobytes())
-        written.append(_Written(document.domain, len(document.text.encode()), len(tokens)))
         shard_tokens += len(tokens)
+        yield _Written(document.domain, len(document.text.encode()), len(tokens))
     file.close()
-    return written
