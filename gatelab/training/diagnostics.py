@@ -81,7 +81,8 @@ def _of_model(layers: list[Values]) -> Values:
     names = [name for name in layers[0] if not name.startswith("histogram/")]
     columns = {name: [layer[name] for layer in layers] for name in names}
     return {
-        name: max(values) if name == "attention/max_logit" else math.fsum(values) / len(values)
+        # NumPy's maximum of anything and NaN is NaN, whichever comes first.
+        name: float(np.max(values)) if name == "attention/max_logit" else math.fsum(values) / len(values)
         for name, values in columns.items()
     }
 

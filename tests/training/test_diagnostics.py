@@ -181,6 +181,20 @@ def test_gate_statistics_are_those_of_the_scores(tiny: Tiny, sharing: str, activ
         assert bins == pytest.approx(histogram.tolist(), abs=2e-3)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_model_that_is_breaking_can_be_measured(tiny: Tiny, bad: float) -> None:
+    """What has become non-finite shows as such, in the layers it has reached and in the whole; nothing is raised."""
+    model = built(tiny, gate={"position": "sdpa"})
+    with torch.no_grad():
+        model.layers[0].ffn.down.weight[0, 0] = bad
+    whole, layers = measure(model)
+    assert math.isfinite(layers[0]["attention/max_logit"])
+    assert math.isfinite(layers[0]["activation/attention_residual"])
+    for name in ("attention/max_logit", "activation/ffn_residual", "gate/sdpa/mean", "gate/sdpa/median"):
+        assert not math.isfinite(layers[1][name])
+        assert not math.isfinite(whole[name])
+
+
 @pytest.mark.parametrize("gate", ["none", "value+sdpa"])
 def test_measuring_does_not_depend_on_batches_and_leaves_no_trace(tiny: Tiny, gate: str) -> None:
     """The same windows give the same values however they are batched; the model computes on as before."""
