@@ -22,7 +22,7 @@ from gatelab.models.layers import Attention
 from gatelab.training.device import precision_context
 from gatelab.training.tally import Tally
 
-CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 26}
+CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 25}
 """Attention probabilities that exist at a time: as many as a CPU's cache holds, or as keep a GPU busy."""
 BINS = 20
 """Of the histogram of gate scores over [0, 1]; what lies outside counts in the bin at its end."""
