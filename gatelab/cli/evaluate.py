@@ -230,7 +230,10 @@ def attention_map(
         exams = _of_one_seed(_trained(folder, name, variant), seed)
         maps = {}
         for exam in exams:
-            trained = examinee(folder, exam)
+            try:
+                trained = examinee(folder, exam)
+            except FileNotFoundError as error:  # weights or data were deleted to save space
+                fail(f"{exam.name}: {error}", error)
             tokenizer = trained.dataset.tokenizer
             ids = tokenizer.tokens(content)[:tokens].tolist()
             if len(ids) < 2:
@@ -274,4 +277,4 @@ def _chosen(flag: str, given: str, count: int) -> list[int]:
             raise ValueError(f"expected numbers from 0 to {count - 1}, or all (got {text!r})")
         return int(text)
 
-    return list(range(count)) if given == "all" else _each(flag, given, number)
+    return list(range(count)) if given == "all" else [_one(flag, part.strip(), number) for part in given.split(",")]

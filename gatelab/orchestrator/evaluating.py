@@ -174,7 +174,7 @@ def _answers(
         try:
             reason = ray.get(ready)
         except RayError as error:  # the process is gone: out of memory, a lost machine
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
             examiner = remote.remote(root, part.threads)
         idle.append(examiner)
         yield exam, question, reason

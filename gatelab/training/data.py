@@ -219,8 +219,11 @@ class Dataset:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of prepared data."""
-    raw = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    """The manifest of prepared data. Raises DataError if there are none in the folder."""
+    try:
+        raw = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"there are no prepared data in {folder}: gatelab data STUDY prepares them") from error
     raw["train"], raw["validation"] = SplitCounts(**raw["train"]), SplitCounts(**raw["validation"])
     raw["domains"] = {name: SplitCounts(**counts) for name, counts in raw["domains"].items()}
     raw["skipped"] = [Skipped(**entry) for entry in raw["skipped"]]

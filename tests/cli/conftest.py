@@ -1,12 +1,21 @@
 """Running the command line as a user does."""
 
+import bisect
+import heapq
+import inspect
 import os
+import queue
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from gatelab.cli.main import app
 
 STUDY = """\
 name: tiny
@@ -21,6 +30,8 @@ axes:
 seeds: 2
 """
 
+FOREIGN = ("GATELAB_RUNS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
+
 Gatelab = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -30,6 +41,36 @@ def study_file(tmp_path: Path, corpus: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(STUDY.format(tokens=1280, corpus=corpus))
     return path
+
+
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    """For all commands that are run in this process: each would start its own."""
+    import ray
+
+    if ray.is_initialized():  # by tests of another folder
+        yield
+        return
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def finished_study(tmp_path_factory: pytest.TempPathFactory, one_ray: None) -> Iterator[Path]:
+    """The current folder, in which that study has been run: for commands that look at what came out."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "text").mkdir()
+    for module in (bisect, heapq, queue, shlex, textwrap):
+        (folder / "text" / f"{module.__name__}.py").write_text(inspect.getsource(module), encoding="utf-8")
+    (folder / "tiny.yaml").write_text(STUDY.format(tokens=1280, corpus=folder / "text"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in FOREIGN:
+            patch.delenv(name, raising=False)
+        result = CliRunner().invoke(app, ["run", "tiny.yaml"])
+        assert result.exit_code == 0, result.output
+        yield folder
 
 
 @pytest.fixture
@@ -45,5 +86,4 @@ def gatelab(tmp_path: Path) -> Gatelab:
 
 def environment() -> dict[str, str]:
     """Without the settings of whoever runs the tests."""
-    foreign = ("GATELAB_RUNS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
-    return {name: value for name, value in os.environ.items() if name not in foreign} | {"COLUMNS": "200"}
+    return {name: value for name, value in os.environ.items() if name not in FOREIGN} | {"COLUMNS": "200"}
