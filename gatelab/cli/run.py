@@ -141,11 +141,11 @@ def _failed(report: Mapping[str, Any]) -> int:
 def _where(folder: RunsFolder, study: str, plots: list[Path], tracking_uri: str | None) -> None:
     path = folder.study(study).path
     console.print()
-    console.print(f"tables   {escape(str(path))}/comparison and diagnostics .md, .tex, .csv, .json")
+    console.print(f"tables   {escape(str(path))}/comparison.md, diagnostics.md; .tex, .csv, .json")
     if plots:
         names = dict.fromkeys(plot.stem for plot in plots)
-        console.print(f"plots    {escape(str(path))}/{escape(', '.join(names))} .png, .svg")
-    console.print(f"Parquet  {escape(str(path / 'parquet'))}/runs.parquet, metrics.parquet, layers.parquet")
+        console.print(f"plots    {escape(str(path))}/{escape(', '.join(names))}; .png, .svg")
+    console.print(f"Parquet  {escape(str(path / 'parquet'))}/runs.parquet, metrics.parquet, layers.parquet, …")
     store = tracking_uri or f"{folder.tracking_uri} (to look: gatelab ui)"
     console.print(f"MLflow   {escape(store)}")
 

@@ -118,7 +118,9 @@ def test_killed_worker_is_replaced_and_its_trial_goes_on(tiny_study: Build, tmp_
         while time.monotonic() < deadline:
             journals = list(disturbed.root.glob("trials/*/checkpoints/*.json"))
             workers = [
-                int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if b"TrialWorker.run" in _read(p)
+                int(p.parent.name)
+                for p in Path("/proc").glob("[0-9]*/cmdline")
+                if b"TrialWorker.run" in _read(p) and _is_ours(p.parent)
             ]
             if journals and workers:
                 os.kill(workers[0], signal.SIGKILL)
@@ -133,6 +135,14 @@ def test_killed_worker_is_replaced_and_its_trial_goes_on(tiny_study: Build, tmp_
     assert segments(disturbed) == 3
     for name in ("train/loss", "validation/loss"):
         assert _values(undisturbed, name) == _values(disturbed, name)
+
+
+def _is_ours(process: Path) -> bool:
+    """Whether a process (/proc/PID) descends from this one: other studies may be running on this machine."""
+    while process.name not in ("0", "1", str(os.getpid())):
+        status = _read(process / "status").decode()
+        process = process.parent / (status.partition("PPid:")[2].split() or ["0"])[0]
+    return process.name == str(os.getpid())
 
 
 def _read(path: Path) -> bytes:
