@@ -4,6 +4,7 @@ docs/diagnostics.md and docs/results.md define each one.
 """
 
 import fnmatch
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,6 +77,7 @@ def sums_up(name: str) -> bool:
     return name not in PER_STEP and not _is_detail(name)
 
 
+@functools.cache
 def is_mirrored(name: str, layer: int | None) -> bool:
     """Whether MLflow gets a metric."""
     if layer is None:

@@ -98,9 +98,8 @@ class Mirror:
         self._held[trial_id] = rows.slice(int(np.searchsorted(steps, upto, side="right")))
         sent = self._send(index.client, run, rows.slice(0, len(rows) - len(self._held[trial_id])), span, upto)
         self._update(index.client, run, {"step": last, **outcome}, provenance(files))
-        if outcome["status"] in SUMMED_UP:
-            sent += self._send_evaluations(index.client, run, files, outcome)
         if outcome["status"] in SUMMED_UP:  # one that failed may be tried again
+            sent += self._send_evaluations(index.client, run, files, outcome)
             self._done.add(trial_id)
             del self._tails[trial_id], self._held[trial_id]
         return sent
