@@ -39,7 +39,7 @@ def plot_by_length(rows: pa.Table, variants: Variants, title: str) -> Figure | N
     """Loss against the length of the sequence, a panel for each RoPE."""
 
     def place(match: re.Match[str]) -> tuple[str, float]:
-        return match["rope"], float(match["length"])
+        return f"loss, {match['rope']}", float(match["length"])
 
     return _plot(rows, variants, LENGTH, place, "tokens in a sequence", title)
 
@@ -51,7 +51,7 @@ def plot_by_position(rows: pa.Table, variants: Variants, title: str) -> Figure |
 
     def place(match: re.Match[str]) -> tuple[str, float] | None:
         seen = float(int(match["first"]) * int(match["last"])) ** 0.5
-        return (match["rope"], seen) if match["length"] == longest else None
+        return (f"loss, {match['rope']}", seen) if match["length"] == longest else None
 
     return _plot(rows, variants, POSITION, place, "tokens that the prediction sees", title)
 

@@ -97,11 +97,11 @@ def test_losses_are_drawn_by_length_and_by_position(laboratory: Any) -> None:
     lab = answered(laboratory)
     rows, variants = evaluation_rows(lab.folder, lab.name), dict.fromkeys(lab.variants)
     assert lines(beyond.plot_by_length(rows, variants, "far")) == {
-        f"{rope} [nats/token]": expected(lab, {length: f"length/{length:06d}/{rope}/loss" for length in LENGTHS})
+        f"loss, {rope} [nats/token]": expected(lab, {length: f"length/{length:06d}/{rope}/loss" for length in LENGTHS})
         for rope in ROPES
     }
     assert lines(beyond.plot_by_position(rows, variants, "far")) == {
-        f"{rope} [nats/token]": expected(
+        f"loss, {rope} [nats/token]": expected(
             lab, {at: f"length/000032/{rope}/position/{octave}" for octave, at in OCTAVES.items()}
         )
         for rope in ROPES
@@ -145,7 +145,7 @@ def test_the_longest_is_the_longest_by_number(laboratory: Any) -> None:
     lab.answer(0, 0, "loss", 1.0, dict(zip(names, (2.0, 3.0), strict=True)))
     rows = evaluation_rows(lab.folder, lab.name)
     figure = beyond.plot_by_position(rows, dict.fromkeys(lab.variants), "very far")
-    assert lines(figure) == {"plain [nats/token]": {lab.variants[0]: {1.0: 2.0}}}
+    assert lines(figure) == {"loss, plain [nats/token]": {lab.variants[0]: {1.0: 2.0}}}
 
 
 def test_what_was_not_asked_is_not_drawn(laboratory: Any) -> None:
