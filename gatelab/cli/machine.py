@@ -68,7 +68,8 @@ def data(
         return
     for manifest in manifests:
         columns = (Column("part"), Column("documents", True), Column("bytes", True), Column("tokens", True))
-        parts = {"train": manifest.train, "validation": manifest.validation}
+        domains = {f"validation, {name}": counts for name, counts in manifest.domains.items()}
+        parts = {"train": manifest.train, "validation": manifest.validation, **domains}
         rows = tuple((name, f"{p.documents:,}", f"{p.bytes:,}", f"{p.tokens:,}") for name, p in parts.items())
         title = f"{manifest.source}, tokenizer {manifest.tokenizer} ({manifest.vocab_size} tokens)"
         notes = (
@@ -77,7 +78,7 @@ def data(
             *(f"skipped {entry.name}: {entry.reason}" for entry in manifest.skipped[:20]),
             *([f"… and {len(manifest.skipped) - 20} more skipped"] if len(manifest.skipped) > 20 else []),
         )
-        print_grid(Grid(title, columns, rows, (False, False), notes))
+        print_grid(Grid(title, columns, rows, (False,) * len(rows), notes))
         console.print(f"[dim]in {escape(str(RunsFolder(runs).data / manifest.identity))}[/]")
 
 

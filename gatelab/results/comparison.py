@@ -4,6 +4,7 @@ Differences are paired by seed: the same seed means the same data order and the 
 variants share them. Intervals are Student's t at 95 %, which holds its level at few seeds where a bootstrap does not.
 """
 
+import difflib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -87,7 +88,8 @@ def compare(runs: pa.Table, metric: str = DEFAULT_METRIC) -> Comparison:
     """
     known = metrics_of(runs)
     if metric not in known:
-        raise ValueError(f"metric must be one of {', '.join(known)} (got {metric!r})")
+        near = difflib.get_close_matches(metric, known, n=3) or known
+        raise ValueError(f"no trial has {metric!r}, but for example {', '.join(near)}")
     trials = runs.to_pylist()
     axes = axes_of(runs)
     by_variant: dict[str, list[dict[str, Any]]] = {}

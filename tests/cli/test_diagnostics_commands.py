@@ -165,7 +165,7 @@ def test_attention_maps_are_drawn(command: Command, finished_study: Path) -> Non
         ("attention-map tiny --text ab --heads 0,x", "--heads: expected numbers from 0 to 1"),
         ("attention-map tiny --text ab --seed 7", "--seed 7: finished are 0, 1"),
         ("attention-map tiny --text ab --variant position=spda", "did you mean position=sdpa?"),
-        ("compare tiny --metric attention/entropie", "--metric: metric must be one of"),
+        ("compare tiny --metric attention/entropie", "'attention/entropie', but for example attention/entropy"),
     ],
 )
 def test_wrong_requests_exit_2_and_say_why(command: Command, arguments: str, said: str) -> None:
