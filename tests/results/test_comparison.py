@@ -183,6 +183,9 @@ def test_speed_is_the_median_over_trials() -> None:
 
 
 def test_an_unknown_metric_is_answered_with_the_known() -> None:
-    """A typing mistake is answered with what there is."""
-    with pytest.raises(ValueError, match=r"validation/loss, validation/bits_per_byte.*got 'validation/los'"):
-        compare(build_frame({"base": {0: 1.0}}), "validation/los")
+    """A typing mistake is answered with the nearest metric, anything else with all that there are."""
+    frame = build_frame({"base": {0: 1.0}})
+    with pytest.raises(ValueError, match=r"'validation/los', but for example validation/loss"):
+        compare(frame, "validation/los")
+    with pytest.raises(ValueError, match=r"'accuracy', but for example validation/loss, .*memory/peak_bytes$"):
+        compare(frame, "accuracy")
