@@ -64,11 +64,14 @@ def evaluate(
     from gatelab.orchestrator import evaluating
     from gatelab.orchestrator.cluster import CannotRun
     from gatelab.orchestrator.mirroring import add_to_mlflow
+    from gatelab.results.beyond import NotEvaluated
     from gatelab.results.publish import MEASURED_FORMATS, write_evaluation
     from gatelab.training.examination import check_rope
 
     folder, name = RunsFolder(runs), args.study_name(study)
     console.quiet = json
+    if lengths == "none" and retrieval not in (None, "none"):
+        fail(f"--retrieval {retrieval}: it is asked at the lengths of --lengths, which are none")
     with reporting_errors():
         request = evaluating.Request(
             lengths=None if lengths is None else tuple(_each("--lengths", lengths, _count)),
@@ -102,7 +105,10 @@ def evaluate(
         console.print(f"[red]no answer[/] {escape(trial)}: {escape(questions[0])}{more}: {escape(reason)}")
     if report.known + report.answered == 0:
         fail("no question was answered")
-    found = write_evaluation(folder, name)
+    try:
+        found = write_evaluation(folder, name)
+    except NotEvaluated as error:
+        fail(str(error), error)
     problem = add_to_mlflow(folder, name, tracking_uri, [*found.tables, *found.plots])
     if json:
         sys.stdout.write(MEASURED_FORMATS["json"](found) + "\n")

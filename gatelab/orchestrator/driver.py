@@ -112,7 +112,7 @@ def run_study(
     """
     study = folder.study(matrix.plan.study.name)
     study.path.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(study.path / "lock", timeout=0)
+    lock = filelock.FileLock(study.lock, timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout as error:

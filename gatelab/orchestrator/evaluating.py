@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 import torch
+from pydantic import ValidationError
 from ray.exceptions import RayError
 
 from gatelab.ablations.identity import digest
@@ -16,6 +17,7 @@ from gatelab.orchestrator.cluster import Share, connected, share
 from gatelab.orchestrator.provenance import code_version
 from gatelab.results.folders import RunsFolder, TrialFolder, read_json, write_json
 from gatelab.training.config import TrialConfig
+from gatelab.training.corpus import DataError
 from gatelab.training.data import Dataset
 from gatelab.training.device import choose_device, device_name
 from gatelab.training.examination import Examinee, Question, refusal
@@ -56,9 +58,17 @@ def examinations(
         outcome, description = read_json(files.outcome), read_json(files.description)
         if wanted(trial) and outcome is not None and outcome["status"] == "finished" and description is not None:
             identity = description["attempts"][-1]["provenance"]["data"]
-            config = TrialConfig.model_validate(description["config"])
+            config = _configuration(trial["id"], description["config"])
             found.append(Examination(trial["id"], f"{trial['variant']}, seed={trial['seed']}", config, identity, ()))
     return found
+
+
+def _configuration(trial_id: str, config: dict[str, Any]) -> TrialConfig:
+    try:
+        return TrialConfig.model_validate(config)
+    except ValidationError as error:  # its tokenizer file may lie elsewhere now
+        reasons = "; ".join(detail["msg"] for detail in error.errors())
+        raise DataError(f"the configuration of trial {trial_id[:12]} cannot be read here: {reasons}") from error
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,7 @@ class Request:
     lengths: tuple[int, ...] | None = None
     """None: `MULTIPLES` of the length that each was trained on."""
     ropes: tuple[str, ...] = ("plain",)
-    tokens: int = 65_536
+    tokens: int = 64_000
     retrieval: tuple[str, ...] = ()
     examples: int = 64
     tasks: tuple[str, ...] = ()
@@ -101,8 +111,9 @@ def assign(
     for exam in exams:
         questions = []
         for question in request.questions(exam.config.training.sequence_length):
-            # What is refused depends on the data and on whether the model has YaRN.
-            key = question, f"{exam.data_identity} {exam.config.model.yarn_length}"
+            # What is refused depends on the data, the length of the training and whether the model has YaRN.
+            trained = exam.config.training.sequence_length
+            key = question, f"{exam.data_identity} {exam.config.model.yarn_length} {trained}"
             if key not in refusals:
                 refusals[key] = refusal(question, exam.config, Dataset(folder.data / exam.data_identity))
             if not refusals[key]:
@@ -196,21 +207,25 @@ class Examiner:
                 self._examinee = None  # one model at a time
                 self._examinee = exam.trial_id, examinee(self._folder, exam)
             model = self._examinee[1]
-            metrics = model.answer(question)
+            self._write(exam, files, question, model.answer(question), model.step)
         except Exception as error:
             return f"{type(error).__name__}: {(str(error) or repr(error)).splitlines()[0]}"
+        return ""
+
+    def _write(
+        self, exam: Examination, files: TrialFolder, question: Question, metrics: dict[str, float], step: int
+    ) -> None:
         origin = {**code_version(), "data": exam.data_identity, "device": device_name(choose_device())}
         write_json(
             _answer_file(files, question),
             {
                 "question": asdict(question),
-                "step": model.step,
+                "step": step,
                 "evaluated": time.time(),
                 "provenance": origin,
                 "metrics": metrics,
             },
         )
-        return ""
 
 
 def _answer_file(files: TrialFolder, question: Question) -> Path:

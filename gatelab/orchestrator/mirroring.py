@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gatelab.results.folders import NotFound, RunsFolder
+import filelock
+
+from gatelab.results.folders import RunsFolder
 
 if TYPE_CHECKING:
     from gatelab.results.mirror import Mirror
@@ -58,12 +60,14 @@ def add_to_mlflow(folder: RunsFolder, study: str, tracking_uri: str | None, file
     """
     if tracking_uri is None and not folder.database.exists():
         return ""
+    record = folder.study(study).read()
     try:
-        mirror = _mirror(folder, folder.study(study).read(), tracking_uri or folder.tracking_uri)
-        mirror.sync()
-        mirror.add_files(files)
-    except NotFound:
-        raise
+        with filelock.FileLock(folder.study(study).lock, timeout=0):  # one process writes a study to MLflow
+            mirror = _mirror(folder, record, tracking_uri or folder.tracking_uri)
+            mirror.sync()
+            mirror.add_files(files)
+    except filelock.Timeout:
+        return "the study is being run: MLflow gets this with the next command after that"
     except Exception as error:  # whatever a store or its network may raise
         logger.warning("%s", _problem(error), exc_info=True)
         return _problem(error)

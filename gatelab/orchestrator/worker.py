@@ -116,6 +116,7 @@ def _train(task: Task, folder: TrialFolder, recorder: Callable[[Journal], Record
         _describe_attempt(task, folder, environment(device, compute_dtype(trial.training, device)))
         runs = RunsFolder(Path(task.root))
         dataset = Dataset(runs.data / task.data_identity)
+        parent = None if task.parent is None else runs.trial(task.parent)
         with Journal(folder.journal) as journal:
             outcome = train(
                 trial,
@@ -123,7 +124,8 @@ def _train(task: Task, folder: TrialFolder, recorder: Callable[[Journal], Record
                 folder.path,
                 str(device),
                 dataset=dataset,
-                start=None if task.parent is None else runs.trial(task.parent).path / "checkpoints",
+                start=None if parent is None else parent.checkpoints,
+                start_step=None if parent is None else (read_json(parent.outcome) or {})["step"],
                 checkpoint_seconds=task.checkpoint_seconds,
                 should_stop=Path(task.stop_file).exists,
             )

@@ -25,13 +25,16 @@ def plot_attention(maps: Mapping[str, Maps], tokens: Sequence[str], title: str) 
     for column, (name, own) in enumerate(maps.items()):
         for row, (layer, head) in enumerate(rows):
             axes = grid[row, column]
+            if (layer, head) not in own:  # a model with fewer layers or heads
+                axes.set_visible(False)
+                continue
             weights = own[layer, head]
             image = axes.imshow(np.where(weights < LEAST, np.nan, weights), norm=norm, cmap="viridis")
             first = float(weights[:, 0].mean())
             which = "mean of heads" if head == "mean" else f"head {head}"
             axes.set_title(f"{name}\nlayer {layer}, {which}; first token {first:.0%}", fontsize=8)
             if labelled:
-                shown = [repr(token)[1:-1] for token in tokens]
+                shown = [repr(token)[1:-1].replace("$", r"\$") for token in tokens]
                 axes.set_xticks(range(len(tokens)), shown, rotation=90, fontsize=5, family="monospace")
                 axes.set_yticks(range(len(tokens)), shown, fontsize=5, family="monospace")
             else:

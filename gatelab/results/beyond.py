@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from gatelab.results.comparison import Comparison, compare
 from gatelab.results.figures import curves_by_seed, draw_curves, panels
-from gatelab.results.frames import metrics_of
+from gatelab.results.folders import RunsFolder
+from gatelab.results.frames import answers, metrics_of
 from gatelab.results.measures import measure
 
 Variants = Mapping[str, str | None]
@@ -20,7 +21,11 @@ LENGTH = re.compile(r"length/(?P<length>\d+)/(?P<rope>[^/]+)/loss")
 POSITION = re.compile(r"length/(?P<length>\d+)/(?P<rope>[^/]+)/position/(?P<first>\d+)-(?P<last>\d+)")
 RETRIEVAL = re.compile(r"retrieval/(?P<length>\d+)/(?P<rope>[^/]+)/(?P<task>[^/]+)/(?P<score>accuracy|gain)")
 COMPARED = re.compile(r"length/\d+/[^/]+/(loss|loss/.+)|retrieval/.+/(accuracy|gain)|tasks/.+")
-UNCOMPARED = re.compile(r"tasks/.+(_stderr(:.+)?|/samples)")
+UNCOMPARED = re.compile(r"tasks/.+(_stderr(:.+)?|/samples|/cut)")
+
+
+AMOUNTS = {"length": "tokens", "retrieval": "examples", "tasks": "documents of each task"}
+"""Kind of a question -> what its amount counts."""
 
 
 class NotEvaluated(ValueError):
@@ -33,6 +38,25 @@ def beyond(runs: pa.Table) -> list[Comparison]:
     if not names:
         raise NotEvaluated("nothing was asked of this study's models yet: gatelab evaluate")
     return [compare(runs, name) for name in names]
+
+
+def answer_notes(folder: RunsFolder, study: str) -> list[str]:
+    """How much was asked for the metrics that count, and in what trials' answers differ. Raises NotFound."""
+    amounts: dict[str, set[str]] = {}
+    origins: dict[str, set[str]] = {"code": set(), "device": set()}
+    for trial in folder.study(study).read()["trials"]:
+        newest = {name: answer for answer in answers(folder.trial(trial["id"])) for name in answer["metrics"]}
+        for answer in newest.values():
+            kind, amount = answer["question"]["kind"], answer["question"]["amount"]
+            amounts.setdefault(kind, set()).add(f"{amount:,} {AMOUNTS[kind]}" if amount else "all documents")
+            for name, values in origins.items():
+                values.add(answer["provenance"][name])
+    notes = [f"{kind}: {' or '.join(sorted(each))}." for kind, each in sorted(amounts.items())]
+    mixed = [kind for kind, each in amounts.items() if len(each) > 1]
+    mixed += [name for name, values in origins.items() if len(values) > 1]
+    if mixed:
+        notes.append(f"Answers differ in {', '.join(sorted(mixed))}: ask all trials again with one setting.")
+    return notes
 
 
 def plot_by_length(rows: pa.Table, variants: Variants, title: str) -> Figure | None:

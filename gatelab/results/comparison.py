@@ -63,9 +63,9 @@ class ComparisonRow:
             return "no pairs"
         if self.delta.n == 1:
             return "single seed"
-        if self.delta.low <= 0 <= self.delta.high:
-            return "undecided"
-        return "lower" if self.delta.high < 0 else "higher"
+        if self.delta.high < 0:
+            return "lower"
+        return "higher" if self.delta.low > 0 else "undecided"  # and where a difference is not a number
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,11 @@ class StudyFolder:
         """study.json: the matrix as it was last launched."""
         return self.path / "study.json"
 
+    @property
+    def lock(self) -> Path:
+        """Held by the process that runs the study: the only one that writes it to MLflow."""
+        return self.path / "lock"
+
     def read(self) -> dict[str, Any]:
         """The study record. Raises NotFound."""
         if not self.record.exists():

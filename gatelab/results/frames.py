@@ -122,9 +122,13 @@ def _runs(record: Mapping[str, Any], rows: list[dict[str, Any]]) -> pa.Table:
 
 def evaluations(files: TrialFolder) -> dict[str, float]:
     """What evaluations of a trial after its training found, by metric; the newest where several found the same."""
-    found = [entry for path in files.evaluations.glob("*.json") if (entry := read_json(path)) is not None]
-    found.sort(key=lambda entry: float(entry["evaluated"]))
-    return {name: value for entry in found for name, value in entry["metrics"].items()}
+    return {name: value for answer in answers(files) for name, value in answer["metrics"].items()}
+
+
+def answers(files: TrialFolder) -> list[dict[str, Any]]:
+    """The answers that a trained trial has given, each with its question and provenance, the newest last."""
+    found = [answer for path in files.evaluations.glob("*.json") if (answer := read_json(path)) is not None]
+    return sorted(found, key=lambda answer: float(answer["evaluated"]))
 
 
 def trial_state(files: TrialFolder) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def write_evaluation(folder: RunsFolder, study: str) -> Measured:
     comparisons = beyond.beyond(runs_from_journals(folder, study))
     rows = evaluation_rows(folder, study)
     figures = {name: draw(rows, _variants(comparisons), study) for name, draw in beyond.FIGURES.items()}
-    found = Measured(comparisons, measures_grid("evaluation", comparisons, ()))
+    found = Measured(comparisons, measures_grid("evaluation", comparisons, beyond.answer_notes(folder, study)))
     return _write_measured(folder.study(study).path, "evaluation", found, figures)
 
 

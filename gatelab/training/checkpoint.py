@@ -54,15 +54,18 @@ def load_checkpoint(
     return commit["step"], commit["state"]
 
 
-def load_weights(folder: Path, model: nn.Module) -> int:
+def load_weights(folder: Path, model: nn.Module, step: int | None = None) -> int:
     """Restore only a model, from the newest whole checkpoint; return its step.
 
-    Raises FileNotFoundError if there is none, ValueError if it is of a model of other shapes.
+    Raises FileNotFoundError if there is none, or if it is not of the step that is asked for; ValueError if it is of a
+    model of other shapes.
     """
     newest = _newest(folder)
     if newest is None:
         raise FileNotFoundError(f"there is no whole checkpoint in {folder}")
     commit, tensors = newest
+    if step is not None and commit["step"] != step:
+        raise FileNotFoundError(f"the newest whole checkpoint in {folder} is of step {commit['step']}, not {step}")
     own = {f"model.{name}": parameter.shape for name, parameter in model.named_parameters()}
     kept = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("model.")}
     if own != kept:
@@ -70,8 +73,8 @@ def load_weights(folder: Path, model: nn.Module) -> int:
         shapes = (list(shape) if shape is not None else "nothing" for shape in (own.get(name), kept.get(name)))
         raise ValueError("{} is {} in this model and {} in the checkpoint in {}".format(name, *shapes, folder))
     _restore_model(tensors, model)
-    step: int = commit["step"]
-    return step
+    found: int = commit["step"]
+    return found
 
 
 def _newest(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:

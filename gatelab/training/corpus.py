@@ -154,7 +154,7 @@ def _json_lines(path: Path) -> Iterator[Any]:
 
 def _domain_name(given: object) -> str:
     """A domain as it can stand in the name of a metric."""
-    return re.sub(r"[^A-Za-z0-9_. -]", "_", str(given))[:64].strip()
+    return re.sub(r"[^\w. -]", "_", str(given))[:64].strip(" .")  # a word in any script
 
 
 def _parquet_rows(path: Path, config: DataConfig) -> Iterator[Any]:

@@ -42,7 +42,9 @@ SHARD_TOKENS = 1 << 27
 DOCUMENTS = "validation-documents.npy"
 """Of the validation part, `[documents, 2]` int64: tokens, and index of the domain in alphabetical order."""
 UNNAMED = "other"
-"""The domain of text that names none, beside text that does."""
+"""The domain of text that names none, or one with too little text, beside text that does."""
+MOST_DOMAINS = 64
+"""A domain is one by itself if it has at least 1/64 of the bytes: so there are never more."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,8 @@ def read_manifest(folder: Path) -> Manifest:
         raw = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"there are no prepared data in {folder}: gatelab data STUDY prepares them") from error
+    if "domains" not in raw:
+        raise DataError(f"an older version prepared the data in {folder}: gatelab data STUDY prepares them anew")
     raw["train"], raw["validation"] = SplitCounts(**raw["train"]), SplitCounts(**raw["validation"])
     raw["domains"] = {name: SplitCounts(**counts) for name, counts in raw["domains"].items()}
     raw["skipped"] = [Skipped(**entry) for entry in raw["skipped"]]
@@ -264,6 +268,7 @@ def _build(config: DataConfig, identity: str, folder: Path) -> None:
     for document in read_corpus(config, skipped.append):
         own = sizes.setdefault(domains.setdefault(document.name, document.domain), {})
         own[document.name] = own.get(document.name, 0) + len(document.text.encode())
+    sizes, domains = _merge_small(sizes, domains)
     held = {name for own in sizes.values() for name in validation_names(own, config.validation_fraction)}
 
     def documents(validation: bool) -> Iterator[Document]:
@@ -300,9 +305,22 @@ def _build(config: DataConfig, identity: str, folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
 
 
+def _merge_small(
+    sizes: dict[str, dict[str, int]], domains: dict[str, str]
+) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
+    """Domains with too little text to be held out and reported for themselves are one: the unnamed one."""
+    least = sum(sum(own.values()) for own in sizes.values()) / MOST_DOMAINS
+    kept = {domain: own for domain, own in sizes.items() if sum(own.values()) >= least}
+    rest = {name: size for domain, own in sizes.items() if domain not in kept for name, size in own.items()}
+    if not rest:
+        return sizes, domains
+    kept[""] = kept.get("", {}) | rest
+    return kept, {name: domain if domain in kept else "" for name, domain in domains.items()}
+
+
 def _part_of_only_document(document: Document, fraction: float, validation: bool) -> Document:
     """A document that is the only one of its domain is cut: its tail is held out."""
-    cut = round(len(document.text) * (1 - fraction))
+    cut = min(round(len(document.text) * (1 - fraction)), max(1, len(document.text) - 1))  # some text in either part
     return replace(document, text=document.text[cut:] if validation else document.text[:cut])
 
 

@@ -24,6 +24,7 @@ from gatelab.training.tally import Tally
 
 CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 25}
 """Attention probabilities that exist at a time: as many as a CPU's cache holds, or as keep a GPU busy."""
+FLOAT_COUNTS = 1 << 24  # up to here float32 counts one by one
 BINS = 20
 """Of the histogram of gate scores over [0, 1]; what lies outside counts in the bin at its end."""
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
@@ -131,7 +132,8 @@ def _see_gates(
         tally.mean(f"{name}/first_token_mean", scores[:, 0].mean())
         _see_small(tally, name, scores, ("0.1", "0.01"))
         tally.quantiles(name, scores, QUANTILES)
-        shares = torch.histc(scores.clamp(0, 1), BINS, 0, 1) / scores.numel()
+        counted = scores.double() if scores.numel() > FLOAT_COUNTS else scores
+        shares = torch.histc(counted.clamp(0, 1), BINS, 0, 1) / scores.numel()
         for index, share in enumerate(shares):
             tally.mean(f"histogram/{name}/{index:02d}", share)
 
@@ -169,7 +171,7 @@ def attention_statistics(query: Tensor, key: Tensor) -> dict[str, Tensor]:
     """
     length, heads = query.shape[1], query.shape[2]
     keys = key.float().repeat_interleave(heads // key.shape[2], 2).permute(0, 2, 3, 1)  # [B, H, D, T]
-    rows = max(1, CHUNK_ELEMENTS[query.device.type] // (query.shape[0] * heads * length))
+    rows = max(1, CHUNK_ELEMENTS.get(query.device.type, CHUNK_ELEMENTS["cpu"]) // (query.shape[0] * heads * length))
     shares, entropies, largest = [], [], []
     for begin in range(0, length, rows):
         end = min(begin + rows, length)

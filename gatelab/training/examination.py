@@ -19,6 +19,7 @@ from gatelab.training.evaluation import loss_metrics, position_losses, token_los
 from gatelab.training.harness import run_tasks
 from gatelab.training.retrieval import Example, make_examples, score
 
+HAYSTACK = 1 << 22  # tokens of the held-out text that synthetic tasks are hidden in, at most
 ROPES = ("plain", "ntk", "yarn")
 
 
@@ -34,7 +35,7 @@ class Question:
     rope: str = "plain"
     """plain: as trained; ntk: the base raised until the slowest channel turns as far as in training; yarn: YaRN;
     base-NUMBER: another base."""
-    amount: int = 65_536
+    amount: int = 64_000
     """Held-out tokens, or examples; of a harness's task at most so many, 0: all."""
     task: str = ""
     """Which task."""
@@ -85,13 +86,13 @@ def stretched(model: ModelConfig, rope: str, trained: int, length: int) -> Model
 
 
 class Examinee:
-    """A trial's model with its newest weights, on a device. Raises FileNotFoundError without a checkpoint."""
+    """A trial's model with its final weights, on a device. Raises FileNotFoundError without them."""
 
     def __init__(self, trial: TrialConfig, checkpoints: Path, dataset: Dataset, device: str = "auto") -> None:
         self.trial, self.dataset, self.device = trial, dataset, choose_device(device)
         self.dtype = compute_dtype(trial.training, self.device)
         self.model = Decoder(trial.model)
-        self.step = load_weights(checkpoints, self.model)
+        self.step = load_weights(checkpoints, self.model, trial.training.steps)
         self.model.to(self.device).eval()
 
     def answer(self, question: Question) -> dict[str, float]:
@@ -141,6 +142,6 @@ def refusal(question: Question, trial: TrialConfig, dataset: Dataset) -> str:
 
 
 def _examples(question: Question, dataset: Dataset) -> list[Example]:
-    haystack = dataset.validation.window(0, len(dataset.validation))
+    haystack = dataset.validation.window(0, min(len(dataset.validation), HAYSTACK))
     seed = 0  # the same examples for every trial: differences are paired
     return make_examples(question.task, question.length, question.amount, dataset.tokenizer, haystack, seed)

@@ -236,7 +236,8 @@ def run_tasks(
             "their contexts lost their beginnings",
             stacklevel=2,
         )
-    return _flat(results["results"])
+    cut = {f"{names[0]}/cut": float(harness.cut)} if harness.cut and len(names) == 1 else {}
+    return {**_flat(results["results"]), **cut}
 
 
 def check_tasks(names: Sequence[str], include: Path | None = None) -> None:

@@ -50,6 +50,7 @@ def train(
     *,
     dataset: Dataset | None = None,
     start: Path | None = None,
+    start_step: int | None = None,
     checkpoint_seconds: float = 60.0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
@@ -67,6 +68,7 @@ def train(
         dataset: the prepared data of `trial.data`; prepared under `workdir/data` by default.
         start: folder of the checkpoints whose newest weights training starts from; by default they are drawn from the
             seed. Step, optimiser state and schedule start anew.
+        start_step: the step that these weights must be of.
         checkpoint_seconds: time between two checkpoints; there is one at the end, too.
         should_stop: asked at each look; when it says yes, a checkpoint is written and training stops.
 
@@ -75,11 +77,11 @@ def train(
 
     Raises:
         DataError: the data cannot be used. ValueError: the device is not there, or `start` holds another model.
-        FileNotFoundError: `start` holds no checkpoint.
+        FileNotFoundError: `start` holds no checkpoint, or its newest is of another step than `start_step`.
     """
     where = choose_device(device)
     dataset = dataset or prepare(trial.data, workdir / "data")
-    run = _Run(trial, recorder, workdir / "checkpoints", where, dataset, start)
+    run = _Run(trial, recorder, workdir / "checkpoints", where, dataset, start, start_step)
     return run.run(checkpoint_seconds, should_stop)
 
 
@@ -94,16 +96,16 @@ class _Run:
         device: torch.device,
         dataset: Dataset,
         start: Path | None,
+        start_step: int | None,
     ) -> None:
         self.trial, self.training, self.dataset = trial, trial.training, dataset
-        self.recorder, self.checkpoints, self.device = recorder, checkpoints, device
+        self.recorder, self.checkpoints, self.device, self.start = recorder, checkpoints, device, start
+        self.start_step = start_step
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")
             torch.cuda.reset_peak_memory_stats(device)
         dataset.require(self.training.sequence_length)
         self.learner = Learner(trial, device)
-        if start is not None:
-            load_weights(start, self.learner.model)
         self.held_out = dataset.held_out(trial.evaluation.tokens, self.training.sequence_length)
         self.probes = dataset.held_out(trial.evaluation.diagnostic_tokens, self.training.sequence_length).windows
         steps, points = self.training.steps, trial.evaluation.points
@@ -213,7 +215,9 @@ class _Run:
 
     def _resume(self) -> None:
         restored = load_checkpoint(self.checkpoints, self.learner.model, self.learner.optimizer)
-        if restored is not None:
+        if restored is None and self.start is not None:
+            load_weights(self.start, self.learner.model, self.start_step)
+        elif restored is not None:
             self.step, state = restored
             self.seconds, self.metrics = state["seconds"], state["metrics"]
             self.spikes = {name: SpikeCounter(kept) for name, kept in state["spikes"].items()}

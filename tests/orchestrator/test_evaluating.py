@@ -188,7 +188,7 @@ def test_what_is_asked_by_default_and_what_cannot_be(folder: RunsFolder) -> None
     ropes, lengths = ("plain", "ntk"), (16, 32, 64)
     for exam in assigned:
         assert [(question.stem, question.amount) for question in exam.questions] == [
-            *((f"length/{length:06d}/{rope}", 65_536) for length in lengths for rope in ropes),
+            *((f"length/{length:06d}/{rope}", 64_000) for length in lengths for rope in ropes),
             *((f"retrieval/000064/{rope}/needle", 64) for rope in ropes),
         ]
     assert [question.stem for question in refused] == [
@@ -203,7 +203,7 @@ def test_what_is_asked_by_default_and_what_cannot_be(folder: RunsFolder) -> None
     assert "too few for a sequence of 1000000" in reason
     asked = [(q.kind, q.length, q.amount, q.task) for q in assigned[0].questions]
     assert asked == [
-        ("length", 128, 65_536, ""),
+        ("length", 128, 64_000, ""),
         ("retrieval", 128, 4, "needle"),
         ("retrieval", 10**6, 4, "needle"),
         ("tasks", 16, 7, "a"),

@@ -93,9 +93,24 @@ class Laboratory:
             last = max(values)
             self.end(variant, seed, status, last, metrics=values[last].get(None, {}))
 
-    def answer(self, variant: int, seed: int, question: str, evaluated: float, metrics: Mapping[str, float]) -> None:
+    def answer(
+        self,
+        variant: int,
+        seed: int,
+        question: str,
+        evaluated: float,
+        metrics: Mapping[str, float],
+        amount: int = 64,
+        **provenance: str,
+    ) -> None:
         """Keep what was found of a trained model, at a time."""
-        entry = {"question": {"task": question}, "step": self.steps, "evaluated": evaluated, "metrics": dict(metrics)}
+        entry = {
+            "question": {"kind": next(iter(metrics)).partition("/")[0], "amount": amount},
+            "step": self.steps,
+            "evaluated": evaluated,
+            "provenance": {"code": "this code", "device": "this device"} | provenance,
+            "metrics": dict(metrics),
+        }
         write_json(self.trial(variant, seed).evaluations / f"{question}.json", entry)
 
     def end(

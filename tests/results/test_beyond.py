@@ -346,3 +346,21 @@ def test_figures_and_tables_can_be_had_from_mlflow(tracked: Any, tmp_path: Path)
     kinds = {".png": "figures", ".svg": "figures"}
     assert read == {f"{kinds.get(Path(name).suffix, 'tables')}/{name}": value for name, value in contents.items()}
     assert runs_from_mlflow(lab.folder.tracking_uri, lab.name)["outcome"].to_pylist() == ["finished"]
+
+
+def test_notes_say_how_much_was_asked_and_what_is_mixed(laboratory: Any) -> None:
+    """A model asked on more text, or with other code, is not quietly compared with one that was not."""
+    lab = laboratory(seeds=1)
+    loss = "length/000016/plain/loss"
+    for variant in (0, 1):
+        lab.finish(variant, 0)
+        lab.answer(variant, 0, "first", 1.0, {loss: 2.0}, amount=64_000)
+    assert beyond.answer_notes(lab.folder, lab.name) == ["length: 64,000 tokens."]
+    lab.answer(1, 0, "more", 2.0, {loss: 2.1}, amount=1_000_000, code="other code")
+    assert beyond.answer_notes(lab.folder, lab.name) == [
+        "length: 1,000,000 tokens or 64,000 tokens.",
+        "Answers differ in code, length: ask all trials again with one setting.",
+    ]
+    lab.answer(0, 0, "more", 2.0, {loss: 2.1}, amount=1_000_000, code="other code")  # what no longer counts is not told
+    lab.answer(0, 0, "tasks", 3.0, {"tasks/t/acc": 0.5}, amount=0, code="other code")
+    assert beyond.answer_notes(lab.folder, lab.name) == ["length: 1,000,000 tokens.", "tasks: all documents."]

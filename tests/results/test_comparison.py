@@ -189,3 +189,11 @@ def test_an_unknown_metric_is_answered_with_the_known() -> None:
         compare(frame, "validation/los")
     with pytest.raises(ValueError, match=r"'accuracy', but for example validation/loss, .*memory/peak_bytes$"):
         compare(frame, "accuracy")
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_a_difference_that_is_no_number_decides_nothing(odd: float) -> None:
+    """Infinite perplexities have no difference: no verdict may come of it."""
+    frame = build_frame({"base": {0: odd, 1: 1.0}, "other": {0: odd, 1: 2.0}})
+    with np.errstate(invalid="ignore"):
+        assert by_variant(compare(frame))["other"].verdict == "undecided"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from gatelab.orchestrator.mirroring import add_to_mlflow
+from gatelab.results.folders import NotFound
 from gatelab.results.frames import SUMMARY, runs_from_mlflow
 from gatelab.results.journal import SCHEMA, read_journal
 from gatelab.results.mirror import Mirror, thin
@@ -277,3 +280,16 @@ def test_runs_can_be_found_by_what_they_are(tracked: Any, mirror: Any) -> None:
     assert study.data.tags["mlflow.note.content"] == "Which gate?"
     assert study.data.tags["gatelab.study_hash"] == lab.record["hash"]
     assert [file.path for file in client.list_artifacts(study.info.run_id)] == ["study.json"]
+
+
+def test_a_study_that_is_being_run_is_left_to_the_process_that_runs_it(tracked: Any) -> None:
+    """Two writers would each create a run for the same trial: a look at the results waits for its turn."""
+    lab = tracked(seeds=1)
+    lab.finish(0, 0)
+    uri = lab.folder.tracking_uri
+    with filelock.FileLock(lab.folder.study(lab.name).lock):
+        assert "the study is being run" in add_to_mlflow(lab.folder, lab.name, uri, [])
+    with pytest.raises(NotFound):
+        runs_from_mlflow(uri, lab.name)
+    assert add_to_mlflow(lab.folder, lab.name, uri, []) == ""
+    assert runs_from_mlflow(uri, lab.name)["outcome"].to_pylist() == ["finished", "waiting"]

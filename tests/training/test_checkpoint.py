@@ -158,7 +158,9 @@ def test_weights_alone_can_start_another_training(tiny: Callable[..., TrialConfi
     with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
         load_weights(tmp_path, other.model)
     save(tmp_path, 3, original)
-    assert load_weights(tmp_path, other.model) == 3
+    assert load_weights(tmp_path, other.model) == load_weights(tmp_path, other.model, 3) == 3
+    with pytest.raises(FileNotFoundError, match="is of step 3, not 4"):
+        load_weights(tmp_path, other.model, 4)
     assert equal(weights(original), weights(other))
     wider = learner(tiny(model={"ffn_size": 32}))
     with pytest.raises(ValueError, match=r"ffn\.down\.weight is \[16, 32\] in this model and \[16, 16\] in the"):

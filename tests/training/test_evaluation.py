@@ -102,3 +102,29 @@ def test_a_sequence_longer_than_the_held_out_text_is_an_error(corpus: Path, tmp_
     dataset = prepare(DataConfig(source=str(corpus)), tmp_path / "data")
     with pytest.raises(DataError, match=r"holds out \d+ tokens: too few for a sequence of 1000000"):
         dataset.held_out(1, 1_000_000)
+
+
+def test_domains_with_too_little_text_are_one(tmp_path: Path) -> None:
+    """A folder for each document is no reason to hold half of the text out, nor for thousands of metrics."""
+    for index in range(300):
+        folder = tmp_path / "text" / f"site{index:03d}"
+        folder.mkdir(parents=True)
+        (folder / "page.txt").write_text(f"{index:03d}" * 20)
+    (tmp_path / "text" / "book").mkdir()
+    (tmp_path / "text" / "book" / "all.txt").write_text("b" * 4000)
+    (tmp_path / "text" / "tiny").mkdir()
+    (tmp_path / "text" / "tiny" / "a.txt").write_text("# a")
+    manifest = prepare(DataConfig(source=str(tmp_path / "text")), tmp_path / "data").manifest
+    assert set(manifest.domains) == {"book", "other"}
+    assert manifest.domains["book"].bytes == 200
+    assert 0.05 <= manifest.domains["other"].bytes / (300 * 60 + 3) < 0.06
+
+
+def test_a_domain_of_one_short_document_is_in_both_parts(tmp_path: Path) -> None:
+    """A cut that leaves nothing to evaluate on would end in a division by no bytes."""
+    for name, text in (("a", "aaaa"), ("b", "bb")):
+        (tmp_path / "text" / name).mkdir(parents=True)
+        (tmp_path / "text" / name / "only.txt").write_text(text)
+    manifest = prepare(DataConfig(source=str(tmp_path / "text")), tmp_path / "data").manifest
+    assert {name: counts.bytes for name, counts in manifest.domains.items()} == {"a": 1, "b": 1}
+    assert manifest.train.bytes == 4

@@ -183,6 +183,9 @@ def test_choices_are_made_by_the_likelihood_of_each_answer(
         normed.append((totals / [len(answer) for answer in answers]).argmax() == doc["answer"])
         brier.append(((chances - np.eye(len(answers))[doc["answer"]]) ** 2).sum())
     results = run("quiz", choice, tokenizer, batch_size)
+    lengths = [len(tokenizer.tokens(f"{doc['question']} {answer}")) for doc in QUESTIONS for answer in doc["choices"]]
+    cut = sum(length > LENGTH + 1 for length in lengths)  # the last token is no input
+    assert results.pop("quiz/cut", 0) == cut  # contexts that lost their beginnings are told beside the accuracy
     assert 0 < np.mean(right) + np.mean(normed) < 2
     expected = {"acc": np.mean(right), "acc_norm": np.mean(normed), "brier_score": np.mean(brier), "samples": 5}
     assert results == pytest.approx({f"quiz/{name}": value for name, value in expected.items()}, rel=1e-4)

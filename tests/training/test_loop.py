@@ -357,3 +357,25 @@ def test_a_corpus_that_is_too_small_is_an_error(tiny: Tiny, tmp_path: Path) -> N
     """Sequences longer than the text are told as such, with what there is."""
     with pytest.raises(DataError, match=r"too small for training\.sequence_length 100000"):
         train(tiny(training={"sequence_length": "100k"}), NullRecorder(), tmp_path, "cpu")
+
+
+def test_training_that_goes_on_resumes_without_what_it_went_on_from(
+    tiny: Tiny, dataset: Dataset, tmp_path: Path
+) -> None:
+    """It starts from the weights that it is given, and from its own checkpoint once it has one."""
+    first, second = tiny(), tiny(training={"tokens": 40 * 64})
+    train(first, NullRecorder(), tmp_path / "first", "cpu", dataset=dataset)
+    start = tmp_path / "first" / "checkpoints"
+    whole, parts = Memory(), [Memory(), Memory()]
+    train(second, whole, tmp_path / "whole", "cpu", dataset=dataset, start=start, start_step=20)
+    assert whole.series("train/loss")[1] < 5 < math.log(257)
+    stops = iter([False, True])
+    folder = tmp_path / "parts"
+    given: dict[str, Any] = {"dataset": dataset, "start": start, "start_step": 20}
+    train(second, parts[0], folder, "cpu", should_stop=lambda: next(stops, True), **given)
+    for path in start.iterdir():
+        path.unlink()
+    train(second, parts[1], folder, "cpu", **given)
+    assert parts[0].series("train/loss") | parts[1].series("train/loss") == whole.series("train/loss")
+    with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
+        train(second, NullRecorder(), tmp_path / "another", "cpu", **given)
