@@ -1,7 +1,7 @@
 """What trained models do beyond their training: loss at other lengths and under another RoPE, retrieval, tasks."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,13 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gatelab.results.comparison import Comparison, compare
-from gatelab.results.figures import curves_by_seed, draw_curves, panels
+from gatelab.results.figures import Variants, curves_by_seed, draw_curves, panels
 from gatelab.results.folders import RunsFolder
 from gatelab.results.frames import answers, metrics_of
 from gatelab.results.measures import measure
-
-Variants = Mapping[str, str | None]
-"""Variant -> its baseline, in the order of the legend."""
 
 LENGTH = re.compile(r"length/(?P<length>\d+)/(?P<rope>[^/]+)/loss")
 POSITION = re.compile(r"length/(?P<length>\d+)/(?P<rope>[^/]+)/position/(?P<first>\d+)-(?P<last>\d+)")

@@ -1,7 +1,6 @@
 """Curves over training: a line for each variant, a band over its seeds, and the paired difference to the baseline."""
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -9,13 +8,13 @@ import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gatelab.results.figures import Curve, curves_by_seed, draw_curves, paired_differences, tidy
+from gatelab.results.figures import Curve, Variants, curves_by_seed, differences_to_baselines, draw_curves, tidy
 from gatelab.results.measures import with_unit
 
 SPANS = 200  # points of a line; a metric recorded at more steps is averaged over spans first
 
 
-def plot_curves(metrics: pa.Table, metric: str, variants: Mapping[str, str | None], title: str) -> Figure:
+def plot_curves(metrics: pa.Table, metric: str, variants: Variants, title: str) -> Figure:
     """Plot a metric against steps, and below it each variant's difference to its baseline at equal seeds.
 
     Args:
@@ -35,11 +34,7 @@ def plot_curves(metrics: pa.Table, metric: str, variants: Mapping[str, str | Non
     last, points = pc.max(rows["step"]).as_py(), pc.count_distinct(rows["step"]).as_py()
     span = math.ceil(last / SPANS) if points > SPANS else 1
     curves = {variant: _by_seed(rows.filter(pc.equal(rows["variant"], variant)), span, last) for variant in variants}
-    differences = {
-        variant: paired_differences(curves[variant], curves[baseline])
-        for variant, baseline in variants.items()
-        if baseline in curves and baseline != variant
-    }
+    differences = differences_to_baselines(curves, variants)
     unit = with_unit(metric).removeprefix(metric)
     compared = any(differences.values())
     figure = Figure(figsize=(6.5, 6.2 if compared else 4.2), layout="constrained")

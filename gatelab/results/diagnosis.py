@@ -14,10 +14,11 @@ from matplotlib.ticker import MaxNLocator
 from gatelab.results.comparison import Comparison, compare
 from gatelab.results.figures import (
     Curve,
+    Variants,
     curves_by_seed,
+    differences_to_baselines,
     draw_curves,
     legend_below,
-    paired_differences,
     panels,
     tidy,
 )
@@ -65,9 +66,6 @@ TABLE = (
     *("train/loss_spikes", "train/gradient_spikes"),
 )
 GATE_TABLE = ("mean", "below_0.1", "first_token_mean")
-
-Variants = Mapping[str, str | None]
-"""Variant -> its baseline, in the order of the legend."""
 
 
 class NoDiagnostics(ValueError):
@@ -148,11 +146,7 @@ def plot_by_position(metrics: pa.Table, variants: Variants, title: str) -> Figur
     seen = [float(np.sqrt(np.prod(_bounds(name)))) for name in rows["name"].to_pylist()]
     rows = rows.append_column("seen", pa.array(seen)).sort_by("seen")
     curves = {variant: curves_by_seed(rows.filter(pc.equal(rows["variant"], variant)), "seen") for variant in variants}
-    differences = {
-        variant: paired_differences(curves[variant], curves[baseline])
-        for variant, baseline in variants.items()
-        if baseline in curves and baseline != variant
-    }
+    differences = differences_to_baselines(curves, variants)
     compared = any(differences.values())
     figure = Figure(figsize=(6.5, 5.4 if compared else 3.4), layout="constrained")
     grid = figure.subplots(1 + compared, 1, sharex=True, squeeze=False)[:, 0]

@@ -22,6 +22,8 @@ DASHES = ("-", "--", "-.", ":")
 
 Curve = tuple[npt.NDArray[Any], npt.NDArray[np.float64]]
 """Abscissae, ascending, and values."""
+Variants = Mapping[str, str | None]
+"""Variant -> its baseline, in the order of the legend."""
 
 
 def curves_by_seed(rows: pa.Table, abscissa: str = "step", value: str = "value") -> dict[int, Curve]:
@@ -36,7 +38,16 @@ def curves_by_seed(rows: pa.Table, abscissa: str = "step", value: str = "value")
     return curves
 
 
-def paired_differences(own: Mapping[int, Curve], baseline: Mapping[int, Curve]) -> dict[int, Curve]:
+def differences_to_baselines(curves: dict[str, dict[int, Curve]], variants: Variants) -> dict[str, dict[int, Curve]]:
+    """Of each variant that has a baseline beside itself, the paired differences of its curves."""
+    return {
+        variant: _paired_differences(curves[variant], curves[baseline])
+        for variant, baseline in variants.items()
+        if baseline in curves and baseline != variant
+    }
+
+
+def _paired_differences(own: Mapping[int, Curve], baseline: Mapping[int, Curve]) -> dict[int, Curve]:
     """Own less the baseline's value, at the seeds and abscissae that both have."""
     paired = {}
     for seed in own.keys() & baseline.keys():

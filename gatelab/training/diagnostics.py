@@ -144,9 +144,8 @@ def _see_attention(
     query, key, value, logits = inputs
     with torch.autocast(query.device.type, enabled=False):  # products in float32, whatever the model computes in
         statistics = attention_statistics(query, key)
-    take = {"max_logit": tally.largest, "first_token_share_top_head": tally.largest_mean}
     for name, statistic in statistics.items():
-        take.get(name, tally.mean)(f"attention/{name}", statistic)
+        (tally.largest if name == "max_logit" else tally.mean)(f"attention/{name}", statistic)
     outputs = {"sdpa": output}
     if logits is not None:
         outputs["sdpa_ungated"] = gated_attention(query, key, value)

@@ -21,13 +21,9 @@ class Tally:
         self._samples: dict[str, tuple[list[Tensor], Mapping[str, float]]] = {}
 
     def mean(self, name: str, value: Tensor) -> None:
-        """Take the mean of a batch."""
+        """Take the mean of a batch; or several of them, `[n]`, of which the largest over all batches is wanted."""
         total, weight = self._means.get(name, (torch.zeros_like(value, dtype=torch.float64), 0.0))
         self._means[name] = total + value.double() * self.weight, weight + self.weight
-
-    def largest_mean(self, name: str, values: Tensor) -> None:
-        """Take several means of a batch, `values [n]`, of which the largest is wanted."""
-        self.mean(name, values)
 
     def largest(self, name: str, value: Tensor) -> None:
         """Take the largest value of a batch."""
