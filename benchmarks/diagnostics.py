@@ -1,10 +1,12 @@
-"""What diagnostics cost: a training step and a diagnosis of the same model, measured in turn.
+"""What diagnostics cost: a training step and a diagnosis of the same model, and steps with and without the ring of
+an autopsy, measured in turn.
 
     python benchmarks/diagnostics.py [--rounds 20] [--threads 1]
 
 For the quickstart's variants and for the base small-dense: medians of both, and the share of a trial's training time
 that diagnoses take at the default frequency, points x diagnosis / (steps x step). Norms of weights and gradients,
-which are taken at the same moments, count as diagnosis. The target is 2 %.
+which are taken at the same moments, count as diagnosis. The target is 2 %. Of the ring, by how much the median step
+of a model that has one exceeds that of an equal model without; the target is 1 %.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import torch
 from common import progress, report
 
 from gatelab.ablations.presets import bases
+from gatelab.training.autopsy import Ring
 from gatelab.training.config import TrialConfig
 from gatelab.training.device import choose_device
 from gatelab.training.diagnostics import diagnose, norms
@@ -64,6 +67,27 @@ def measure(trial: TrialConfig, rounds: int) -> tuple[float, float]:
     return statistics.median(steps), statistics.median(diagnoses)
 
 
+def measure_ring(trial: TrialConfig, rounds: int) -> float:
+    """Median step with a ring / without, measured in turn on two equal models."""
+    device = choose_device()
+    plain, watched = Learner(trial, device), Learner(trial, device)
+    ring = Ring(watched.model)
+    training = trial.training
+    tokens = np.random.default_rng(0).integers(0, 257, (training.batch_size, training.sequence_length + 1))
+    batch = torch.from_numpy(tokens).to(device)
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(-1, rounds):
+        for has_ring in (False, True) if number % 2 else (True, False):
+            started = time.perf_counter()
+            loss, _ = (watched if has_ring else plain).step(0, batch)
+            if has_ring:
+                ring.take(number + 2, watched.gradient_norms)
+            loss.item()
+            if number >= 0:
+                times[has_ring].append(time.perf_counter() - started)
+    return statistics.median(times[True]) / statistics.median(times[False])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=20)
@@ -80,6 +104,10 @@ def main() -> None:
             share = trial.evaluation.points * diagnosis / (trial.training.steps * step)
             progress(f"{scale}, {name}: step {step * 1e3:.1f} ms, diagnosis {diagnosis * 1e3:.1f} ms")
             rows.append({"what": f"{scale}, {name}", "value": 100 * share, "unit": "%", "target": "<= 2 %"})
+    for name, gate in GATES.items():
+        ratio = measure_ring(trial_of("tiny-dense", {}, gate), 5 * arguments.rounds)
+        progress(f"ring of an autopsy, tiny-dense, {name}: {ratio:.4f}")
+        rows.append({"what": f"ring, tiny-dense, {name}", "value": 100 * (ratio - 1), "unit": "%", "target": "<= 1 %"})
     report("diagnostics", rows)
 
 

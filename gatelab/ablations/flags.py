@@ -1,6 +1,6 @@
 """Studies from the command line: a file or a named study, and flags that override it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ def study_from_flags(
     baseline: Sequence[str] = (),
     match: str | None = None,
     name: str | None = None,
+    tolerance: Mapping[str, Any] | None = None,
 ) -> StudyPlan:
     """The study of a file, of a preset (a named study or base), or of axes alone.
 
     `axes` are PATH=LEVEL,LEVEL,…; `sets` and `baseline` are PATH=VALUE; `seeds` is a count, or a comma-separated
-    list. Raises StudyError.
+    list; `tolerance` overrides fields of the file's. Raises StudyError.
     """
     if path is not None and preset is not None:
         raise StudyError([Problem("--preset", "give a study file or a preset, not both", preset)], COMMAND_LINE)
@@ -39,6 +40,7 @@ def study_from_flags(
         "seeds": None if seeds is None else _seeds(seeds),
         "baseline": {key: _value("--baseline", value) for key, value in _pairs("--baseline", baseline)} or None,
         "match": match,
+        "tolerance": tolerance or None,
     }
     if preset is not None and preset in study_files():
         path = study_files()[preset]
@@ -50,7 +52,7 @@ def study_from_flags(
         hint = "name a study file, --preset NAME (see: gatelab presets) or --axis PATH=LEVEL,LEVEL"
         raise StudyError([Problem("study", hint)], COMMAND_LINE)
     raw = {"base": preset} if preset else {}
-    asked = {"raw": raw, "set": list(sets), **{key: value for key, value in fields.items() if key != "seeds"}}
+    asked = {"raw": raw, "set": list(sets), **{key: fields[key] for key in fields if key not in ("seeds", "tolerance")}}
     raw["name"] = f"adhoc-{digest(asked)[:8]}"
     return make_study(raw, COMMAND_LINE, None, overrides, **fields)
 

@@ -11,13 +11,12 @@ from pydantic import ValidationError
 from gatelab.ablations.continuing import clashes
 from gatelab.ablations.errors import Problem
 from gatelab.ablations.identity import canonical_json, canonical_variant, trial_id
+from gatelab.ablations.learning_rates import LEARNING_RATE, RateRule, with_rate
 from gatelab.ablations.matching import NotMatchable, match_model
 from gatelab.ablations.paths import UnknownPath, check_value, get_path, readable, set_path
 from gatelab.ablations.study import Level, StudyPlan, level_label
 from gatelab.models.accounting import count_parameters, flops_per_token, training_memory
 from gatelab.training.config import DataConfig, TrialConfig
-
-LEARNING_RATE = "training.optimizer.learning_rate"
 
 Levels = tuple[Level, ...]
 
@@ -77,14 +76,22 @@ class Matrix:
         return next(variant for variant in self.variants if variant.label == label)
 
 
-def build_matrix(plan: StudyPlan, data_identity: Callable[[DataConfig], str]) -> Matrix:
+Optimum = Callable[[StudyPlan, dict[str, str]], float | None]
+"""The learning rate that a search found for a variant of a study, by its levels; None if it found none."""
+
+
+def build_matrix(
+    plan: StudyPlan,
+    data_identity: Callable[[DataConfig], str],
+    optimum: Optimum = lambda plan, levels: None,
+) -> Matrix:
     """All trials of a study. `data_identity` names the tokens that a data configuration yields.
 
-    Raises StudyError if nothing is left to run, the baseline is not there, the budget is exceeded or a model is not
-    that of the trials that it continues.
+    Raises StudyError if nothing is left to run, the baseline is not there, the budget is exceeded, a learning rate is
+    to be that of a search which has found none, or a model is not that of the trials that it continues.
     """
     identify = functools.cache(data_identity)
-    earlier = None if plan.earlier is None else build_matrix(plan.earlier, identify)
+    earlier = None if plan.earlier is None else build_matrix(plan.earlier, identify, optimum)
     excluded: dict[str, str] = {}
     impossible: dict[str, str] = {}
     groups: dict[str, list[Levels]] = {}  # equal configurations
@@ -121,6 +128,7 @@ def build_matrix(plan: StudyPlan, data_identity: Callable[[DataConfig], str]) ->
     labels = _group_labels(plan, names, groups)
     baselines = _baselines(plan, groups)
     variants = {}
+    unsearched = []
     for key, members in groups.items():
         config, base = configs[key], baselines.get(key)
         if base is not None and plan.study.match != "none" and earlier is None:
@@ -132,10 +140,16 @@ def build_matrix(plan: StudyPlan, data_identity: Callable[[DataConfig], str]) ->
                 impossible[labels[key]] = str(error)
                 continue
             config = config.model_copy(update={"model": model})
+        levels = _common_levels(plan, members)
+        rate = _learning_rate(plan, config, levels, optimum)
+        if rate is None:
+            unsearched.append(labels[key])
+            continue
+        config = with_rate(config, rate)
         added = None if base is None else _parameters(config) - _parameters(configs[base])
         variants[key] = Variant(
             label=labels[key],
-            levels=_common_levels(plan, members),
+            levels=levels,
             config=config,
             parameters=_parameters(config),
             added_parameters=added,
@@ -148,6 +162,9 @@ def build_matrix(plan: StudyPlan, data_identity: Callable[[DataConfig], str]) ->
             baseline=None if base is None else labels[base],
             parent=parents[key].label if key in parents else None,
         )
+    if unsearched:
+        message = f"gatelab lr-tolerance has found no optimum yet for {'; '.join(unsearched)}"
+        raise plan.error(Problem("learning_rate", message, "search"))
     folded = {
         labels[key]: tuple(_label(plan, names, member) for member in members)
         for key, members in groups.items()
@@ -156,7 +173,7 @@ def build_matrix(plan: StudyPlan, data_identity: Callable[[DataConfig], str]) ->
     matrix = Matrix(
         plan=plan,
         variants=tuple(variants.values()),
-        trials=tuple(_trials(plan, variants.values(), identify, earlier)),
+        trials=tuple(trials_of(plan, variants.values(), identify, earlier)),
         combinations=combinations,
         folded=folded,
         excluded=excluded,
@@ -271,10 +288,17 @@ def _baselines(plan: StudyPlan, groups: dict[str, list[Levels]]) -> dict[str, st
     return found
 
 
-def _trials(
+def _learning_rate(plan: StudyPlan, config: TrialConfig, levels: dict[str, str], optimum: Optimum) -> float | None:
+    rule = plan.study.learning_rate
+    if isinstance(rule, RateRule):
+        return rule.rate(config)
+    return optimum(plan, levels) if rule == "search" else config.training.optimizer.learning_rate
+
+
+def trials_of(
     plan: StudyPlan, variants: Collection[Variant], identify: Callable[[DataConfig], str], earlier: Matrix | None
 ) -> Iterator[Trial]:
-    """Seed by seed, so that a study that is cut short has complete blocks."""
+    """The trials of variants: seed by seed, so that a study that is cut short has complete blocks."""
     canonical = {
         variant.label: canonical_variant(variant.config, identify(variant.config.data)) for variant in variants
     }
@@ -350,11 +374,19 @@ def _notes(matrix: Matrix, used_rules: set[int]) -> Iterator[str]:
     for index, rule in enumerate(study.exclude):
         if index not in used_rules and rule not in inherited:  # one that is may be about levels that are left out here
             yield f"exclude[{index}] ({_describe_rule(rule)}) excludes nothing"
-    if not any(LEARNING_RATE in axis.paths for axis in plan.axes) and LEARNING_RATE not in study.fixed:
+    varied = any(LEARNING_RATE in axis.paths for axis in plan.axes) or study.learning_rate != "given"
+    if not varied and LEARNING_RATE not in study.fixed:
         rate = matrix.variants[0].config.training.optimizer.learning_rate
         yield (
             f"{LEARNING_RATE} is neither an axis nor declared fixed: the comparison holds at {rate:g} only, "
             "and a variant with another optimum is judged unfairly"
+        )
+    schedules = [variant.config.training.schedule for variant in matrix.variants]
+    budgets = any("training.tokens" in axis.paths for axis in plan.axes)
+    if budgets and any(schedule.kind == "wsd" and 0 < schedule.warmup < 1 for schedule in schedules):
+        yield (
+            "token budgets could share one trunk under wsd if training.schedule.warmup were a number of steps: as a "
+            "fraction it is another for each budget"
         )
     if len(study.seeds) == 1:
         yield "one seed: differences will have no interval"

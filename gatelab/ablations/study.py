@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
 from gatelab.ablations.continuing import (
     continuing_problems,
@@ -18,6 +18,7 @@ from gatelab.ablations.continuing import (
 )
 from gatelab.ablations.errors import Problem, StudyError, nearest
 from gatelab.ablations.identity import digest
+from gatelab.ablations.learning_rates import LEARNING_RATE, RateRule, ToleranceConfig
 from gatelab.ablations.paths import UnknownPath, check_value, flatten, leaf_paths, merge, readable
 from gatelab.ablations.presets import bases
 from gatelab.ablations.yaml_source import KeyPath, line_of, load_yaml
@@ -74,6 +75,14 @@ class Study(Config):
     """Narrow or widen the feed-forward layer until every variant has its baseline's parameters, or FLOPs per token."""
     seeds: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], BeforeValidator(_parse_seeds)] = [0]
     """How many (0, 1, …), or which."""
+    learning_rate: Annotated[
+        Annotated[Literal["given", "search"], Tag("word")] | Annotated[RateRule, Tag("rule")],
+        Discriminator(lambda value: "rule" if isinstance(value, Mapping | RateRule) else "word"),
+    ] = "given"
+    """given: as the base and the axes say; a rule by which it follows the size of the model or its training; or
+    search: for each variant the optimum that `gatelab lr-tolerance` found."""
+    tolerance: ToleranceConfig = ToleranceConfig()
+    """How that is searched for."""
     nuisance: list[str] = []
     """Axes that must be tuned for a fair comparison but are not what is asked; every other axis is scientific."""
     fixed: list[str] = []
@@ -116,7 +125,7 @@ class StudyPlan:
     @property
     def hash(self) -> str:
         """SHA-256 of what was asked, wherever it was written."""
-        asked = self.study.model_dump(mode="json", exclude={"base", "continues"})
+        asked = self.study.model_dump(mode="json", exclude={"base", "continues", "tolerance"})
         before = {} if self.earlier is None else {"continues": self.earlier.hash}
         return digest({**asked, "base": _jsonable(self.base), **before})
 
@@ -187,6 +196,8 @@ def _make(
     if "axes" in given:
         # What is no mapping stays, for the check below to refuse.
         given["axes"] = {**axes_of_file, **given["axes"]} if isinstance(axes_of_file, Mapping) else axes_of_file
+    if "tolerance" in given and isinstance(raw.get("tolerance"), Mapping):
+        given["tolerance"] = {**raw["tolerance"], **given["tolerance"]}
     said = {**raw, **given}
     earlier = _earlier(said.get("continues"), source, lines, files)
     if earlier is not None:
@@ -252,15 +263,17 @@ def _read_study(
         return None, problems
 
 
+_NO_KEYS = ("str", "function-before", "word", "rule")
+_SECTIONS: dict[str, type[Config]] = {"budget": Budget, "tolerance": ToleranceConfig, "learning_rate": RateRule}
+
+
 def _study_problems(error: ValidationError, lines: dict[KeyPath, int]) -> Iterator[Problem]:
     for detail in error.errors():
         # Union members appear in the location as words that are no keys.
-        location = tuple(
-            part for part in detail["loc"] if part not in ("str", "function-before") and "[" not in str(part)
-        )
+        location = tuple(part for part in detail["loc"] if part not in _NO_KEYS and "[" not in str(part))
         key = ".".join(map(str, location))
         if detail["type"] == "extra_forbidden":
-            fields = Budget.model_fields if location[0] == "budget" else Study.model_fields
+            fields = _SECTIONS.get(str(location[0]), Study).model_fields
             yield Problem(key, f"unknown key; {nearest(str(location[-1]), fields)}", line=line_of(lines, location))
         elif detail["type"] == "missing":
             yield Problem(key, "required", line=None)
@@ -409,7 +422,12 @@ def _reference_problems(plan: StudyPlan) -> Iterator[Problem]:
             )
         elif any(path in axis.paths for axis in plan.axes):
             yield Problem("fixed", "an axis varies it", path, line_of(plan.lines, ("fixed",)))
-    if study.match != "none" and any("model.ffn_size" in axis.paths for axis in plan.axes):
+    varied = [axis.name for axis in plan.axes if LEARNING_RATE in axis.paths]
+    if study.learning_rate != "given" and varied:
+        message = f"axis {varied[0]} varies the learning rate"
+        yield Problem("learning_rate", message, str(study.learning_rate), line_of(plan.lines, ("learning_rate",)))
+    # Along an axis that the baseline does not name, variant and baseline have the same width to begin with.
+    if study.match != "none" and any("model.ffn_size" in axis.paths and axis.name in plan.baseline for axis in plan.axes):
         yield Problem(
             "match", "sets model.ffn_size, which an axis varies", study.match, line_of(plan.lines, ("match",))
         )

@@ -10,6 +10,9 @@ from gatelab.results.folders import DEFAULT_ROOT
 
 StudyFile = Annotated[Path | None, typer.Argument(help="A study file (YAML).", show_default=False)]
 StudyName = Annotated[str, typer.Argument(help="A study's name, or its file.", show_default=False)]
+StudyToRun = Annotated[
+    str | None, typer.Argument(help="A study file, which is run first; or the name of a study.", show_default=False)
+]
 Preset = Annotated[str | None, typer.Option(help="A named study or base instead of a file (see: gatelab presets).")]
 Axes = Annotated[list[str], typer.Option("--axis", help="PATH=LEVEL,LEVEL,… Adds or replaces an axis; repeatable.")]
 Sets = Annotated[list[str], typer.Option("--set", help="PATH=VALUE in the base configuration; repeatable.")]
@@ -34,6 +37,11 @@ DEFAULT_RUNS = DEFAULT_ROOT
 
 def study_name(given: str) -> str:
     """The name of a study that is given by name or by file."""
-    if given.endswith((".yaml", ".yml")):
+    if is_file(given):
         return study_from_flags(Path(given)).study.name
     return given
+
+
+def is_file(given: str | None) -> bool:
+    """Whether a study is given by file, not by name."""
+    return given is not None and given.endswith((".yaml", ".yml"))

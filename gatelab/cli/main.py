@@ -2,7 +2,7 @@
 
 import typer
 
-from gatelab.cli import evaluate, machine, plan, results, run
+from gatelab.cli import evaluate, machine, plan, rates, results, run, scaling, stability
 
 app = typer.Typer(
     name="gatelab",
@@ -16,10 +16,13 @@ app = typer.Typer(
 for command in (
     plan.plan,
     run.run,
+    rates.lr_tolerance,
+    scaling.scaling,
     results.status,
     results.compare,
     results.curves,
     results.diagnose,
+    stability.stability,
     evaluate.evaluate,
     evaluate.attention_map,
     results.export,

@@ -7,6 +7,7 @@ from rich.markup import escape
 
 from gatelab.ablations.flags import study_from_flags
 from gatelab.ablations.matrix import Matrix
+from gatelab.ablations.trunks import branches
 from gatelab.cli import arguments as args
 from gatelab.cli.console import console, duration, plural, print_grid, print_json, quantity, reporting_errors
 from gatelab.orchestrator.record import trial_entry
@@ -42,8 +43,8 @@ def plan(
         asked = study_from_flags(
             study, preset=preset, axes=axis, sets=set_, seeds=seeds, baseline=baseline, match=match, name=name
         )
-        matrix = planning.plan_study(asked)
         folder = RunsFolder(runs)
+        matrix = planning.plan_study(asked, planning.searched(folder))
         cost = planning.estimate(matrix, folder) if estimate else None
         waiting = [
             sum(not planning.is_over_in(folder, trial) for trial in earlier.trials) for earlier in matrix.chain[:-1]
@@ -101,6 +102,12 @@ def _summary(matrix: Matrix, cost: "Estimate | None") -> list[str]:
     for role, names in (("scientific", scientific), ("nuisance", study.nuisance), ("fixed", study.fixed)):
         if names:
             lines.append(f"{role}: {escape(', '.join(names))}")
+    if study.learning_rate != "given":
+        rule = "the optimum that was searched for" if study.learning_rate == "search" else str(study.learning_rate)
+        rates = {variant.config.training.optimizer.learning_rate: None for variant in matrix.variants}
+        lines.append(f"learning rate: {escape(rule)} ({', '.join(f'{rate:g}' for rate in rates)})")
+    if shared := branches(matrix.trials):
+        lines.append(f"{plural(len(shared), 'trial')} branch off from longer ones: their budgets share a trunk")
     if study.match != "none":
         lines.append(f"matched {study.match}: the feed-forward layer is sized for it")
     lists = [

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from gatelab.ablations.flags import study_from_flags
 from gatelab.ablations.matrix import Matrix, Trial
+from gatelab.ablations.study import StudyPlan
 from gatelab.cli import arguments as args
 from gatelab.cli.console import (
     DONE,
@@ -52,30 +53,38 @@ def run(
     Example: gatelab run studies/quickstart.yaml
     Example: gatelab run --axis model.gate.position=none,value,sdpa --seeds 3 --set training.tokens=2M
     """
-    from gatelab.orchestrator import driver, planning
+    from gatelab.orchestrator import driver
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is an interrupt
     folder = RunsFolder(runs)
     options = driver.Options(concurrency, gpus_per_trial, address, tracking_uri, retries, checkpoint_seconds)
     console.quiet = json
-    report: dict[str, Any] = {}
     with reporting_errors():
         plan = study_from_flags(
             study, preset=preset, axes=axis, sets=set_, seeds=seeds, baseline=baseline, match=match, name=name
         )
-        chain = planning.plan_study(plan).chain
-        _refuse_early(chain, folder, concurrency)
-        for matrix in chain:
-            if len(chain) > 1:
-                console.print(f"[bold]{escape(matrix.plan.study.name)}[/]")
-            progress, published = _run_matrix(matrix, folder, options)
-            # What a study continues is reported within it.
-            report = _report(progress, matrix.plan.study.name, published) | ({"continues": report} if report else {})
-            if progress.stopping:
-                break
+        report, code = run_plan(plan, folder, options)
     if json:
         print_json(report)
-    raise typer.Exit(INTERRUPTED if progress.stopping else SOME_FAILED if _failed(report) else DONE)
+    raise typer.Exit(code)
+
+
+def run_plan(plan: StudyPlan, folder: RunsFolder, options: "driver.Options") -> tuple[dict[str, Any], int]:
+    """Run a study and those that it continues; return what a program reads of it, and the exit code."""
+    from gatelab.orchestrator import planning
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is an interrupt
+    chain = planning.plan_study(plan, planning.searched(folder)).chain
+    _refuse_early(chain, folder, options.concurrency)
+    report: dict[str, Any] = {}
+    for matrix in chain:
+        if len(chain) > 1:
+            console.print(f"[bold]{escape(matrix.plan.study.name)}[/]")
+        progress, published = _run_matrix(matrix, folder, options)
+        # What a study continues is reported within it.
+        report = _report(progress, matrix.plan.study.name, published) | ({"continues": report} if report else {})
+        if progress.stopping:
+            return report, INTERRUPTED
+    return report, SOME_FAILED if _failed(report) else DONE
 
 
 def _refuse_early(chain: tuple[Matrix, ...], folder: RunsFolder, concurrency: int | None) -> None:
@@ -173,7 +182,7 @@ def train(
     folder = RunsFolder(runs)
     with reporting_errors():
         plan = study_from_flags(study, preset=preset, axes=axis, sets=set_, seeds=f"{seed},")
-        matrix = planning.plan_study(plan)
+        matrix = planning.plan_study(plan, planning.searched(folder))
         labels = [entry.label for entry in matrix.variants]
         label = variant or labels[0]
         if label not in labels:

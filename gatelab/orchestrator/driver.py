@@ -6,8 +6,7 @@ trials write journals, which the driver reads for its display and one mirror cop
 
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,17 @@ import ray
 from ray.exceptions import RayError
 
 from gatelab.ablations.matrix import Matrix, Trial
+from gatelab.ablations.trunks import Branch, branches
 from gatelab.orchestrator.cluster import CannotRun, connected, share
 from gatelab.orchestrator.mirroring import MirrorThread
 from gatelab.orchestrator.record import study_record, write_record
 from gatelab.orchestrator.worker import EvaluationPrinter, Task, TrialWorker, run_task
 from gatelab.results.folders import RunsFolder, read_json, write_json
 from gatelab.results.journal import JournalTail
+from gatelab.training.checkpoint import is_whole
 from gatelab.training.config import DataConfig
 from gatelab.training.data import Dataset, prepare
+from gatelab.training.loop import milestone
 
 POLL_SECONDS = 0.5  # between two looks at the journals, for the display
 STOP_SECONDS = 60.0  # for trials to reach a checkpoint after an interrupt
@@ -128,7 +130,7 @@ def run_study(
         with MirrorThread(folder, record, options.tracking_uri or folder.tracking_uri) as mirror:
             if pending:
                 with connected(options.address):
-                    _Driver(pending, identities, folder, options, progress, mirror, show, len(matrix.trials)).run()
+                    _Driver(matrix, pending, identities, folder, options, progress, mirror, show).run()
         progress.mirror_problem = mirror.problem
         show(progress)
         return progress
@@ -144,9 +146,8 @@ def run_here(
     show: Callable[[int, Mapping[str, float]], None],
 ) -> dict[str, Any]:
     """Train one trial in this process and return its outcome; `show` gets its validation metrics as they come."""
-    task = _task(
-        trial, _prepare_data([trial], folder)[trial.id], folder, folder.root / "never", checkpoint_seconds, device
-    )
+    identity = _prepare_data([trial], folder)[trial.id]
+    task = _task(trial, identity, folder, folder.root / "never", checkpoint_seconds, device=device)
     return run_task(task, lambda journal: EvaluationPrinter(journal, show))
 
 
@@ -173,7 +174,14 @@ def _prepare_data(trials: list[Trial], folder: RunsFolder) -> dict[str, str]:
 
 
 def _task(
-    trial: Trial, identity: str, folder: RunsFolder, stop_file: Path, checkpoint_seconds: float, device: str = "auto"
+    trial: Trial,
+    identity: str,
+    folder: RunsFolder,
+    stop_file: Path,
+    checkpoint_seconds: float,
+    branch: Branch | None = None,
+    milestones: Iterable[int] = (),
+    device: str = "auto",
 ) -> Task:
     return Task(
         trial_id=trial.id,
@@ -184,6 +192,8 @@ def _task(
         checkpoint_seconds=checkpoint_seconds,
         device=device,
         parent=trial.parent,
+        branch=branch,
+        milestones=tuple(sorted(milestones)),
     )
 
 
@@ -192,6 +202,7 @@ class _Driver:
 
     def __init__(
         self,
+        matrix: Matrix,
         pending: list[Trial],
         identities: dict[str, str],
         folder: RunsFolder,
@@ -199,11 +210,17 @@ class _Driver:
         progress: Progress,
         mirror: MirrorThread,
         show: Callable[[Progress], None],
-        matrix_size: int,
     ) -> None:
         self.identities, self.folder, self.options = identities, folder, options
         self.progress, self.mirror, self.show = progress, mirror, show
-        self.pending = deque(pending)
+        self.branches = branches(matrix.trials)
+        self.milestones: dict[str, set[int]] = {}  # of a trunk: where others leave it
+        for branch in self.branches.values():
+            self.milestones.setdefault(branch.trunk, set()).add(branch.step)
+        # Seed by seed, and of each seed first the trunks that others wait for.
+        self.pending = sorted(
+            pending, key=lambda trial: (matrix.plan.study.seeds.index(trial.seed), trial.id in self.branches)
+        )
         self.failures: dict[str, int] = {}
         self.stop_file = folder.root.resolve() / f"stop-{os.getpid()}-{time.time_ns()}"
         self.workers: dict[Any, Any] = {}  # running task -> its worker
@@ -211,7 +228,7 @@ class _Driver:
         self.idle: list[Any] = []
         self.tails: dict[str, JournalTail] = {}
         # From the whole matrix, not from what is left of it: a study that is resumed runs with as many threads.
-        self.share = share(options.concurrency, options.gpus_per_trial, matrix_size)
+        self.share = share(options.concurrency, options.gpus_per_trial, len(matrix.trials))
         progress.concurrency = self.share.concurrency
 
     def run(self) -> None:
@@ -228,17 +245,32 @@ class _Driver:
         for _ in range(min(self.share.concurrency, len(self.pending))):
             self.idle.append(self._new_worker())
         while self.pending or self.tasks:
-            while self.pending and self.idle:
-                self._dispatch(self.pending.popleft(), self.idle.pop())
+            while self.idle and (trial := next(filter(self._is_ready, self.pending), None)):
+                self.pending.remove(trial)
+                self._dispatch(trial, self.idle.pop())
             self._wait()
+
+    def _is_ready(self, trial: Trial) -> bool:
+        """Whether a trial can begin: one that leaves a longer one waits until that has got there, or is over."""
+        branch = self.branches.get(trial.id)
+        if branch is None or self.progress.trials[branch.trunk].state not in ("waiting", "running"):
+            return True
+        return is_whole(milestone(self.folder.trial(branch.trunk).path, branch.step))
 
     def _new_worker(self) -> Any:
         remote = ray.remote(TrialWorker).options(num_cpus=self.share.cpus, num_gpus=self.share.gpus)
         return remote.remote(self.share.threads)
 
     def _dispatch(self, trial: Trial, worker: Any) -> None:
-        identity, seconds = self.identities[trial.id], self.options.checkpoint_seconds
-        task = _task(trial, identity, self.folder, self.stop_file, seconds)
+        task = _task(
+            trial,
+            self.identities[trial.id],
+            self.folder,
+            self.stop_file,
+            self.options.checkpoint_seconds,
+            self.branches.get(trial.id),
+            self.milestones.get(trial.id, ()),
+        )
         reference = worker.run.remote(task)
         self.workers[reference], self.tasks[reference] = worker, trial
         self.tails.setdefault(trial.id, JournalTail(self.folder.trial(trial.id).journal))

@@ -1,15 +1,21 @@
 """A plan before anything runs: the matrix, what is done already, and how long the rest would take here."""
 
+import functools
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gatelab.ablations.errors import Problem
-from gatelab.ablations.matrix import Matrix, Trial, build_matrix
+from gatelab.ablations.learning_rates import LEARNING_RATE, rounded
+from gatelab.ablations.matrix import Matrix, Optimum, Trial, build_matrix
+from gatelab.ablations.rate_matrix import SUFFIX
 from gatelab.ablations.study import StudyPlan
+from gatelab.ablations.trunks import branches
 from gatelab.orchestrator.driver import is_over
-from gatelab.results.folders import RunsFolder, read_json, write_json
+from gatelab.results.folders import NotFound, RunsFolder, read_json, write_json
+from gatelab.results.publish import read_tolerance
+from gatelab.results.tolerance import NotSearched
 from gatelab.training.config import TrialConfig
 from gatelab.training.corpus import DataError
 from gatelab.training.data import Manifest, data_identity, prepare
@@ -18,17 +24,61 @@ MEASURED_STEPS = 5
 MEASURED_TOKENS = 16_384  # at most, in a step
 
 
-def plan_study(plan: StudyPlan) -> Matrix:
-    """The matrix of a study on the data that it names. Raises StudyError."""
+def plan_study(plan: StudyPlan, optimum: Optimum = lambda plan, levels: None) -> Matrix:
+    """The matrix of a study on the data that it names; `optimum` knows what searches found. Raises StudyError."""
     try:
-        return build_matrix(plan, data_identity)
+        return build_matrix(plan, data_identity, optimum)
     except DataError as error:
         raise plan.error(Problem("data", str(error))) from error
 
 
+def plan_search(plan: StudyPlan) -> Matrix:
+    """The matrix of a study whose learning rates are to be searched, at the given ones. Raises StudyError."""
+    varied = [axis.name for axis in plan.axes if LEARNING_RATE in axis.paths]
+    if varied:
+        raise plan.error(
+            Problem(f"axes.{varied[0]}", "varies the learning rate, which is to be searched: leave it out")
+        )
+    return plan_study(_at_given_rates(plan))
+
+
+def _at_given_rates(plan: StudyPlan) -> StudyPlan:
+    return replace(plan, study=plan.study.model_copy(update={"learning_rate": "given"}))
+
+
+def searched(folder: RunsFolder) -> Optimum:
+    """What the searches in a runs folder found: the optimal learning rate of a study's variant, by its levels.
+
+    A variant that was not searched at its own token budget takes the optimum at the largest that was.
+    """
+
+    @functools.cache
+    def sweeps_of(study: str) -> list[tuple[dict[str, str], int, float | None]]:
+        try:
+            found = read_tolerance(folder, study + SUFFIX)
+        except (NotFound, NotSearched):
+            return []
+        return [(arm.sweep.levels, arm.sweep.tokens, arm.optimum) for arm in found.arms]
+
+    def optimum_of(plan: StudyPlan, levels: dict[str, str]) -> float | None:
+        budgets = {axis.name for axis in plan.axes if axis.paths == {"training.tokens"}}
+
+        def without_budget(of: dict[str, str]) -> dict[str, str]:
+            return {axis: level for axis, level in of.items() if axis not in budgets}
+
+        known = sweeps_of(plan.study.name)
+        same = [arm for arm in known if arm[0] == levels] or [
+            arm for arm in known if without_budget(arm[0]) == without_budget(levels)
+        ]
+        rate = max(same, key=lambda arm: arm[1])[2] if same else None
+        return None if rate is None else rounded(rate)
+
+    return optimum_of
+
+
 def prepare_study(plan: StudyPlan, folder: RunsFolder) -> list[Manifest]:
     """Prepare all data that a study trains on; return what they are made of. Raises StudyError, DataError."""
-    configs = {variant.config.data: None for variant in plan_study(plan).variants}
+    configs = {variant.config.data: None for variant in plan_study(_at_given_rates(plan)).variants}
     return [prepare(config, folder.data).manifest for config in configs]
 
 
@@ -80,7 +130,11 @@ def estimate(matrix: Matrix, folder: RunsFolder, concurrency: int | None = None)
             tokens = training.steps * training.tokens_per_step
             forward = variant.config.evaluation.points * variant.config.evaluation.tokens / 3
             seconds[variant.label] = variant.flops_per_token * (tokens + forward) / speed
-    total = sum(seconds[trial.variant] for trial in remaining) if speed else None
+    shared = {id: branch.step for id, branch in branches(matrix.trials).items()}
+    total = None
+    if speed is not None:
+        own = (1 - shared.get(trial.id, 0) / trial.config.training.steps for trial in remaining)
+        total = sum(seconds[trial.variant] * share for trial, share in zip(remaining, own, strict=True))
     hours = matrix.plan.study.budget.hours
     if hours is not None and total is not None and total / 3600 > hours:
         problem = Problem("budget.hours", f"the trials still to run are estimated at {total / 3600:.1f} h", hours)

@@ -1,8 +1,10 @@
 """A study's record: what was launched, in a form that tables can read without knowing what a study is."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from gatelab.ablations.identity import digest
+from gatelab.ablations.ladder import ladder
 from gatelab.ablations.matrix import Matrix, Trial
 from gatelab.results.folders import RunsFolder, read_json, write_json
 
@@ -19,6 +21,9 @@ def study_record(matrix: Matrix) -> dict[str, Any]:
         "hash": plan.hash,
         **({"continues": plan.earlier.study.name} if plan.earlier else {}),
         "axes": [axis.name for axis in plan.axes],
+        "ladder": list(ladder(plan.axes)),
+        "learning_rate": str(plan.study.learning_rate),
+        "tolerance": {**plan.study.tolerance.model_dump(mode="json"), "lattice": plan.study.tolerance.lattice},
         "match": plan.study.match,
         "variants": {
             variant.label: {
@@ -28,6 +33,8 @@ def study_record(matrix: Matrix) -> dict[str, Any]:
                 "parameters": variant.parameters,
                 "added_parameters": variant.added_parameters,
                 "flops_per_token": variant.flops_per_token,
+                "tokens": variant.config.training.steps * variant.config.training.tokens_per_step,
+                "learning_rate": variant.config.training.optimizer.learning_rate,
             }
             for variant in matrix.variants
         },
@@ -50,3 +57,23 @@ def write_record(folder: RunsFolder, record: dict[str, Any]) -> None:
         return
     write_json(study.path / f"study-{digest(record)[:12]}.json", record)
     write_json(study.record, record)
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In what a study differs from what it was when it was launched before, for people."""
+    found = []
+    old, new = (sorted({trial["seed"] for trial in record["trials"]}) for record in (before, now))
+    if old != new:
+        found.append(f"seeds {', '.join(map(str, old))} -> {', '.join(map(str, new))}")
+    ids = {(trial["variant"], trial["seed"]): trial["id"] for trial in before["trials"]}
+    others = {
+        trial["variant"]
+        for trial in now["trials"]
+        if ids.get((trial["variant"], trial["seed"])) not in (None, trial["id"])
+    }
+    if others:
+        found.append(
+            f"another configuration or other data of {', '.join(sorted(others)[:3])}"
+            + (", …" if len(others) > 3 else "")
+        )
+    return found

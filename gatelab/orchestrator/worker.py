@@ -13,14 +13,16 @@ from typing import Any
 import filelock
 import torch
 
+from gatelab.ablations.trunks import Branch
 from gatelab.orchestrator.provenance import code_version
 from gatelab.results.folders import RunsFolder, TrialFolder, read_json, write_json
-from gatelab.results.journal import Journal
+from gatelab.results.journal import Journal, begin_with
 from gatelab.results.measures import sums_up
+from gatelab.training.checkpoint import is_whole
 from gatelab.training.config import TrialConfig
 from gatelab.training.data import Dataset
 from gatelab.training.device import choose_device, compute_dtype, environment
-from gatelab.training.loop import train
+from gatelab.training.loop import milestone, train
 from gatelab.training.recorder import Recorder
 
 ERROR_LINES = 6  # of a traceback, in a report
@@ -38,6 +40,8 @@ class Task:
     checkpoint_seconds: float
     device: str = "auto"
     parent: str | None = None  # id of the trial whose final weights this one starts from
+    branch: Branch | None = None  # where it leaves a longer trial, which keeps a checkpoint there
+    milestones: tuple[int, ...] = ()  # steps at which shorter trials leave this one
 
 
 class EvaluationPrinter:
@@ -113,10 +117,13 @@ def _train(task: Task, folder: TrialFolder, recorder: Callable[[Journal], Record
     try:
         trial = TrialConfig.model_validate(task.config)
         device = choose_device(task.device)
-        _describe_attempt(task, folder, environment(device, compute_dtype(trial.training, device)))
         runs = RunsFolder(Path(task.root))
+        trunk = _trunk(task, runs)
+        _describe_attempt(task, folder, environment(device, compute_dtype(trial.training, device)))
         dataset = Dataset(runs.data / task.data_identity)
         parent = None if task.parent is None else runs.trial(task.parent)
+        if trunk is not None and task.branch is not None:
+            begin_with(folder.journal, runs.trial(task.branch.trunk).journal, task.branch.step)
         with Journal(folder.journal) as journal:
             outcome = train(
                 trial,
@@ -126,6 +133,8 @@ def _train(task: Task, folder: TrialFolder, recorder: Callable[[Journal], Record
                 dataset=dataset,
                 start=None if parent is None else parent.checkpoints,
                 start_step=None if parent is None else (read_json(parent.outcome) or {})["step"],
+                trunk=trunk,
+                milestones=task.milestones,
                 checkpoint_seconds=task.checkpoint_seconds,
                 should_stop=Path(task.stop_file).exists,
             )
@@ -140,6 +149,15 @@ def _train(task: Task, folder: TrialFolder, recorder: Callable[[Journal], Record
     if outcome.status != "stopped":
         write_json(folder.outcome, report)
     return report
+
+
+def _trunk(task: Task, runs: RunsFolder) -> Path | None:
+    """Folder of the checkpoint at which a trial leaves a longer one; None where there is none, as when that diverged
+    before: then it is trained from its own start, to the same end."""
+    if task.branch is None:
+        return None
+    folder = milestone(runs.trial(task.branch.trunk).path, task.branch.step)
+    return folder if is_whole(folder) else None
 
 
 def _describe_attempt(task: Task, folder: TrialFolder, machine: dict[str, str]) -> None:

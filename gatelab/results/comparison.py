@@ -158,11 +158,16 @@ def _row(
     )
 
 
-def _notes(runs: pa.Table, rows: Sequence[ComparisonRow]) -> Iterator[str]:
+def environment_notes(runs: pa.Table) -> Iterator[str]:
+    """In what the trials of a `runs` frame differ that they should have in common."""
     for name in ENVIRONMENT:
         kinds = [value for value in pc.unique(runs[name]).to_pylist() if value is not None]
         if len(kinds) > 1:
             yield f"trials differ in {name}: {', '.join(sorted(kinds))}"
+
+
+def _notes(runs: pa.Table, rows: Sequence[ComparisonRow]) -> Iterator[str]:
+    yield from environment_notes(runs)
     unfinished = sum(count for row in rows for name, count in row.outcomes.items() if name in UNFINISHED)
     if unfinished:
         yield f"{unfinished} trials have not finished: the table will change"

@@ -198,7 +198,8 @@ def _values(runs: pa.Table, name: str) -> str:
 
 def _of_diagnostics(metrics: pa.Table, layers: bool) -> pa.Table:
     """The rows of layers, or of the whole model. Raises NoDiagnostics if no trial was measured."""
-    rows = metrics.filter((pc.is_valid if layers else pc.is_null)(metrics["layer"]))
+    of_autopsies = pc.starts_with(metrics["name"], "autopsy/")  # of no evaluation
+    rows = metrics.filter(pc.and_not((pc.is_valid if layers else pc.is_null)(metrics["layer"]), of_autopsies))
     if not pc.any(pc.equal(rows["name"], "attention/entropy")).as_py():
         raise NoDiagnostics("no trial has recorded diagnostics yet, or evaluation.diagnostic_tokens is 0")
     return rows

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from gatelab.results.folders import RunsFolder
 from gatelab.results.frames import evaluation_rows, metrics_from_journals, runs_from_journals
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PACKAGES = ("gatelab", "torch", "ray", "mlflow", "pyarrow", "numpy")
 
 

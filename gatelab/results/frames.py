@@ -5,7 +5,7 @@ artifact of its MLflow run) says which trials there are; journals and outcomes, 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import filelock
@@ -56,6 +56,7 @@ def runs_schema(axes: list[str], also: Iterable[str] = ()) -> pa.Schema:
             ("parameters", pa.int64()),
             ("added_parameters", pa.int64()),  # over the baseline
             ("flops_per_token", pa.int64()),  # to train on a token
+            ("tokens", pa.int64()),  # to train on
             *((AXIS + axis, pa.utf8()) for axis in axes),  # its level; null: makes no difference to this variant
             *((name, pa.float64()) for name in (*SUMMARY, *sorted(set(also) - set(SUMMARY)))),
             *((name, pa.utf8()) for name in PROVENANCE),
@@ -66,6 +67,18 @@ def runs_schema(axes: list[str], also: Iterable[str] = ()) -> pa.Schema:
 def axes_of(runs: pa.Table) -> tuple[str, ...]:
     """The axes of a `runs` frame."""
     return tuple(name.removeprefix(AXIS) for name in runs.column_names if name.startswith(AXIS))
+
+
+def arm_of(trial: Mapping[str, Any], without: Collection[str]) -> str:
+    """The label of a row of `runs` by its levels on all axes but some: which of the compared changes it is."""
+    levels = levels_of(trial, without)
+    return ", ".join(f"{name.rpartition('.')[2]}={level}" for name, level in levels.items()) or "base"
+
+
+def levels_of(trial: Mapping[str, Any], without: Collection[str]) -> dict[str, str]:
+    """Axis -> level of a row of `runs`, of all axes but some; those that make no difference to it are absent."""
+    levels = {name.removeprefix(AXIS): level for name, level in trial.items() if name.startswith(AXIS)}
+    return {name: level for name, level in levels.items() if level is not None and name not in without}
 
 
 def metrics_of(runs: pa.Table) -> tuple[str, ...]:
@@ -93,6 +106,7 @@ def _run_row(
         "parameters": variant["parameters"],
         "added_parameters": variant["added_parameters"],
         "flops_per_token": variant["flops_per_token"],
+        "tokens": variant.get("tokens"),
         **{AXIS + axis: variant["levels"].get(axis) for axis in record["axes"]},
         **metrics,
         **{name: origin.get(name) or None for name in PROVENANCE},
@@ -101,7 +115,11 @@ def _run_row(
 
 def runs_from_journals(folder: RunsFolder, study: str) -> pa.Table:
     """`runs` of a study from its trials' own files. Raises NotFound."""
-    record = folder.study(study).read()
+    return runs_of_record(folder, folder.study(study).read())
+
+
+def runs_of_record(folder: RunsFolder, record: Mapping[str, Any]) -> pa.Table:
+    """`runs` of the trials that a study's record names."""
     rows = []
     for trial in record["trials"]:
         files = folder.trial(trial["id"])

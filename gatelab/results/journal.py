@@ -56,6 +56,11 @@ class Journal:
             self._values.append(value)
             self._times.append(now)
 
+    def append(self, rows: pa.Table) -> None:
+        """Write rows of another journal as they are, steps ascending."""
+        for batch in rows.to_batches():
+            self._writer.write_batch(batch)
+
     def flush(self) -> None:
         """Write what was recorded if the last write is long enough ago. Call it between steps."""
         if time.monotonic() - self._written_at >= self._flush_seconds:
@@ -83,6 +88,16 @@ class Journal:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def begin_with(folder: Path, trunk: Path, step: int) -> None:
+    """Let a journal that is not there yet begin with what another recorded of training, up to a step."""
+    if any(folder.glob("*.arrows")):
+        return
+    rows = read_journal(trunk)
+    shared = pc.and_(pc.less_equal(rows["step"], step), pc.starts_with(rows["name"], "train/"))
+    with Journal(folder) as journal:
+        journal.append(rows.filter(shared))
 
 
 class JournalTail:

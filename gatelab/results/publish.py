@@ -11,13 +11,25 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 
 from gatelab.results import beyond
+from gatelab.results.autopsies import autopsies_grid
 from gatelab.results.comparison import DEFAULT_METRIC, Comparison, compare
 from gatelab.results.curves import plot_curves
 from gatelab.results.diagnosis import FIGURES, NoDiagnostics, diagnosis, diagnosis_grid
 from gatelab.results.export import export_frames
 from gatelab.results.figures import save_figure
 from gatelab.results.folders import RunsFolder
-from gatelab.results.frames import evaluation_rows, metrics_from_journals, runs_from_journals
+from gatelab.results.frames import evaluation_rows, metrics_from_journals, runs_from_journals, runs_of_record
+from gatelab.results.scaling import Scaling, scaling
+from gatelab.results.scaling_report import plot_scaling, scaling_csv, scaling_dict, scaling_grids
+from gatelab.results.stability import (
+    Stability,
+    plot_all,
+    settings_of,
+    stability,
+    stability_csv,
+    stability_dict,
+    stability_grid,
+)
 from gatelab.results.tables import (
     Grid,
     comparison_csv,
@@ -28,6 +40,8 @@ from gatelab.results.tables import (
     to_latex,
     to_markdown,
 )
+from gatelab.results.tolerance import Tolerance, tolerance
+from gatelab.results.tolerance_report import plot_tolerance, tolerance_csv, tolerance_grid, tolerance_json
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {
     "md": lambda comparison: to_markdown(comparison_grid(comparison)),
@@ -52,6 +66,28 @@ MEASURED_FORMATS: dict[str, Callable[[Measured], str]] = {
     "tex": lambda found: to_latex(found.grid),
     "csv": lambda found: comparison_csv(*found.comparisons),
     "json": lambda found: json.dumps([comparison_dict(comparison) for comparison in found.comparisons], indent=1),
+}
+
+
+TOLERANCE_FORMATS: dict[str, Callable[[Tolerance], str]] = {
+    "md": lambda found: to_markdown(tolerance_grid(found)),
+    "tex": lambda found: to_latex(tolerance_grid(found)),
+    "csv": tolerance_csv,
+    "json": tolerance_json,
+}
+
+STABILITY_FORMATS: dict[str, Callable[[Stability], str]] = {
+    "md": lambda found: "\n".join(map(to_markdown, _stability_grids(found))),
+    "tex": lambda found: "\n".join(map(to_latex, _stability_grids(found))),
+    "csv": stability_csv,
+    "json": lambda found: json.dumps(stability_dict(found), indent=1),
+}
+
+SCALING_FORMATS: dict[str, Callable[[Scaling], str]] = {
+    "md": lambda report: "\n".join(map(to_markdown, scaling_grids(report))),
+    "tex": lambda report: "\n".join(map(to_latex, scaling_grids(report))),
+    "csv": scaling_csv,
+    "json": lambda report: json.dumps(scaling_dict(report), indent=1),
 }
 
 
@@ -102,6 +138,55 @@ def write_evaluation(folder: RunsFolder, study: str) -> Measured:
     figures = {name: draw(rows, _variants(comparisons), study) for name, draw in beyond.FIGURES.items()}
     found = Measured(comparisons, measures_grid("evaluation", comparisons, beyond.answer_notes(folder, study)))
     return _write_measured(folder.study(study).path, "evaluation", found, figures)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A report for people, and the files that hold it."""
+
+    report: Any
+    grids: tuple[Grid, ...]
+    tables: list[Path]
+    plots: list[Path]
+
+
+def read_tolerance(folder: RunsFolder, study: str) -> Tolerance:
+    """What a learning-rate search found. Raises NotFound, NotSearched."""
+    rules = folder.study(study).read()["tolerance"]
+    return tolerance(runs_from_journals(folder, study), rules["lattice"], rules["rates"], rules["margin"])
+
+
+def write_tolerance(folder: RunsFolder, study: str, target: Path | None = None) -> Written:
+    """What a learning-rate search found: tables and the plot, into its folder. Raises NotFound, NotSearched."""
+    found = read_tolerance(folder, study)
+    stem = (target or folder.study(study).path) / "tolerance"
+    plots = save_figure(plot_tolerance(found), stem)
+    return Written(found, (tolerance_grid(found),), _write(stem, found, TOLERANCE_FORMATS), plots)
+
+
+def write_scaling(folder: RunsFolder, study: str, bootstraps: int, target: Path | None = None) -> Written:
+    """Laws fitted to a study's ladder: tables and the plot, into its folder. Raises NotFound, NotScalable."""
+    record = folder.study(study).read()
+    report = scaling(runs_of_record(folder, record), record.get("ladder", []), bootstraps=bootstraps)
+    stem = (target or folder.study(study).path) / "scaling"
+    plots = save_figure(plot_scaling(report, study), stem)
+    return Written(report, tuple(scaling_grids(report)), _write(stem, report, SCALING_FORMATS), plots)
+
+
+def write_stability(folder: RunsFolder, study: str, target: Path | None = None) -> Written:
+    """How stable a study's trials were: tables and plots, into its folder. Raises NotFound, NoSteps."""
+    runs, metrics = runs_from_journals(folder, study), metrics_from_journals(folder, study)
+    found = stability(runs, metrics, settings_of(folder, study))
+    target = target or folder.study(study).path
+    tables = _write(target / "stability", found, STABILITY_FORMATS)
+    figures = plot_all(runs, metrics, found)
+    plots = [path for stem, figure in figures.items() for path in save_figure(figure, target / stem)]
+    return Written(found, _stability_grids(found), tables, plots)
+
+
+def _stability_grids(found: Stability) -> tuple[Grid, ...]:
+    autopsies = [autopsies_grid(found.study, found.autopsies)] if found.autopsies else []
+    return (stability_grid(found), *autopsies)
 
 
 def _write_measured(target: Path, name: str, found: Measured, figures: Mapping[str, Figure | None]) -> Measured:

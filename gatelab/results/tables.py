@@ -112,8 +112,8 @@ def comparison_json(comparison: Comparison) -> str:
 def comparison_dict(comparison: Comparison) -> dict[str, Any]:
     """A comparison as JSON values; numbers that do not exist are None."""
     rows = [{**asdict(row), "is_baseline": row.is_baseline, "verdict": row.verdict} for row in comparison.rows]
-    finite: dict[str, Any] = _finite({**asdict(comparison), "rows": rows})
-    return finite
+    whole: dict[str, Any] = finite({**asdict(comparison), "rows": rows})
+    return whole
 
 
 def comparison_csv(*comparisons: Comparison) -> str:
@@ -219,6 +219,12 @@ _LATEX |= {
     "–": "--",
     "†": r"$^\dagger$",
     "−": "$-$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
 }
@@ -228,9 +234,10 @@ def _latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """JSON values with None in the place of numbers that are not finite."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -54,6 +54,11 @@ def load_checkpoint(
     return commit["step"], commit["state"]
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether there is a checkpoint that was written to its end."""
+    return any(folder.glob("step-*.json"))
+
+
 def load_weights(folder: Path, model: nn.Module, step: int | None = None) -> int:
     """Restore only a model, from the newest whole checkpoint; return its step.
 

@@ -132,6 +132,11 @@ class TrainingConfig(Config):
         warmup = self.schedule.warmup
         return round(warmup * self.steps if warmup < 1 else warmup)
 
+    @property
+    def decay_start(self) -> int:
+        """Steps before the decay of wsd."""
+        return self.steps - round(self.schedule.decay * self.steps)
+
 
 class EvaluationConfig(Config):
     """Evaluation on held-out text."""

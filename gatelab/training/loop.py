@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gatelab.training.autopsy import SPIKES, Ring
 from gatelab.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from gatelab.training.config import TrialConfig
 from gatelab.training.data import Dataset, prepare
@@ -35,9 +36,10 @@ class Outcome:
     """Optimiser steps done."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What sums the trial up: validation/* and the diagnostics of the whole model, of the last evaluation;
-    train/final_loss, the mean over the steps since the last look but one; train/mean_tokens_per_second and
-    train/seconds, of training alone; memory/peak_bytes; of the losses of all steps train/loss_spikes,
-    train/loss_spike_steps and train/loss_nonfinite_steps (see `SpikeCounter`), and the same of their gradient norms."""
+    train/initial_loss, of the first batch before any step; train/final_loss, the mean over the steps since the last
+    look but one; train/mean_tokens_per_second and train/seconds, of training alone; memory/peak_bytes; of the losses
+    of all steps train/loss_spikes, train/loss_spike_steps and train/loss_nonfinite_steps (see `SpikeCounter`), and the
+    same of their gradient norms."""
     reason: str = ""
     """Why it diverged."""
 
@@ -51,6 +53,8 @@ def train(
     dataset: Dataset | None = None,
     start: Path | None = None,
     start_step: int | None = None,
+    trunk: Path | None = None,
+    milestones: Collection[int] = (),
     checkpoint_seconds: float = 60.0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
@@ -62,13 +66,18 @@ def train(
             clipping); at each look, every `log_every` steps: train/learning_rate and train/tokens_per_second;
             at each evaluation: validation/… (see `loss_metrics`), validation/position/…, attention/…, activation/…,
             sdpa/… and gate/… of the whole model and by layer (see `diagnose`), and by layer gradient_norm and
-            the norms of its parts (see `norms`).
+            the norms of its parts (see `norms`); at a divergence and at the first loss spikes by layer autopsy/… of the
+            last steps (see `Ring`).
         workdir: where checkpoints are written and looked for.
         device: auto, cpu, cuda or cuda:N.
         dataset: the prepared data of `trial.data`; prepared under `workdir/data` by default.
         start: folder of the checkpoints whose newest weights training starts from; by default they are drawn from the
             seed. Step, optimiser state and schedule start anew.
         start_step: the step that these weights must be of.
+        trunk: folder of a checkpoint of a longer trial that is this one up to there; training goes on from it, as from
+            a checkpoint of its own.
+        milestones: steps, multiples of `log_every`, at which a checkpoint for such shorter trials is kept, under
+            `milestone(workdir, step)`.
         checkpoint_seconds: time between two checkpoints; there is one at the end, too.
         should_stop: asked at each look; when it says yes, a checkpoint is written and training stops.
 
@@ -81,8 +90,13 @@ def train(
     """
     where = choose_device(device)
     dataset = dataset or prepare(trial.data, workdir / "data")
-    run = _Run(trial, recorder, workdir / "checkpoints", where, dataset, start, start_step)
+    run = _Run(trial, recorder, workdir, where, dataset, start, start_step, trunk, frozenset(milestones))
     return run.run(checkpoint_seconds, should_stop)
+
+
+def milestone(workdir: Path, step: int) -> Path:
+    """Folder of the checkpoint that a trial keeps for shorter ones that branch off at a step."""
+    return workdir / "milestones" / f"step-{step:09d}"
 
 
 class _Run:
@@ -92,15 +106,17 @@ class _Run:
         self,
         trial: TrialConfig,
         recorder: Recorder,
-        checkpoints: Path,
+        workdir: Path,
         device: torch.device,
         dataset: Dataset,
         start: Path | None,
         start_step: int | None,
+        trunk: Path | None,
+        milestones: frozenset[int],
     ) -> None:
         self.trial, self.training, self.dataset = trial, trial.training, dataset
-        self.recorder, self.checkpoints, self.device, self.start = recorder, checkpoints, device, start
-        self.start_step = start_step
+        self.recorder, self.workdir, self.device = recorder, workdir, device
+        self.start, self.start_step, self.trunk, self.milestones = start, start_step, trunk, milestones
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")
             torch.cuda.reset_peak_memory_stats(device)
@@ -114,6 +130,7 @@ class _Run:
         self.seconds = 0.0  # of training, over all attempts, without evaluation and checkpoints
         self.metrics: dict[str, float] = {}
         self.spikes = {"loss": SpikeCounter(), "gradient": SpikeCounter()}
+        self.ring = Ring(self.learner.model) if trial.evaluation.diagnostic_tokens else None
         self.unseen: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of the steps since the last look
 
     def run(self, checkpoint_seconds: float, should_stop: Callable[[], bool]) -> Outcome:
@@ -128,13 +145,17 @@ class _Run:
             if not reason and evaluate:
                 reason = self._evaluate()
             if reason:
+                if self.ring:
+                    self.ring.write(self.recorder, self.step)
                 self.recorder.commit()
                 return Outcome("diverged", self.step, self.metrics, reason)
             self.recorder.flush()
             last = self.step == self.training.steps
             stop = not last and should_stop()
+            if self.step in self.milestones:
+                self._save(milestone(self.workdir, self.step))
             if last or stop or time.monotonic() - saved_at >= checkpoint_seconds:
-                self._save()
+                self._save(self.checkpoints)
                 saved_at = time.monotonic()
             if stop:
                 return Outcome("stopped", self.step, self.metrics)
@@ -148,6 +169,8 @@ class _Run:
         batch = torch.from_numpy(windows).to(self.device, non_blocking=True)
         self.unseen.append(self.learner.step(self.step, batch))
         self.step += 1
+        if self.ring:
+            self.ring.take(self.step, self.learner.gradient_norms)
 
     def _look(self, elapsed: float) -> str:
         """Record the steps since the last look; the reason if they show that training has diverged, else ''."""
@@ -157,9 +180,13 @@ class _Run:
         first = self.step - len(losses) + 1
         for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), first):
             self.recorder.record(step, {"train/loss": loss, "train/gradient_norm": norm})
+        known = self.spikes["loss"].spikes
         self.spikes["loss"].count(losses)
+        if self.ring and known < min(self.spikes["loss"].spikes, SPIKES):
+            self.ring.write(self.recorder, self.step)
         self.spikes["gradient"].count(norms)
         mean = math.fsum(losses) / len(losses) if all(map(math.isfinite, losses)) else math.nan
+        self.metrics.setdefault("train/initial_loss", losses[0])
         self.metrics |= {
             "train/final_loss": mean,
             "train/mean_tokens_per_second": self.step * self.training.tokens_per_step / self.seconds,
@@ -206,15 +233,21 @@ class _Run:
         loss = summary["validation/loss"]
         return "" if math.isfinite(loss) else f"the validation loss was {loss} at step {self.step}"
 
-    def _save(self) -> None:
+    @property
+    def checkpoints(self) -> Path:
+        return self.workdir / "checkpoints"
+
+    def _save(self, folder: Path) -> None:
         # First the journal: a checkpoint must never be ahead of the record of how it was reached.
         self.recorder.commit()
         spikes = {name: counter.state() for name, counter in self.spikes.items()}
         state: dict[str, Any] = {"seconds": self.seconds, "metrics": self.metrics, "spikes": spikes}
-        save_checkpoint(self.checkpoints, self.step, self.learner.model, self.learner.optimizer, state)
+        save_checkpoint(folder, self.step, self.learner.model, self.learner.optimizer, state)
 
     def _resume(self) -> None:
         restored = load_checkpoint(self.checkpoints, self.learner.model, self.learner.optimizer)
+        if restored is None and self.trunk is not None:
+            restored = load_checkpoint(self.trunk, self.learner.model, self.learner.optimizer)
         if restored is None and self.start is not None:
             load_weights(self.start, self.learner.model, self.start_step)
         elif restored is not None:

@@ -26,7 +26,7 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     peak = config.optimizer.learning_rate
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
-    start = warmup if schedule.kind == "cosine" else steps - round(schedule.decay * steps)
+    start = warmup if schedule.kind == "cosine" else config.decay_start
     if schedule.kind == "constant" or step < start:
         return peak
     progress = (step - start) / (steps - 1 - start) if start < steps - 1 else 1.0

@@ -21,6 +21,8 @@ class Learner:
         self.model = model.to(device).train()
         self.parameters = list(self.model.parameters())
         self.optimizer = build_optimizer(self.model, trial.training.optimizer)
+        self.gradient_norms = torch.empty(0)
+        """Norms of the gradients of the last step, before clipping: one for each parameter that has a gradient."""
 
     def step(self, step: int, windows: Tensor) -> tuple[Tensor, Tensor]:
         """Do step number `step` (from 0) on `windows [batch, T + 1]` (int64).
@@ -38,7 +40,9 @@ class Learner:
                 part_loss = language_model_loss(self.model, part) / accumulation
             part_loss.backward()  # type: ignore[no-untyped-call]
             loss += part_loss.detach()
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        # What get_total_norm does, and the norms that it does not return.
+        self.gradient_norms = torch.stack(torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None]))
+        norm = torch.linalg.vector_norm(self.gradient_norms)
         if clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, clip_norm, norm)
         self.optimizer.step()

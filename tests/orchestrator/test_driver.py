@@ -17,6 +17,7 @@ from gatelab.orchestrator.driver import Options, Progress, run_here, run_study
 from gatelab.results.comparison import compare
 from gatelab.results.folders import RunsFolder, read_json
 from gatelab.results.frames import metrics_from_journals, runs_from_journals, runs_from_mlflow
+from gatelab.results.journal import read_journal
 from gatelab.training.corpus import DataError
 
 pytestmark = pytest.mark.usefixtures("own_ray")
@@ -217,3 +218,31 @@ def test_training_in_process_is_the_same_trial(tiny_study: Build, tmp_path: Path
     assert [step for step, _ in shown] == [10, 20] * 2
     assert counts(run_study(matrix, by_hand, Options())) == {"finished": 2}
     assert segments(by_hand) == 2
+
+
+def test_budgets_share_a_trunk(tiny_study: Build, tmp_path: Path) -> None:
+    """Shorter budgets go on from the longest one's checkpoints, and give the table that they give alone."""
+    schedule = {"kind": "wsd", "warmup": 4, "decay": 0.5}
+    wsd = {"training.log_every": 2, **{f"training.schedule.{name}": value for name, value in schedule.items()}}
+    together, apart = RunsFolder(tmp_path / "together"), RunsFolder(tmp_path / "apart")
+    matrix = tiny_study(wsd, axes={"training.tokens": [1280, 640, 2560]})
+    assert counts(run_study(matrix, together, Options())) == {"finished": 3}
+    for tokens in (640, 1280, 2560):
+        run_study(tiny_study(wsd, name=f"only-{tokens}", axes={"training.tokens": [tokens]}), apart, Options())
+    for trial in matrix.trials:
+        ours, theirs = (read_json(each.trial(trial.id).outcome) for each in (together, apart))
+        assert ours is not None and theirs is not None
+        for name in ("validation/loss", "train/final_loss", "train/initial_loss"):
+            assert ours["metrics"][name] == theirs["metrics"][name]
+        curves = [read_journal(each.trial(trial.id).journal).to_pylist() for each in (together, apart)]
+        losses = [[(row["step"], row["value"]) for row in rows if row["name"] == "train/loss"] for rows in curves]
+        assert losses[0] == losses[1]
+    trained = {trial.config.training.tokens: own_steps(together, trial.id) for trial in matrix.trials}
+    assert trained == {640: 6, 1280: 10, 2560: 40}  # of 10, 20 and 40
+
+
+def own_steps(folder: RunsFolder, trial: str) -> int:
+    """Steps that a trial's own, last attempt trained."""
+    newest = max(folder.trial(trial).journal.glob("*.arrows"))
+    with pa.ipc.open_stream(newest) as stream:
+        return sum(name == "train/loss" for name in stream.read_all()["name"].to_pylist())

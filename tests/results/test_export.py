@@ -16,7 +16,7 @@ from gatelab.results.publish import publish, write_curves
 
 COLUMNS = [  # as in docs/results.md: readers of the files rely on these
     *("study", "study_hash", "trial", "variant", "baseline", "seed", "outcome", "reason", "step", "steps"),
-    *("parameters", "added_parameters", "flops_per_token", "axis/model.gate.position"),
+    *("parameters", "added_parameters", "flops_per_token", "tokens", "axis/model.gate.position"),
     *("validation/loss", "validation/bits_per_byte", "train/final_loss", "train/mean_tokens_per_second"),
     *("train/seconds", "memory/peak_bytes"),
     *("code", "commit", "data", "device", "precision", "threads", "torch", "python", "host"),

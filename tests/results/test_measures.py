@@ -16,6 +16,7 @@ KNOWN = {
     "*bits_per_byte*": ("bits/byte", "lower"),
     "train/loss": ("nats/token", "lower"),
     "train/final_loss": ("nats/token", "lower"),
+    "train/initial_loss": ("nats/token", ""),
     "validation/loss*": ("nats/token", "lower"),
     "validation/position/*": ("nats/token", "lower"),
     "length/*/loss*": ("nats/token", "lower"),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import safetensors.torch
 import torch
 
 from gatelab.models.decoder import Decoder, initialize
@@ -14,7 +15,7 @@ from gatelab.training.config import TrialConfig
 from gatelab.training.corpus import DataError
 from gatelab.training.data import Dataset, prepare
 from gatelab.training.evaluation import language_model_loss
-from gatelab.training.loop import Outcome, train
+from gatelab.training.loop import Outcome, milestone, train
 from gatelab.training.recorder import NullRecorder
 
 Tiny = Callable[..., TrialConfig]
@@ -379,3 +380,45 @@ def test_training_that_goes_on_resumes_without_what_it_went_on_from(
     assert parts[0].series("train/loss") | parts[1].series("train/loss") == whole.series("train/loss")
     with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
         train(second, NullRecorder(), tmp_path / "another", "cpu", **given)
+
+
+def test_a_branch_ends_as_if_it_had_been_trained_from_the_start(tiny: Tiny, dataset: Dataset, tmp_path: Path) -> None:
+    """A shorter budget that leaves a longer trial before its own decay has the same weights and losses, bit for bit."""
+    wsd = {"log_every": 3, "schedule": {"kind": "wsd", "warmup": 2, "decay": 0.4}}
+    short, long = tiny(training=wsd), tiny(training=wsd | {"tokens": 40 * 64})
+    start, branch = short.training.decay_start // 3 * 3, Memory()
+    train(long, NullRecorder(), tmp_path / "long", dataset=dataset, milestones=[start])
+    kept = milestone(tmp_path / "long", start)
+    whole = Memory()
+    alone = train(short, whole, tmp_path / "alone", dataset=dataset)
+    branched = train(short, branch, tmp_path / "branch", dataset=dataset, trunk=kept)
+
+    assert (alone.status, alone.step) == (branched.status, branched.step) == ("finished", 20)
+    for name in alone.metrics.keys() - {"train/seconds", "train/mean_tokens_per_second", "memory/peak_bytes"}:
+        assert branched.metrics[name] == alone.metrics[name], name
+    losses = whole.series("train/loss")
+    assert branch.series("train/loss") == {step: losses[step] for step in range(start + 1, 21)}
+    ends = [
+        safetensors.torch.load_file(tmp_path / name / "checkpoints/step-000000020.safetensors")
+        for name in ("alone", "branch")
+    ]
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+
+
+def test_milestones_change_nothing(tiny: Tiny, dataset: Dataset, tmp_path: Path) -> None:
+    """A trial that others leave is the trial that it would be without them."""
+    with_, without = Memory(), Memory()
+    train(tiny(), with_, tmp_path / "with", dataset=dataset, milestones=[6, 12])
+    train(tiny(), without, tmp_path / "without", dataset=dataset)
+    assert with_.reproducible() == without.reproducible()
+
+
+def test_the_initial_loss_is_that_of_the_first_batch(tiny: Tiny, dataset: Dataset, tmp_path: Path) -> None:
+    """Sensitivity to learning rates counts from it: the loss before any step, kept over a resumption."""
+    recorder = Memory()
+    outcome = train(tiny(), recorder, tmp_path, dataset=dataset)
+    model = Decoder(tiny().model)
+    initialize(model, 0)
+    windows = torch.from_numpy(dataset.batch(0, 0, 4, 16))
+    assert outcome.metrics["train/initial_loss"] == recorder.series("train/loss")[1]
+    assert outcome.metrics["train/initial_loss"] == pytest.approx(language_model_loss(model, windows).item(), rel=1e-5)

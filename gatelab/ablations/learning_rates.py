@@ -1,0 +1,79 @@
+"""The learning rate of a study: given, following a rule, or the optimum of a search; and how the search is made."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from gatelab.configuration import Config, Count
+from gatelab.models.accounting import count_parameters
+from gatelab.training.config import TrialConfig
+
+LEARNING_RATE = "training.optimizer.learning_rate"
+DIGITS = 3
+"""Significant digits of a learning rate that gatelab chooses: it is part of a trial's identity, and people read it."""
+
+
+def _ascending(rates: list[float]) -> list[float]:
+    rates = [rounded(rate) for rate in rates]
+    if len(rates) < 3 or rates != sorted(set(rates)):
+        raise ValueError("expected at least three learning rates, ascending")
+    return rates
+
+
+class ToleranceConfig(Config):
+    """How `gatelab lr-tolerance` searches and judges."""
+
+    rates: Annotated[list[Annotated[float, Field(gt=0)]], AfterValidator(_ascending)] = [
+        *(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
+    ]
+    """The window: every variant is trained at each of these learning rates (the default: that of arXiv 2309.14322)."""
+    extend: int = Field(3, ge=0)
+    """Most learning rates beyond the window on each side, in steps like its own: for an optimum near its border."""
+    margin: float = Field(0.02, gt=0, lt=1)
+    """A learning rate is tolerated whose loss exceeds the best by at most this share of it."""
+    resolution: float = Field(0.15, gt=0)
+    """Decades within which optimum and edges are located."""
+
+    @property
+    def lattice(self) -> list[float]:
+        """The window and `extend` learning rates on each side, ascending; steps alternate as the window's: 1, 3, 10."""
+        below, above = list(self.rates), list(self.rates)
+        for _ in range(self.extend):
+            below.insert(0, rounded(below[1] / (below[2] / below[0])))
+            above.append(rounded(above[-2] * (above[-1] / above[-3])))
+        return [*below[: self.extend], *above]
+
+
+class RateRule(Config):
+    """The learning rate as a power of the size of a trial: rate x (size / reference) ^ exponent."""
+
+    per: Literal["hidden_size", "layers", "parameters", "tokens"]
+    """What it follows."""
+    exponent: float
+    reference: Count = Field(gt=0)
+    """The size at which the given learning rate holds."""
+
+    def rate(self, config: TrialConfig) -> float:
+        """The learning rate of a trial, to three significant digits."""
+        sizes = {
+            "hidden_size": config.model.hidden_size,
+            "layers": config.model.layers,
+            "parameters": count_parameters(config.model).total,
+            "tokens": config.training.tokens,
+        }
+        given = config.training.optimizer.learning_rate
+        return rounded(given * (sizes[self.per] / self.reference) ** self.exponent)
+
+    def __str__(self) -> str:
+        return f"as {self.per} ^ {self.exponent:g}, from the given one at {self.reference:,}"
+
+
+def rounded(rate: float) -> float:
+    """A learning rate to three significant digits."""
+    return float(f"{rate:.{DIGITS}g}")
+
+
+def with_rate(config: TrialConfig, rate: float) -> TrialConfig:
+    """A configuration at another learning rate."""
+    optimizer = config.training.optimizer.model_copy(update={"learning_rate": rate})
+    return config.model_copy(update={"training": config.training.model_copy(update={"optimizer": optimizer})})

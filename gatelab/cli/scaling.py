@@ -1,0 +1,84 @@
+"""gatelab scaling: how loss falls with size and training, for each variant."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from gatelab.ablations.flags import study_from_flags
+from gatelab.cli import arguments as args
+from gatelab.cli.console import DONE, INTERRUPTED, console, fail, print_grid, print_json, reporting_errors
+from gatelab.cli.run import run_plan
+from gatelab.results.folders import RunsFolder
+
+if TYPE_CHECKING:
+    from gatelab.orchestrator import driver
+
+
+def scaling(
+    study: args.StudyToRun = None,
+    preset: args.Preset = None,
+    axis: args.Axes = [],
+    set_: args.Sets = [],
+    seeds: args.Seeds = None,
+    baseline: args.Baseline = [],
+    match: args.Match = None,
+    name: args.Name = None,
+    bootstraps: Annotated[int, typer.Option(min=100, help="Resamples behind the intervals.")] = 4000,
+    runs: args.Runs = args.DEFAULT_RUNS,
+    concurrency: args.Concurrency = None,
+    gpus_per_trial: args.GpusPerTrial = None,
+    address: args.Address = None,
+    tracking_uri: args.TrackingUri = None,
+    json: args.Json = False,
+) -> None:
+    """Fit how loss falls with size and training: exponents, compute-equivalent gain, crossover, with intervals.
+
+    The ladder is made of the axes that set sizes of the model or training.tokens; all others are compared on it.
+
+    Example: gatelab scaling studies/scaling.yaml
+    Example: gatelab scaling scaling    (what has been run so far of the study of that name)
+    """
+    from gatelab.orchestrator import driver
+
+    folder = RunsFolder(runs)
+    options = driver.Options(concurrency, gpus_per_trial, address, tracking_uri)
+    console.quiet = json
+    code = DONE
+    with reporting_errors():
+        if study is not None and not args.is_file(study):
+            named = study
+        else:
+            path = None if study is None else Path(study)
+            plan = study_from_flags(
+                path, preset=preset, axes=axis, sets=set_, seeds=seeds, baseline=baseline, match=match, name=name
+            )
+            named = plan.study.name
+            _, code = run_plan(plan, folder, options)
+        if code != INTERRUPTED:
+            _report(folder, named, bootstraps, options, json)
+    raise typer.Exit(code)
+
+
+def _report(folder: RunsFolder, study: str, bootstraps: int, options: "driver.Options", json: bool) -> None:
+    from gatelab.orchestrator.mirroring import add_to_mlflow
+    from gatelab.results.publish import write_scaling
+    from gatelab.results.scaling import NotScalable
+    from gatelab.results.scaling_report import scaling_dict
+
+    try:
+        written = write_scaling(folder, study, bootstraps)
+    except NotScalable as error:
+        fail(f"{study}: {error}", error)
+    problem = add_to_mlflow(folder, study, options.tracking_uri, [*written.tables, *written.plots])
+    if json:
+        print_json(scaling_dict(written.report))
+        return
+    for grid in written.grids:
+        print_grid(grid)
+    path = escape(str(folder.study(study).path))
+    console.print(f"\ntables   {path}/scaling.md; .tex, .csv, .json")
+    console.print(f"plot     {path}/scaling.png; .svg")
+    if problem:
+        console.print(f"[yellow]{escape(problem)}[/]")

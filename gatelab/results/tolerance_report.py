@@ -1,0 +1,243 @@
+"""What a learning-rate search found, for people and programs: a table, JSON, and the plot of loss against rate."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gatelab.results.comparison import Interval
+from gatelab.results.figures import COLOURS, DASHES, legend_below, tidy
+from gatelab.results.tables import Column, Grid, finite
+from gatelab.results.tolerance import LOSS, OPTIMUM, UPPER, Arm, Quantity, Tolerance
+
+ZOOM = 5  # margins above the best loss that the lower panel shows
+
+
+def tolerance_grid(found: Tolerance) -> Grid:
+    """A row for each property, a column for each arm; beneath each value its difference to the baseline."""
+    arms = sorted(found.arms, key=lambda arm: arm.sweep.arm != arm.sweep.baseline)
+    rows = []
+    for first in arms[0].quantities:
+        quantities = [arm.quantity(first.name) for arm in arms]
+        unit = "" if first.is_rate else f" [{first.unit}]"
+        rows.append((first.name + unit, *(_value(quantity) for quantity in quantities)))
+        if any(quantity.delta is not None and quantity.delta.n for quantity in quantities):
+            change = "  × baseline" if first.is_rate else "  Δ to baseline"
+            rows.append((change, *(_difference(quantity) for quantity in quantities)))
+    rows.append(("first not stable", *(_rate(arm.first_unstable) for arm in arms)))
+    rows.append(("tried at, from", *(f"{arm.sweep.rates[0]:g} to {arm.sweep.rates[-1]:g}" for arm in arms)))
+    rows.append(("trials, diverged", *(f"{arm.sweep.losses.size}, {arm.sweep.diverged}" for arm in arms)))
+    window = f"{found.window[0]:g} to {found.window[-1]:g}"
+    notes = [
+        "Mean over seeds [95 % t-interval]; learning rates: geometric mean. Differences are paired by seed; * the "
+        "interval does not hold 0 (or × 1), which it misses once in twenty by chance. ≥, ≤: only a bound, of at least "
+        "one seed: the learning rates that were tried do not hold it.",
+        f"S (arXiv 2309.14322): mean over {len(found.window)} learning rates, {window}, of min(loss, initial loss) "
+        "less the best; centred: over as many around the arm's own best. Diverged trials count with the initial loss.",
+        f"Edges: where the loss exceeds a seed's best by {found.margin:.0%}. Stable: finished below the initial loss.",
+        *(["† a single seed: no interval."] if any(len(arm.sweep.seeds) == 1 for arm in arms) else []),
+        *(note for arm in arms for note in arm.notes),
+        *found.notes,
+    ]
+    columns = (Column("property"), *(Column(arm.sweep.arm, numeric=True) for arm in arms))
+    return Grid(f"{found.study}: learning rates", columns, tuple(rows), (False,) * len(rows), tuple(notes))
+
+
+def _value(quantity: Quantity) -> str:
+    interval, bound = quantity.interval, quantity.bound
+    if interval.n == 0:
+        return "–"
+    mean = _number(quantity, interval.mean)
+    if bound:
+        return f"{'' if bound == '?' else bound} {mean}".strip() + (" (bounds of both kinds)" if bound == "?" else "")
+    if interval.n == 1:
+        return f"{mean} †"
+    return f"{mean} [{_number(quantity, interval.low)}, {_number(quantity, interval.high)}]"
+
+
+def _number(quantity: Quantity, value: float) -> str:
+    if quantity.is_rate:
+        return _rate(10**value)
+    return f"{value:.2f}" if quantity.unit == "decades" else f"{value:.4f}"
+
+
+def _rate(rate: float | None) -> str:
+    return "–" if rate is None else f"{rate:.3g}"
+
+
+def _difference(quantity: Quantity) -> str:
+    delta = quantity.delta
+    if delta is None or delta.n == 0:
+        return "–"
+    if quantity.is_rate:
+        mean, low, high = (f"×{10**value:.3g}" for value in (delta.mean, delta.low, delta.high))
+    else:
+        digits = 2 if quantity.unit == "decades" else 4
+        mean, low, high = (f"{value:+.{digits}f}" for value in (delta.mean, delta.low, delta.high))
+    if delta.n == 1:
+        return mean
+    return f"{mean} [{low}, {high}]" + ("*" if decided(delta) else "")
+
+
+def decided(delta: Interval) -> bool:
+    """Whether an interval does not hold 0."""
+    return delta.low > 0 or delta.high < 0
+
+
+def tolerance_dict(found: Tolerance) -> dict[str, Any]:
+    """All of it as JSON values: learning rates as such, numbers that do not exist as None."""
+    whole: dict[str, Any] = finite(
+        {
+            "study": found.study,
+            "study_hash": found.study_hash,
+            "window": list(found.window),
+            "margin": found.margin,
+            "arms": [_arm_dict(arm) for arm in found.arms],
+            "notes": list(found.notes),
+        }
+    )
+    return whole
+
+
+def _arm_dict(arm: Arm) -> dict[str, Any]:
+    sweep = arm.sweep
+    return {
+        "arm": sweep.arm,
+        "baseline": sweep.baseline,
+        "best_rate": arm.best_rate,
+        "first_unstable": arm.first_unstable,
+        "diverged": sweep.diverged,
+        "quantities": [
+            {
+                "name": quantity.name,
+                "unit": quantity.unit,
+                "mean": quantity.interval.mean,
+                "low": None if quantity.bound else quantity.interval.low,
+                "high": None if quantity.bound else quantity.interval.high,
+                "bound": quantity.bound,
+                "by_seed": {str(seed): [own.value, own.bound] for seed, own in quantity.by_seed.items()},
+                "difference": None if quantity.delta is None else vars(quantity.delta),
+            }
+            for quantity in arm.quantities
+        ],
+        "rates": sweep.rates.tolist(),
+        "seeds": list(sweep.seeds),
+        "losses": sweep.losses.tolist(),
+        "stable": sweep.stable.tolist(),
+        "notes": list(arm.notes),
+    }
+
+
+def tolerance_json(found: Tolerance) -> str:
+    """The same as text."""
+    return json.dumps(tolerance_dict(found), indent=1)
+
+
+def tolerance_csv(found: Tolerance) -> str:
+    """Every trial, for spreadsheets: arm, learning rate, seed, loss (at most the initial one), whether stable."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["arm", "learning_rate", "seed", "loss", "stable"])
+    for arm in found.arms:
+        sweep = arm.sweep
+        for row, seed in enumerate(sweep.seeds):
+            for rate, loss, stable in zip(sweep.rates, sweep.losses[row], sweep.stable[row], strict=True):
+                known = math.isfinite(loss)
+                writer.writerow([sweep.arm, f"{rate:g}", seed, loss if known else "", stable if known else ""])
+    return text.getvalue()
+
+
+def plot_tolerance(found: Tolerance) -> Figure:
+    """Loss against learning rate: all of it above, and below what is near the best, with optimum and upper edge."""
+    figure = Figure(figsize=(6.5, 6.6), layout="constrained")
+    whole, near = figure.subplots(2, 1, sharex=True, height_ratios=[2, 3])
+    for index, arm in enumerate(found.arms):
+        for axes in (whole, near):
+            _draw_arm(axes, index, arm)
+    for index, arm in enumerate(found.arms):
+        _mark(near, index, arm, found.margin)
+    whole.axvspan(found.window[0], found.window[-1], color="#000000", alpha=0.04, linewidth=0)
+    best = min(float(arm.sweep.losses[arm.sweep.stable].min(initial=np.inf)) for arm in found.arms)
+    near.set_ylim(best - 0.5 * found.margin * best, best + ZOOM * found.margin * best)
+    whole.set_xscale("log")
+    tried = np.concatenate([arm.sweep.rates for arm in found.arms])
+    whole.set_xlim(tried.min() / 1.5, tried.max() * 1.5)
+    whole.set_ylabel("validation loss\n[nats/token]")
+    near.set_ylabel("validation loss [nats/token]")
+    near.set_xlabel("learning rate (peak of the schedule)")
+    whole.set_title(
+        f"{found.study} (mean over seeds; band: their range; grey: the window of S)",
+        fontsize=9,
+    )
+    near.set_title(
+        f"near the best (● optimum and its 95 % interval; | where the loss exceeds the best by {found.margin:.0%})",
+        fontsize=9,
+    )
+    for axes in (whole, near):
+        tidy(axes)
+    handles, labels = whole.get_legend_handles_labels()
+    legend_below(figure, dict(zip(labels, handles, strict=True)))
+    figure.align_ylabels()
+    return figure
+
+
+def _style(index: int) -> dict[str, Any]:
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index // len(COLOURS) % len(DASHES)]}
+
+
+def _draw_arm(axes: Axes, index: int, arm: Arm) -> None:
+    sweep = arm.sweep
+    known = np.isfinite(sweep.mean)
+    if not known.any():
+        return
+    rates, losses = sweep.rates[known], sweep.losses[:, known]
+    axes.plot(
+        rates,
+        sweep.mean[known],
+        **_style(index),
+        linewidth=1.3,
+        marker="o",
+        markersize=2.5,
+        markeredgewidth=0,
+        label=sweep.arm,
+    )
+    axes.fill_between(
+        rates, np.nanmin(losses, 0), np.nanmax(losses, 0), color=_style(index)["color"], alpha=0.16, linewidth=0
+    )
+    unstable = ~np.all(sweep.stable, axis=0)[known]
+    axes.plot(rates[unstable], sweep.mean[known][unstable], "x", color=_style(index)["color"], markersize=6)
+
+
+def _mark(axes: Axes, index: int, arm: Arm, margin: float) -> None:
+    """The optimum with its interval, and the upper edge, of one arm."""
+    colour = _style(index)["color"]
+    best, loss, upper = (arm.quantity(name) for name, _ in (OPTIMUM, LOSS, UPPER))
+    if not loss.by_seed or not best.by_seed:
+        return
+    height = loss.interval.mean
+    if not best.bound:
+        axes.plot(10**best.interval.mean, height, "o", color=colour, markersize=7, markeredgecolor="white")
+        if best.interval.n > 1:
+            axes.plot(
+                10 ** np.array([best.interval.low, best.interval.high]), [height] * 2, color=colour, linewidth=2.5
+            )
+    if not upper.bound:
+        axes.plot(10**upper.interval.mean, height * (1 + margin), "|", color=colour, markersize=16, markeredgewidth=2)
+
+
+def summary(found: Tolerance) -> Iterator[str]:
+    """A sentence for each arm that is compared: what of its differences the seeds decide."""
+    for arm in found.arms:
+        told = [
+            f"{quantity.name} {_difference(quantity)}"
+            for quantity in arm.quantities
+            if quantity.delta is not None and quantity.delta.n > 1 and decided(quantity.delta)
+        ]
+        if arm.sweep.baseline not in (None, arm.sweep.arm):
+            yield f"{arm.sweep.arm} against {arm.sweep.baseline}: {'; '.join(told) or 'nothing is decided'}"
