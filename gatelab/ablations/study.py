@@ -427,7 +427,8 @@ def _reference_problems(plan: StudyPlan) -> Iterator[Problem]:
         message = f"axis {varied[0]} varies the learning rate"
         yield Problem("learning_rate", message, str(study.learning_rate), line_of(plan.lines, ("learning_rate",)))
     # Along an axis that the baseline does not name, variant and baseline have the same width to begin with.
-    if study.match != "none" and any("model.ffn_size" in axis.paths and axis.name in plan.baseline for axis in plan.axes):
+    compared = [axis for axis in plan.axes if axis.name in plan.baseline]
+    if study.match != "none" and any("model.ffn_size" in axis.paths for axis in compared):
         yield Problem(
             "match", "sets model.ffn_size, which an axis varies", study.match, line_of(plan.lines, ("match",))
         )

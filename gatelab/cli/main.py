@@ -2,7 +2,7 @@
 
 import typer
 
-from gatelab.cli import evaluate, machine, plan, rates, results, run, scaling, stability
+from gatelab.cli import evaluate, machine, plan, results, run, scaling, stability, tolerance
 
 app = typer.Typer(
     name="gatelab",
@@ -16,7 +16,7 @@ app = typer.Typer(
 for command in (
     plan.plan,
     run.run,
-    rates.lr_tolerance,
+    tolerance.lr_tolerance,
     scaling.scaling,
     results.status,
     results.compare,

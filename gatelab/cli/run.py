@@ -10,7 +10,6 @@ from rich.markup import escape
 
 from gatelab.ablations.flags import study_from_flags
 from gatelab.ablations.matrix import Matrix, Trial
-from gatelab.ablations.study import StudyPlan
 from gatelab.cli import arguments as args
 from gatelab.cli.console import (
     DONE,
@@ -53,7 +52,7 @@ def run(
     Example: gatelab run studies/quickstart.yaml
     Example: gatelab run --axis model.gate.position=none,value,sdpa --seeds 3 --set training.tokens=2M
     """
-    from gatelab.orchestrator import driver
+    from gatelab.orchestrator import driver, planning
 
     folder = RunsFolder(runs)
     options = driver.Options(concurrency, gpus_per_trial, address, tracking_uri, retries, checkpoint_seconds)
@@ -62,18 +61,15 @@ def run(
         plan = study_from_flags(
             study, preset=preset, axes=axis, sets=set_, seeds=seeds, baseline=baseline, match=match, name=name
         )
-        report, code = run_plan(plan, folder, options)
+        report, code = run_chain(planning.plan_study(plan, planning.searched(folder)).chain, folder, options)
     if json:
         print_json(report)
     raise typer.Exit(code)
 
 
-def run_plan(plan: StudyPlan, folder: RunsFolder, options: "driver.Options") -> tuple[dict[str, Any], int]:
-    """Run a study and those that it continues; return what a program reads of it, and the exit code."""
-    from gatelab.orchestrator import planning
-
+def run_chain(chain: tuple[Matrix, ...], folder: RunsFolder, options: "driver.Options") -> tuple[dict[str, Any], int]:
+    """Run studies, each of which continues the one before; return what a program reads of the last, and the exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is an interrupt
-    chain = planning.plan_study(plan, planning.searched(folder)).chain
     _refuse_early(chain, folder, options.concurrency)
     report: dict[str, Any] = {}
     for matrix in chain:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from gatelab.ablations.flags import study_from_flags
 from gatelab.cli import arguments as args
 from gatelab.cli.console import DONE, INTERRUPTED, console, fail, print_grid, print_json, reporting_errors
-from gatelab.cli.run import run_plan
+from gatelab.cli.run import run_chain
 from gatelab.results.folders import RunsFolder
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def scaling(
     Example: gatelab scaling studies/scaling.yaml
     Example: gatelab scaling scaling    (what has been run so far of the study of that name)
     """
-    from gatelab.orchestrator import driver
+    from gatelab.orchestrator import driver, planning
 
     folder = RunsFolder(runs)
     options = driver.Options(concurrency, gpus_per_trial, address, tracking_uri)
@@ -55,7 +55,7 @@ def scaling(
                 path, preset=preset, axes=axis, sets=set_, seeds=seeds, baseline=baseline, match=match, name=name
             )
             named = plan.study.name
-            _, code = run_plan(plan, folder, options)
+            _, code = run_chain(planning.plan_study(plan, planning.searched(folder)).chain, folder, options)
         if code != INTERRUPTED:
             _report(folder, named, bootstraps, options, json)
     raise typer.Exit(code)

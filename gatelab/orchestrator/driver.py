@@ -6,7 +6,7 @@ trials write journals, which the driver reads for its display and one mirror cop
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,9 +104,13 @@ class Progress:
 
 
 def run_study(
-    matrix: Matrix, folder: RunsFolder, options: Options, show: Callable[[Progress], None] = lambda _: None
+    matrix: Matrix,
+    folder: RunsFolder,
+    options: Options,
+    show: Callable[[Progress], None] = lambda _: None,
+    given_up: Collection[str] = (),
 ) -> Progress:
-    """Run what is not over yet of a study, and bring MLflow up to date.
+    """Run what is not over yet of a study, and bring MLflow up to date. Trials that are given up stay failed.
 
     An interrupt (KeyboardInterrupt) lets running trials write a checkpoint and then returns; a second one returns
     at once. Raises CannotRun if the study is being run already or no GPU is there, DataError if its data cannot be
@@ -122,7 +126,7 @@ def run_study(
             f"study {matrix.plan.study.name!r} is being run by another process ({lock.lock_file})"
         ) from error
     try:
-        progress = Progress({trial.id: _known_state(folder, trial) for trial in matrix.trials})
+        progress = Progress({trial.id: _known_state(folder, trial, trial.id in given_up) for trial in matrix.trials})
         pending = [entry.trial for entry in progress.trials.values() if entry.state == "waiting"]
         identities = _prepare_data(pending, folder)
         record = study_record(matrix)
@@ -156,11 +160,12 @@ def is_over(outcome: dict[str, Any] | None) -> bool:
     return outcome is not None and outcome["status"] in ("finished", "diverged")
 
 
-def _known_state(folder: RunsFolder, trial: Trial) -> TrialProgress:
+def _known_state(folder: RunsFolder, trial: Trial, given_up: bool) -> TrialProgress:
     outcome = read_json(folder.trial(trial.id).outcome)
-    if outcome is None or not is_over(outcome):
+    if outcome is None or not (is_over(outcome) or given_up):
         return TrialProgress(trial)
-    return TrialProgress(trial, outcome["status"], outcome["step"], reason=outcome.get("reason", ""))
+    reason, log = outcome.get("reason", ""), outcome.get("log", "")
+    return TrialProgress(trial, outcome["status"], outcome["step"], reason=reason, log=log)
 
 
 def _prepare_data(trials: list[Trial], folder: RunsFolder) -> dict[str, str]:

@@ -32,14 +32,15 @@ def plan_study(plan: StudyPlan, optimum: Optimum = lambda plan, levels: None) ->
         raise plan.error(Problem("data", str(error))) from error
 
 
-def plan_search(plan: StudyPlan) -> Matrix:
-    """The matrix of a study whose learning rates are to be searched, at the given ones. Raises StudyError."""
+def plan_search(plan: StudyPlan, optimum: Optimum = lambda plan, levels: None) -> Matrix:
+    """The matrix of a study whose learning rates are to be searched, at the given ones; `optimum` is for those that it
+    continues. Raises StudyError."""
     varied = [axis.name for axis in plan.axes if LEARNING_RATE in axis.paths]
     if varied:
         raise plan.error(
             Problem(f"axes.{varied[0]}", "varies the learning rate, which is to be searched: leave it out")
         )
-    return plan_study(_at_given_rates(plan))
+    return plan_study(_at_given_rates(plan), optimum)
 
 
 def _at_given_rates(plan: StudyPlan) -> StudyPlan:

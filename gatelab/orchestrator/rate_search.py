@@ -70,24 +70,25 @@ def search(
     how = matrix.plan.study.tolerance
     rates: Rates = {variant.label: list(how.rates) for variant in matrix.variants}
     new, number = rates, 1
+    given_up: set[str] = set()  # trials that failed: another command may try them again, another round does not
     with connected(options.address):
         while True:
             cells = rate_matrix(matrix, rates, data_identity)
+            missing = [trial for trial in cells.trials if trial.id not in given_up and not _is_over(folder, trial)]
+            more = {} if missing else _more(_sweeps(matrix, cells, folder), rates, how)
             # What is known already decides what is next without a word to Ray, MLflow or the record.
-            if all(_is_over(folder, trial) for trial in cells.trials):
-                more = _more(_sweeps(matrix, cells, folder), rates, how)
-                if more:
-                    rates, new, number = _joined(rates, more), more, number + 1
-                    continue
-            announce(Round(number, new, len(cells.variants)))
-            account = _Account(folder.study(cells.plan.study.name).path / "optuna.log", matrix, how)
-            account.ask(rates)
-            progress = run_study(cells, folder, options, show)
-            found = _sweeps(matrix, cells, folder)
-            account.tell(found)
-            more = {} if progress.stopping else _more(found, rates, how)
             if not more:
-                return progress
+                if missing:
+                    announce(Round(number, new, len(cells.variants)))
+                account = _Account(folder.study(cells.plan.study.name).path / "optuna.log", matrix, how)
+                account.ask(rates)
+                progress = run_study(cells, folder, options, show, given_up)
+                found = _sweeps(matrix, cells, folder)
+                account.tell(found)
+                given_up |= {id for id, entry in progress.trials.items() if entry.state == "failed"}
+                more = {} if progress.stopping else _more(found, rates, how)
+                if not more:
+                    return progress
             rates, new, number = _joined(rates, more), more, number + 1
 
 
@@ -137,11 +138,17 @@ def propose(sweep: Sweep, how: ToleranceConfig) -> list[float]:
     x, lattice = np.log10(rates), how.lattice
     wanted = set(_around_best(rates, losses, lattice, len(how.rates)))
     best, limit = optimum(x, losses), largest_stable(x, losses, stable)
-    if not best.bound and np.abs(x - best.value).min() > how.resolution / 2:
-        wanted.add(rounded(10**best.value))
-    if limit.bound:
+    if not best.bound:
+        middle = int(np.argmin(losses))
+        if stable[middle - 1 : middle + 2].all():
+            if np.abs(x - best.value).min() > how.resolution / 2:
+                wanted.add(rounded(10**best.value))
+        else:  # the loss of what is not stable bends the parabola: narrow both gaps instead
+            for left in (x[middle - 1], x[middle]):
+                wanted |= _middle(x, float(left), how.resolution * 2 / 3)
+    if limit.bound == "≥":
         wanted |= set([rate for rate in lattice if rate > rates[-1]][:1])
-    else:
+    elif not limit.bound:
         wanted |= _middle(x, limit.value, how.resolution)
     threshold = float(losses.min()) * (1 + how.margin)
     for edge in (lower_edge(x, losses, threshold), upper_edge(x, losses, threshold)):
@@ -182,7 +189,9 @@ class _Account:
         """Begin a trial at each learning rate that has none yet."""
         for label, own in rates.items():
             study = self._studies[label]
-            begun = {trial.params[NAME] for trial in study.get_trials()}
+            for _ in study.get_trials(states=[TrialState.WAITING]):  # of a command that was killed, or somebody else's
+                study.ask(self._space)
+            begun = {trial.params.get(NAME) for trial in study.get_trials()}
             for rate in own:
                 if rate not in begun:
                     study.enqueue_trial({NAME: rate})
@@ -191,10 +200,10 @@ class _Account:
     def tell(self, found: Mapping[str, Sweep]) -> None:
         """End the trials whose seeds are all over, with their mean loss."""
         for label, sweep in found.items():
-            study = self._studies[label]
+            study, places = self._studies[label], {rate: place for place, rate in enumerate(sweep.rates.tolist())}
             for trial in study.get_trials(states=[TrialState.RUNNING]):
-                place = sweep.rates.tolist().index(trial.params[NAME])
-                if sweep.complete[place]:
+                place = places.get(trial.params.get(NAME))
+                if place is not None and sweep.complete[place]:
                     losses = dict(zip(map(str, sweep.seeds), sweep.losses[:, place].tolist(), strict=True))
                     optuna.Trial(study, trial._trial_id).set_user_attr("loss by seed", losses)
                     study.tell(trial.number, float(sweep.mean[place]))

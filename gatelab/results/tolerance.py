@@ -223,12 +223,13 @@ def _edge(x: Floats, losses: Floats, threshold: float, start: int) -> float | No
 
 
 def largest_stable(x: Floats, losses: Floats, stable: npt.NDArray[np.bool_]) -> Estimate:
-    """The largest abscissa before the first, going up from the lowest loss, that was not stable; a bound without."""
+    """The largest abscissa before the first, going up from the lowest loss, that was not stable; a bound if all were,
+    or if the lowest loss itself was not."""
     best = int(np.argmin(losses))
     unstable = np.flatnonzero(~stable[best:])
-    if len(unstable):
-        return Estimate(float(x[max(best, best + unstable[0] - 1)]))
-    return Estimate(float(x[-1]), "≥")
+    if not len(unstable):
+        return Estimate(float(x[-1]), "≥")
+    return Estimate(float(x[best + unstable[0] - 1])) if unstable[0] else Estimate(float(x[best]), "≤")
 
 
 def tolerance(runs: pa.Table, lattice: Sequence[float], window: Sequence[float], margin: float) -> Tolerance:
@@ -287,7 +288,9 @@ def _quantities(
         lower, upper = lower_edge(x, losses, threshold), upper_edge(x, losses, threshold)
         found[OPTIMUM][seed] = optimum(x, losses)
         if best is not None:
-            found[LOSS][seed] = Estimate(float(sweep.losses[row][list(sweep.rates).index(best)]))
+            at_end = best in (sweep.rates[0], sweep.rates[-1])
+            loss = float(sweep.losses[row][list(sweep.rates).index(best)])
+            found[LOSS][seed] = Estimate(loss, "≤" if at_end else "")
         found[SENSITIVITY][seed] = _sensitivity_of(sweep, row, window)
         if centred is not None:
             found[CENTRED][seed] = _sensitivity_of(sweep, row, centred)

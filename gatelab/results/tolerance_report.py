@@ -16,7 +16,7 @@ from gatelab.results.figures import COLOURS, DASHES, legend_below, tidy
 from gatelab.results.tables import Column, Grid, finite
 from gatelab.results.tolerance import LOSS, OPTIMUM, UPPER, Arm, Quantity, Tolerance
 
-ZOOM = 5  # margins above the best loss that the lower panel shows
+SHOWN = 3  # margins above the worst arm's best loss that the lower panel shows
 
 
 def tolerance_grid(found: Tolerance) -> Grid:
@@ -91,7 +91,8 @@ def decided(delta: Interval) -> bool:
 
 
 def tolerance_dict(found: Tolerance) -> dict[str, Any]:
-    """All of it as JSON values: learning rates as such, numbers that do not exist as None."""
+    """All of it as JSON values: learning rates as such, their differences in decades, numbers that do not exist as
+    None."""
     whole: dict[str, Any] = finite(
         {
             "study": found.study,
@@ -113,24 +114,30 @@ def _arm_dict(arm: Arm) -> dict[str, Any]:
         "best_rate": arm.best_rate,
         "first_unstable": arm.first_unstable,
         "diverged": sweep.diverged,
-        "quantities": [
-            {
-                "name": quantity.name,
-                "unit": quantity.unit,
-                "mean": quantity.interval.mean,
-                "low": None if quantity.bound else quantity.interval.low,
-                "high": None if quantity.bound else quantity.interval.high,
-                "bound": quantity.bound,
-                "by_seed": {str(seed): [own.value, own.bound] for seed, own in quantity.by_seed.items()},
-                "difference": None if quantity.delta is None else vars(quantity.delta),
-            }
-            for quantity in arm.quantities
-        ],
+        "quantities": [_quantity_dict(quantity) for quantity in arm.quantities],
         "rates": sweep.rates.tolist(),
         "seeds": list(sweep.seeds),
         "losses": sweep.losses.tolist(),
         "stable": sweep.stable.tolist(),
         "notes": list(arm.notes),
+    }
+
+
+def _quantity_dict(quantity: Quantity) -> dict[str, Any]:
+    def plain(value: float) -> float:
+        return 10**value if quantity.is_rate else value
+
+    interval = quantity.interval
+    return {
+        "name": quantity.name,
+        "unit": "" if quantity.is_rate else quantity.unit,
+        "mean": plain(interval.mean),
+        "low": None if quantity.bound else plain(interval.low),
+        "high": None if quantity.bound else plain(interval.high),
+        "bound": quantity.bound,
+        "by_seed": {str(seed): [plain(own.value), own.bound] for seed, own in quantity.by_seed.items()},
+        "difference": None if quantity.delta is None else vars(quantity.delta),
+        "difference_unit": "decades" if quantity.is_rate else quantity.unit,
     }
 
 
@@ -163,21 +170,20 @@ def plot_tolerance(found: Tolerance) -> Figure:
     for index, arm in enumerate(found.arms):
         _mark(near, index, arm, found.margin)
     whole.axvspan(found.window[0], found.window[-1], color="#000000", alpha=0.04, linewidth=0)
-    best = min(float(arm.sweep.losses[arm.sweep.stable].min(initial=np.inf)) for arm in found.arms)
-    near.set_ylim(best - 0.5 * found.margin * best, best + ZOOM * found.margin * best)
+    lowest = [float(arm.sweep.mean[arm.sweep.complete].min()) for arm in found.arms if arm.best_rate is not None]
+    if lowest:
+        near.set_ylim(min(lowest) * (1 - found.margin), max(lowest) * (1 + SHOWN * found.margin))
     whole.set_xscale("log")
     tried = np.concatenate([arm.sweep.rates for arm in found.arms])
     whole.set_xlim(tried.min() / 1.5, tried.max() * 1.5)
     whole.set_ylabel("validation loss\n[nats/token]")
     near.set_ylabel("validation loss [nats/token]")
     near.set_xlabel("learning rate (peak of the schedule)")
-    whole.set_title(
-        f"{found.study} (mean over seeds; band: their range; grey: the window of S)",
-        fontsize=9,
-    )
+    figure.suptitle(found.study, fontsize=10)
+    whole.set_title("mean over seeds (band: their range; grey: the window of S; ×: not stable)", fontsize=8)
     near.set_title(
-        f"near the best (● optimum and its 95 % interval; | where the loss exceeds the best by {found.margin:.0%})",
-        fontsize=9,
+        f"near the best (●: optimum with its 95 % interval; |: where the loss exceeds the best by {found.margin:.0%})",
+        fontsize=8,
     )
     for axes in (whole, near):
         tidy(axes)
@@ -210,7 +216,7 @@ def _draw_arm(axes: Axes, index: int, arm: Arm) -> None:
     axes.fill_between(
         rates, np.nanmin(losses, 0), np.nanmax(losses, 0), color=_style(index)["color"], alpha=0.16, linewidth=0
     )
-    unstable = ~np.all(sweep.stable, axis=0)[known]
+    unstable = (sweep.complete & ~np.all(sweep.stable, axis=0))[known]
     axes.plot(rates[unstable], sweep.mean[known][unstable], "x", color=_style(index)["color"], markersize=6)
 
 

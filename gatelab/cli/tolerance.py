@@ -20,6 +20,7 @@ from gatelab.cli.console import (
     print_json,
     reporting_errors,
 )
+from gatelab.cli.run import run_chain
 from gatelab.results.folders import RunsFolder
 
 if TYPE_CHECKING:
@@ -81,9 +82,13 @@ def lr_tolerance(
             name=name,
             tolerance={key: value for key, value in how.items() if value is not None},
         )
-        matrix = planning.plan_search(plan)
+        matrix = planning.plan_search(plan, planning.searched(folder))
+        if matrix.earlier is not None:
+            _, code = run_chain(matrix.earlier.chain, folder, options)
+            if code == INTERRUPTED:
+                raise typer.Exit(code)
         progress = _search(matrix, folder, options)
-        _report(folder, matrix.plan.study.name, options, json)
+        _report(folder, matrix.plan.study.name, options, json, progress.stopping)
     if progress.stopping:
         console.print("[yellow]interrupted[/]: the same command goes on from here")
     raise typer.Exit(INTERRUPTED if progress.stopping else SOME_FAILED if progress.count("failed") else DONE)
@@ -125,7 +130,9 @@ def _announce(round: "Round") -> None:
             console.print(f"  {escape(variant)}: {', '.join(f'{rate:g}' for rate in rates)}")
 
 
-def _report(folder: RunsFolder, searched: str, options: "driver.Options", json: bool) -> None:
+def _report(
+    folder: RunsFolder, searched: str, options: "driver.Options", json: bool, interrupted: bool = False
+) -> None:
     """Write what was found, show it, and add it to MLflow."""
     from gatelab.ablations.rate_matrix import SUFFIX
     from gatelab.orchestrator.mirroring import add_to_mlflow
@@ -137,6 +144,9 @@ def _report(folder: RunsFolder, searched: str, options: "driver.Options", json: 
     try:
         written = write_tolerance(folder, study)
     except NotSearched as error:
+        if interrupted:
+            console.print(escape(str(error)))
+            return
         fail(str(error), error)
     problem = add_to_mlflow(folder, study, options.tracking_uri, [*written.tables, *written.plots])
     if json:
