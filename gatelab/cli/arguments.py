@@ -1,12 +1,15 @@
 """Arguments and options that several commands take."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from gatelab.ablations.errors import nearest
 from gatelab.ablations.flags import study_from_flags
-from gatelab.results.folders import DEFAULT_ROOT
+from gatelab.cli.console import fail
+from gatelab.results.folders import DEFAULT_ROOT, RunsFolder
 
 StudyFile = Annotated[Path | None, typer.Argument(help="A study file (YAML).", show_default=False)]
 StudyName = Annotated[str, typer.Argument(help="A study's name, or its file.", show_default=False)]
@@ -30,6 +33,7 @@ GpusPerTrial = Annotated[float | None, typer.Option(min=0, max=1, help="A GPU, o
 Address = Annotated[
     str | None, typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster \\[default: Ray is started here].")
 ]
+Variants = Annotated[list[str], typer.Option("--variant", help="Only this variant; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 DEFAULT_RUNS = DEFAULT_ROOT
@@ -45,3 +49,11 @@ def study_name(given: str) -> str:
 def is_file(given: str | None) -> bool:
     """Whether a study is given by file, not by name."""
     return given is not None and given.endswith((".yaml", ".yml"))
+
+
+def check_variants(folder: RunsFolder, study: str, given: Collection[str]) -> None:
+    """Exit where a study has not a variant that is asked for. Raises NotFound."""
+    known = list(folder.study(study).read()["variants"])
+    for variant in given:
+        if variant not in known:
+            fail(f"--variant {variant!r}: {nearest(variant, known)}")

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from typing import Any, Never
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
+from rich.segment import Segments
 from rich.table import Table
 
 from gatelab.ablations.errors import StudyError
@@ -18,7 +20,7 @@ from gatelab.results.tables import Grid
 DONE, SOME_FAILED, BAD_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
 # Without a terminal there is no width to fit: tables are as wide as they need to be.
-console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 240, highlight=False)
+console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 1000, highlight=False)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
@@ -44,13 +46,21 @@ def fail(message: str, cause: BaseException | None = None) -> Never:
 
 
 def print_grid(grid: Grid) -> None:
-    """Show a table, its emphasised rows in bold, its notes beneath."""
+    """Show a table, its emphasised rows in bold, its notes beneath. Nothing of it is left out: where it is too wide for
+    the terminal its headings are broken, and then its lines."""
     table = Table(title=grid.title, title_justify="left", box=None, pad_edge=False, header_style="bold underline")
-    for column in grid.columns:
-        table.add_column(escape(column.heading), justify="right" if column.numeric else "left", no_wrap=column.numeric)
+    cells = [max((cell_len(row[place]) for row in grid.rows), default=0) for place in range(len(grid.columns))]
+    words = [max(map(cell_len, column.heading.split())) for column in grid.columns]
+    whole = [max(width, cell_len(column.heading)) for width, column in zip(cells, grid.columns, strict=True)]
+    gaps = 2 * (len(grid.columns) - 1)
+    fits = sum(whole) + gaps <= console.width
+    widths = whole if fits else [max(pair) for pair in zip(cells, words, strict=True)]
+    for column, width in zip(grid.columns, widths, strict=True):
+        table.add_column(escape(column.heading), justify="right" if column.numeric else "left", width=width)
     for row, bold in zip(grid.rows, grid.emphasised, strict=True):
         table.add_row(*(escape(cell) for cell in row), style="bold" if bold else None)
-    console.print(table)
+    lines = console.render(table, console.options.update_width(max(console.width, sum(widths) + gaps)))
+    console.print(Segments(lines), crop=False, end="")
     for note in grid.notes:
         console.print(f"[dim]{escape(note)}[/]")
 

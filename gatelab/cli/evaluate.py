@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from rich.markup import escape
 
-from gatelab.ablations.errors import nearest
 from gatelab.cli import arguments as args
 from gatelab.cli.console import DONE, SOME_FAILED, console, fail, plural, print_grid, reporting_errors
 from gatelab.configuration import parse_count
@@ -25,7 +24,6 @@ SHOWN_LAYERS = 6
 RETRIEVAL = "needle,needles,variables,common_words"
 
 Value = TypeVar("Value")
-Variants = Annotated[list[str], typer.Option("--variant", help="Only this variant; repeatable.")]
 
 
 def evaluate(
@@ -46,7 +44,7 @@ def evaluate(
     ] = None,
     include: Annotated[Path | None, typer.Option(help="A folder of lm-eval task files of your own.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most documents of each lm-eval task.")] = None,
-    variant: Variants = [],
+    variant: args.Variants = [],
     runs: args.Runs = args.DEFAULT_RUNS,
     concurrency: args.Concurrency = None,
     gpus_per_trial: args.GpusPerTrial = None,
@@ -173,10 +171,7 @@ def _trained(folder: RunsFolder, study: str, variants: list[str]) -> "list[Exami
     """The finished trials of a study, or of some of its variants."""
     from gatelab.orchestrator.evaluating import examinations
 
-    known = list(folder.study(study).read()["variants"])
-    for variant in variants:
-        if variant not in known:
-            fail(f"--variant {variant!r}: {nearest(variant, known)}")
+    args.check_variants(folder, study, variants)
 
     def wanted(trial: Mapping[str, Any]) -> bool:
         return not variants or trial["variant"] in variants
@@ -205,7 +200,7 @@ def attention_map(
     study: args.StudyName,
     text: Annotated[str | None, typer.Option(help="The text to look at.")] = None,
     file: Annotated[Path | None, typer.Option(help="A file with the text instead.")] = None,
-    variant: Variants = [],
+    variant: args.Variants = [],
     seed: Annotated[int | None, typer.Option(min=0, help="Which seed's models \\[default: the first].")] = None,
     layers: Annotated[
         str | None, typer.Option(help="Layers, from 0: 0,3 or all \\[default: all, or six of them].")

@@ -68,7 +68,7 @@ def run(
 
 
 def run_chain(chain: tuple[Matrix, ...], folder: RunsFolder, options: "driver.Options") -> tuple[dict[str, Any], int]:
-    """Run studies, each of which continues the one before; return what a program reads of the last, and the exit code."""
+    """Run studies, each of which continues the one before; return what a program reads of them, and the exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is an interrupt
     _refuse_early(chain, folder, options.concurrency)
     report: dict[str, Any] = {}

@@ -15,6 +15,7 @@ from gatelab.results.folders import RunsFolder
 
 def stability(
     study: args.StudyName,
+    variant: args.Variants = [],
     format: Annotated[Format, typer.Option("--format", "-f", help="How to write the table.")] = Format.terminal,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder \\[default: the study's].")] = None,
     runs: args.Runs = args.DEFAULT_RUNS,
@@ -24,6 +25,7 @@ def stability(
     """Show how stable training was: spike scores, divergence, what grew, and which layer left its band first.
 
     Example: gatelab stability quickstart -o figures/
+    Example: gatelab stability learning-rates-lr-tolerance --variant "arm=none, learning_rate=1"
     """
     from gatelab.orchestrator.mirroring import add_to_mlflow
     from gatelab.results.publish import STABILITY_FORMATS, write_stability
@@ -31,8 +33,9 @@ def stability(
 
     folder, name = RunsFolder(runs), args.study_name(study)
     with reporting_errors():
+        args.check_variants(folder, name, variant)
         try:
-            written = write_stability(folder, name, output)
+            written = write_stability(folder, name, output, variant)
         except NoSteps as error:
             fail(f"{name}: {error}", error)
     problem = add_to_mlflow(folder, name, tracking_uri, [*written.tables, *written.plots])

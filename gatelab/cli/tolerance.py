@@ -158,7 +158,7 @@ def _report(
         console.print(escape(line))
     path = folder.study(study).path
     console.print(f"\ntables   {escape(str(path))}/tolerance.md; .tex, .csv, .json")
-    console.print(f"plot     {escape(str(path))}/tolerance.png; .svg")
+    console.print(f"plots    {escape(str(path))}/tolerance, tolerance-measures; .png, .svg")
     console.print(f"Optuna   {escape(str(path))}/optuna.log (to look: optuna-dashboard {escape(str(path))}/optuna.log)")
     if problem:
         console.print(f"[yellow]{escape(problem)}[/]")

@@ -2,12 +2,13 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
 from gatelab.results import beyond
@@ -41,7 +42,7 @@ from gatelab.results.tables import (
     to_markdown,
 )
 from gatelab.results.tolerance import Tolerance, tolerance
-from gatelab.results.tolerance_report import plot_tolerance, tolerance_csv, tolerance_grid, tolerance_json
+from gatelab.results.tolerance_report import plot_by_rate, plot_tolerance, tolerance_csv, tolerance_grid, tolerance_json
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {
     "md": lambda comparison: to_markdown(comparison_grid(comparison)),
@@ -152,16 +153,21 @@ class Written:
 
 def read_tolerance(folder: RunsFolder, study: str) -> Tolerance:
     """What a learning-rate search found. Raises NotFound, NotSearched."""
-    rules = folder.study(study).read()["tolerance"]
-    return tolerance(runs_from_journals(folder, study), rules["lattice"], rules["rates"], rules["margin"])
+    return _tolerance(folder.study(study).read(), runs_from_journals(folder, study))
+
+
+def _tolerance(record: Mapping[str, Any], runs: pa.Table) -> Tolerance:
+    rules = record["tolerance"]
+    return tolerance(runs, rules["lattice"], rules["rates"], rules["margin"])
 
 
 def write_tolerance(folder: RunsFolder, study: str, target: Path | None = None) -> Written:
-    """What a learning-rate search found: tables and the plot, into its folder. Raises NotFound, NotSearched."""
-    found = read_tolerance(folder, study)
-    stem = (target or folder.study(study).path) / "tolerance"
-    plots = save_figure(plot_tolerance(found), stem)
-    return Written(found, (tolerance_grid(found),), _write(stem, found, TOLERANCE_FORMATS), plots)
+    """What a learning-rate search found: tables and plots, into its folder. Raises NotFound, NotSearched."""
+    runs, target = runs_from_journals(folder, study), target or folder.study(study).path
+    found = _tolerance(folder.study(study).read(), runs)
+    figures = {"tolerance": plot_tolerance(found), "tolerance-measures": plot_by_rate(runs, study)}
+    plots = [path for stem, figure in figures.items() if figure for path in save_figure(figure, target / stem)]
+    return Written(found, (tolerance_grid(found),), _write(target / "tolerance", found, TOLERANCE_FORMATS), plots)
 
 
 def write_scaling(folder: RunsFolder, study: str, bootstraps: int, target: Path | None = None) -> Written:
@@ -173,9 +179,17 @@ def write_scaling(folder: RunsFolder, study: str, bootstraps: int, target: Path 
     return Written(report, tuple(scaling_grids(report)), _write(stem, report, SCALING_FORMATS), plots)
 
 
-def write_stability(folder: RunsFolder, study: str, target: Path | None = None) -> Written:
-    """How stable a study's trials were: tables and plots, into its folder. Raises NotFound, NoSteps."""
+def write_stability(
+    folder: RunsFolder, study: str, target: Path | None = None, variants: Collection[str] = ()
+) -> Written:
+    """How stable a study's trials were, of some of its variants or of all: tables and plots, into its folder.
+
+    Raises NotFound, NoSteps.
+    """
     runs, metrics = runs_from_journals(folder, study), metrics_from_journals(folder, study)
+    if variants:
+        wanted = pa.array(variants)
+        runs, metrics = (each.filter(pc.is_in(each["variant"], wanted)) for each in (runs, metrics))
     found = stability(runs, metrics, settings_of(folder, study))
     target = target or folder.study(study).path
     tables = _write(target / "stability", found, STABILITY_FORMATS)

@@ -57,6 +57,11 @@ GATES = "weight_norm/gate_"
 COUNTERS = {"train/loss": "train/loss", "train/gradient_norm": "train/gradient"}
 """Series -> begin of the names of its robust counters."""
 
+MOST_COLUMNS = 6
+"""Variants beside each other in the table."""
+MOST_LINES = 12
+"""Variants in a figure over training."""
+
 
 class NoSteps(ValueError):
     """A study whose trials have not trained yet."""
@@ -264,7 +269,8 @@ def _notes(runs: pa.Table) -> Iterator[str]:
 
 
 def stability_grid(found: Stability) -> Grid:
-    """The table for people: a row for each number, a column for each variant, the baseline first."""
+    """The table for people: a row for each number, a column for each variant, the baseline first; the other way round
+    where there are many variants."""
     variants = sorted(found.variants, key=lambda one: one.baseline != one.variant)
     rows = [
         ("trials diverged", *(f"{one.diverged} of {one.trials}" for one in variants)),
@@ -289,8 +295,15 @@ def stability_grid(found: Stability) -> Grid:
         *([f"0 for every variant and seed: {'; '.join(zeros)}."] if zeros else []),
         *found.notes,
     ]
-    columns = (Column("measure"), *(Column(one.variant, numeric=True) for one in variants))
-    return Grid(f"{found.study}: stability", columns, tuple(rows), (False,) * len(rows), tuple(notes))
+    if len(variants) > MOST_LINES:
+        notes.append("Too many variants for a figure over training: choose some with --variant.")
+    table = [("measure", *(one.variant for one in variants)), *rows]
+    if len(variants) > MOST_COLUMNS:
+        table = [("variant", *table[0][1:]), *table[1:]]
+        table = list(zip(*table, strict=True))
+    head, *body = table
+    columns = (Column(head[0]), *(Column(name, numeric=True) for name in head[1:]))
+    return Grid(f"{found.study}: stability", columns, tuple(body), (False,) * len(body), tuple(notes))
 
 
 def stability_dict(found: Stability) -> dict[str, Any]:
@@ -396,7 +409,12 @@ def plot_all(runs: pa.Table, metrics: pa.Table, found: Stability) -> dict[str, F
         if one.steps >= NEEDED and (one.diverged or one.trial not in chosen):
             chosen[one.trial] = one
     ranked = sorted(chosen.values(), key=lambda one: not one.diverged)[:AUTOPSY_FIGURES]
+    training = (
+        {}
+        if len(variants) > MOST_LINES
+        else {"stability-training": plot_stability(runs, metrics, variants, found.study)}
+    )
     return {
-        "stability-training": plot_stability(runs, metrics, variants, found.study),
+        **training,
         **{f"stability-autopsy-{one.trial[:12]}-{one.found}": plot_autopsy(metrics, one) for one in ranked},
     }

@@ -8,15 +8,22 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gatelab.results.comparison import Interval
-from gatelab.results.figures import COLOURS, DASHES, legend_below, tidy
+from gatelab.results.figures import COLOURS, DASHES, curves_by_seed, draw_curves, legend_below, panels, tidy
+from gatelab.results.frames import AXIS, arm_of
+from gatelab.results.measures import measure, with_unit
 from gatelab.results.tables import Column, Grid, finite
-from gatelab.results.tolerance import LOSS, OPTIMUM, UPPER, Arm, Quantity, Tolerance
+from gatelab.results.tolerance import LOSS, OPTIMUM, RATE, UPPER, Arm, Quantity, Tolerance
 
 SHOWN = 3  # margins above the worst arm's best loss that the lower panel shows
+
+
+BY_RATE = ("attention/max_logit", "activation/ffn_residual", "attention/first_token_share", "train/gradient_spikes")
+"""Measures of a trial that are drawn against its learning rate."""
 
 
 def tolerance_grid(found: Tolerance) -> Grid:
@@ -191,6 +198,34 @@ def plot_tolerance(found: Tolerance) -> Figure:
     legend_below(figure, dict(zip(labels, handles, strict=True)))
     figure.align_ylabels()
     return figure
+
+
+def plot_by_rate(runs: pa.Table, title: str) -> Figure | None:
+    """What training at each learning rate does to attention, activations and gradients, of the trials that finished.
+
+    None if they recorded none of it.
+    """
+    names = [name for name in BY_RATE if name in runs.column_names]
+    trials = [trial for trial in runs.to_pylist() if trial["outcome"] == "finished"]
+    arms = list(dict.fromkeys(arm_of(trial, [RATE]) for trial in trials))
+    if not names or not trials:
+        return None
+
+    def draw(axes: Axes, name: str) -> None:
+        for index, arm in enumerate(arms):
+            own = sorted((t for t in trials if arm_of(t, [RATE]) == arm), key=lambda t: float(t[AXIS + RATE]))
+            columns = {
+                "seed": [trial["seed"] for trial in own],
+                "rate": [float(trial[AXIS + RATE]) for trial in own],
+                "value": pa.array([trial[name] for trial in own], pa.float64(), from_pandas=True),
+            }
+            draw_curves(axes, index, curves_by_seed(pa.table(columns), "rate"), arm, marker="o")
+        axes.set_title(with_unit(name), fontsize=8)
+        axes.set_xscale("log")
+        if measure(name).logarithmic:
+            axes.set_yscale("log")
+
+    return panels(names, draw, "learning rate", title, columns=2)
 
 
 def _style(index: int) -> dict[str, Any]:
