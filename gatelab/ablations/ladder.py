@@ -1,16 +1,12 @@
 """The ladder of a study: the axes along which its models and their training grow."""
 
-from collections.abc import Iterable
-
-from gatelab.ablations.study import Axis
-
-SIZES = (
-    *(f"model.{name}" for name in ("layers", "hidden_size", "query_heads", "kv_heads", "head_dim", "ffn_size")),
-    "training.tokens",
-)
-"""What an axis of the ladder sets."""
+from gatelab.ablations.study import SIZES, StudyPlan
 
 
-def ladder(axes: Iterable[Axis]) -> tuple[str, ...]:
-    """The names of the axes that set a size or a token budget; the variants of all others are compared on its rungs."""
-    return tuple(axis.name for axis in axes if axis.paths & set(SIZES))
+def ladder(plan: StudyPlan) -> tuple[str, ...]:
+    """The names of the axes that set a size or a token budget; the variants of all others are compared on its rungs.
+
+    An axis that the study's `baseline` names is one of those, whatever it sets.
+    """
+    compared = plan.study.baseline or {}
+    return tuple(axis.name for axis in plan.axes if axis.paths & SIZES and axis.name not in compared)

@@ -1,9 +1,11 @@
 """The learning rate of a study: given, following a rule, or the optimum of a search; and how the search is made."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from gatelab.ablations.identity import digest
 from gatelab.configuration import Config, Count
 from gatelab.models.accounting import count_parameters
 from gatelab.training.config import TrialConfig
@@ -16,7 +18,7 @@ DIGITS = 3
 def _ascending(rates: list[float]) -> list[float]:
     rates = [rounded(rate) for rate in rates]
     if len(rates) < 3 or rates != sorted(set(rates)):
-        raise ValueError("expected at least three learning rates, ascending")
+        raise ValueError(f"expected at least three learning rates, ascending, to {DIGITS} digits each")
     return rates
 
 
@@ -66,6 +68,14 @@ class RateRule(Config):
 
     def __str__(self) -> str:
         return f"as {self.per} ^ {self.exponent:g}, from the given one at {self.reference:,}"
+
+
+def searched_kind(variant: Mapping[str, Any]) -> str:
+    """What an optimum is of: the hash of a canonical variant, its learning rate, token budget and evaluation aside."""
+    config = variant["config"]
+    training = {name: value for name, value in config["training"].items() if name not in ("optimizer", "tokens")}
+    optimizer = {**config["training"]["optimizer"], "learning_rate": None}
+    return digest({**variant, "config": {"model": config["model"], "training": {**training, "optimizer": optimizer}}})
 
 
 def rounded(rate: float) -> float:

@@ -15,6 +15,7 @@ from gatelab.ablations.learning_rates import LEARNING_RATE, RateRule, with_rate
 from gatelab.ablations.matching import NotMatchable, match_model
 from gatelab.ablations.paths import UnknownPath, check_value, get_path, readable, set_path
 from gatelab.ablations.study import Level, StudyPlan, level_label
+from gatelab.ablations.yaml_source import line_of
 from gatelab.models.accounting import count_parameters, flops_per_token, training_memory
 from gatelab.training.config import DataConfig, TrialConfig
 
@@ -76,14 +77,20 @@ class Matrix:
         return next(variant for variant in self.variants if variant.label == label)
 
 
-Optimum = Callable[[StudyPlan, dict[str, str]], float | None]
-"""The learning rate that a search found for a variant of a study, by its levels; None if it found none."""
+Optimum = Callable[[StudyPlan, dict[str, Any], TrialConfig], float | str]
+"""The learning rate that a search found for a canonical variant of a study and its configuration, or why there is
+none."""
+
+
+def not_searched(plan: StudyPlan, variant: dict[str, Any], config: TrialConfig) -> float | str:
+    """An `Optimum` that knows no search."""
+    return f"it has not been searched for: gatelab lr-tolerance {plan.source}"
 
 
 def build_matrix(
     plan: StudyPlan,
     data_identity: Callable[[DataConfig], str],
-    optimum: Optimum = lambda plan, levels: None,
+    optimum: Optimum = not_searched,
 ) -> Matrix:
     """All trials of a study. `data_identity` names the tokens that a data configuration yields.
 
@@ -128,7 +135,7 @@ def build_matrix(
     labels = _group_labels(plan, names, groups)
     baselines = _baselines(plan, groups)
     variants = {}
-    unsearched = []
+    unsearched: dict[str, list[str]] = {}  # why -> variants
     for key, members in groups.items():
         config, base = configs[key], baselines.get(key)
         if base is not None and plan.study.match != "none" and earlier is None:
@@ -141,9 +148,9 @@ def build_matrix(
                 continue
             config = config.model_copy(update={"model": model})
         levels = _common_levels(plan, members)
-        rate = _learning_rate(plan, config, levels, optimum)
-        if rate is None:
-            unsearched.append(labels[key])
+        rate = _learning_rate(plan, config, canonical_variant(config, identify(config.data)), optimum)
+        if isinstance(rate, str):
+            unsearched.setdefault(rate, []).append(labels[key])
             continue
         config = with_rate(config, rate)
         added = None if base is None else _parameters(config) - _parameters(configs[base])
@@ -163,8 +170,13 @@ def build_matrix(
             parent=parents[key].label if key in parents else None,
         )
     if unsearched:
-        message = f"gatelab lr-tolerance has found no optimum yet for {'; '.join(unsearched)}"
-        raise plan.error(Problem("learning_rate", message, "search"))
+        line = line_of(plan.lines, ("learning_rate",))
+        raise plan.error(
+            *(
+                Problem("learning_rate", f"no optimum for {'; '.join(variants)}: {reason}", "search", line)
+                for reason, variants in unsearched.items()
+            )
+        )
     folded = {
         labels[key]: tuple(_label(plan, names, member) for member in members)
         for key, members in groups.items()
@@ -288,11 +300,12 @@ def _baselines(plan: StudyPlan, groups: dict[str, list[Levels]]) -> dict[str, st
     return found
 
 
-def _learning_rate(plan: StudyPlan, config: TrialConfig, levels: dict[str, str], optimum: Optimum) -> float | None:
+def _learning_rate(plan: StudyPlan, config: TrialConfig, variant: dict[str, Any], optimum: Optimum) -> float | str:
+    """The learning rate of a variant, or why there is none."""
     rule = plan.study.learning_rate
     if isinstance(rule, RateRule):
         return rule.rate(config)
-    return optimum(plan, levels) if rule == "search" else config.training.optimizer.learning_rate
+    return optimum(plan, variant, config) if rule == "search" else config.training.optimizer.learning_rate
 
 
 def trials_of(

@@ -26,7 +26,7 @@ def rate_matrix(matrix: Matrix, rates: Rates, data_identity: Callable[[DataConfi
     trials = tuple(trials_of(plan, variants, data_identity, matrix.earlier))
     most = plan.study.budget.trials
     if most is not None and len(trials) > most:
-        raise matrix.plan.error(Problem("budget.trials", f"the search has come to {len(trials)} trials", most))
+        raise matrix.plan.error(Problem("budget.trials", f"the search would come to {len(trials)} trials", most))
     return replace(matrix, plan=plan, variants=variants, trials=trials, combinations=len(variants), notes=())
 
 

@@ -27,6 +27,14 @@ from gatelab.training.config import TrialConfig
 
 DEFAULT_BASE = "tiny-dense"
 
+SIZES = frozenset(
+    {
+        *(f"model.{name}" for name in ("layers", "hidden_size", "query_heads", "kv_heads", "head_dim", "ffn_size")),
+        "training.tokens",
+    }
+)
+"""What an axis along which models and their training grow sets: see `ladder`."""
+
 AXIS_NAME = r"[A-Za-z0-9][A-Za-z0-9_. -]*"
 RESERVED = ("variant", "parameters", "flops_per_token")
 """What tables and MLflow call other things: no axis has these names."""
@@ -70,7 +78,7 @@ class Study(Config):
     """Combinations to leave out: each entry maps axes or paths to a value or a list of values, all of which match."""
     baseline: dict[str, Any] | None = None
     """Axis -> level of the variant to compare with. Axes that are not named are compared level by level. By default
-    the first level of every axis that is not a nuisance."""
+    the first level of every axis that is not a nuisance; where others are varied, too, not of those that set sizes."""
     match: Literal["none", "parameters", "flops"] = "none"
     """Narrow or widen the feed-forward layer until every variant has its baseline's parameters, or FLOPs per token."""
     seeds: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], BeforeValidator(_parse_seeds)] = [0]
@@ -125,7 +133,10 @@ class StudyPlan:
     @property
     def hash(self) -> str:
         """SHA-256 of what was asked, wherever it was written."""
-        asked = self.study.model_dump(mode="json", exclude={"base", "continues", "tolerance"})
+        asked = self.study.model_dump(mode="json", exclude={"base", "continues"})
+        for name in ("learning_rate", "tolerance"):  # a study that does not mention them has the hash that it had
+            if getattr(self.study, name) == Study.model_fields[name].default:
+                del asked[name]
         before = {} if self.earlier is None else {"continues": self.earlier.hash}
         return digest({**asked, "base": _jsonable(self.base), **before})
 
@@ -138,7 +149,10 @@ class StudyPlan:
     def baseline(self) -> dict[str, str]:
         """Axis -> label of the baseline's level, for the axes that it names."""
         if self.study.baseline is None:
-            return {a.name: a.levels[0].label for a in self.axes if a.name not in self.study.nuisance}
+            scientific = [axis for axis in self.axes if axis.name not in self.study.nuisance]
+            # Sizes are compared level by level, unless they are all there is to compare.
+            compared = [axis for axis in scientific if not axis.paths & SIZES] or scientific
+            return {axis.name: axis.levels[0].label for axis in compared}
         return {name: level_label(value) for name, value in self.study.baseline.items()}
 
     def place(self, path: str) -> tuple[str, int | None]:

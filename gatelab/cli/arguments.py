@@ -2,13 +2,13 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gatelab.ablations.errors import nearest
 from gatelab.ablations.flags import study_from_flags
-from gatelab.cli.console import fail
+from gatelab.cli.console import fail, reporting_errors
 from gatelab.results.folders import DEFAULT_ROOT, RunsFolder
 
 StudyFile = Annotated[Path | None, typer.Argument(help="A study file (YAML).", show_default=False)]
@@ -40,10 +40,18 @@ DEFAULT_RUNS = DEFAULT_ROOT
 
 
 def study_name(given: str) -> str:
-    """The name of a study that is given by name or by file."""
+    """The name of a study that is given by name or by file. Exits where a file cannot be read."""
     if is_file(given):
-        return study_from_flags(Path(given)).study.name
+        with reporting_errors():
+            return study_from_flags(Path(given)).study.name
     return given
+
+
+def refuse_with_name(study: str, **flags: Any) -> None:
+    """Exit where flags that say what a study is come with the name of one that has been run."""
+    given = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value not in (None, [])]
+    if given:
+        fail(f"{', '.join(given)}: needs the file of the study; {study!r} is the name of one that has been run")
 
 
 def is_file(given: str | None) -> bool:

@@ -6,6 +6,7 @@ import typer
 from rich.markup import escape
 
 from gatelab.ablations.flags import study_from_flags
+from gatelab.ablations.ladder import ladder
 from gatelab.ablations.matrix import Matrix
 from gatelab.ablations.trunks import branches
 from gatelab.cli import arguments as args
@@ -44,7 +45,8 @@ def plan(
             study, preset=preset, axes=axis, sets=set_, seeds=seeds, baseline=baseline, match=match, name=name
         )
         folder = RunsFolder(runs)
-        matrix = planning.plan_study(asked, planning.searched(folder))
+        reasons: dict[str, None] = {}  # why the rates that are shown are not those that will be
+        matrix = planning.plan_study(asked, planning.searched_or_given(folder, reasons))
         cost = planning.estimate(matrix, folder) if estimate else None
         waiting = [
             sum(not planning.is_over_in(folder, trial) for trial in earlier.trials) for earlier in matrix.chain[:-1]
@@ -56,6 +58,8 @@ def plan(
     console.print()
     for line in [*_summary(matrix, cost), *_continued(matrix, waiting)]:
         console.print(line)
+    for reason in reasons:
+        console.print(f"[yellow]learning rates are not known yet[/], and shown as given: {escape(reason)}")
 
 
 def _grid(matrix: Matrix, cost: "Estimate | None") -> Grid:
@@ -103,9 +107,11 @@ def _summary(matrix: Matrix, cost: "Estimate | None") -> list[str]:
         if names:
             lines.append(f"{role}: {escape(', '.join(names))}")
     if study.learning_rate != "given":
-        rule = "the optimum that was searched for" if study.learning_rate == "search" else str(study.learning_rate)
+        rule = "the optimum of a search" if study.learning_rate == "search" else str(study.learning_rate)
         rates = {variant.config.training.optimizer.learning_rate: None for variant in matrix.variants}
         lines.append(f"learning rate: {escape(rule)} ({', '.join(f'{rate:g}' for rate in rates)})")
+    if rungs := ladder(matrix.plan):
+        lines.append(f"ladder: {escape(', '.join(rungs))}")
     if shared := branches(matrix.trials):
         lines.append(f"{plural(len(shared), 'trial')} branch off from longer ones: their budgets share a trunk")
     if study.match != "none":

@@ -70,7 +70,7 @@ def run(
 def run_chain(chain: tuple[Matrix, ...], folder: RunsFolder, options: "driver.Options") -> tuple[dict[str, Any], int]:
     """Run studies, each of which continues the one before; return what a program reads of them, and the exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is an interrupt
-    _refuse_early(chain, folder, options.concurrency)
+    refuse_early(chain, folder, options.concurrency)
     report: dict[str, Any] = {}
     for matrix in chain:
         if len(chain) > 1:
@@ -83,7 +83,7 @@ def run_chain(chain: tuple[Matrix, ...], folder: RunsFolder, options: "driver.Op
     return report, SOME_FAILED if _failed(report) else DONE
 
 
-def _refuse_early(chain: tuple[Matrix, ...], folder: RunsFolder, concurrency: int | None) -> None:
+def refuse_early(chain: tuple[Matrix, ...], folder: RunsFolder, concurrency: int | None) -> None:
     """What a study lacks must show before those that it continues are run, not after."""
     from gatelab.orchestrator import planning
 
@@ -101,10 +101,13 @@ def _run_matrix(
     from gatelab.cli.live import LiveView
     from gatelab.orchestrator import cluster, driver, planning
     from gatelab.orchestrator.mirroring import add_to_mlflow
+    from gatelab.orchestrator.record import changed_since
     from gatelab.results import publish
     from gatelab.results.tables import comparison_grid
 
     name = matrix.plan.study.name
+    for change in changed_since(folder, matrix):
+        console.print(f"[yellow]changed since it was last run[/] {escape(change)}")
     for note in matrix.notes:
         console.print(f"[yellow]note[/] {escape(note)}")
     done = sum(planning.is_over_in(folder, trial) for trial in matrix.trials)

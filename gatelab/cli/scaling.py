@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from gatelab.ablations.errors import Problem
 from gatelab.ablations.flags import study_from_flags
+from gatelab.ablations.ladder import ladder
+from gatelab.ablations.study import SIZES
+from gatelab.ablations.yaml_source import line_of
 from gatelab.cli import arguments as args
 from gatelab.cli.console import DONE, INTERRUPTED, console, fail, print_grid, print_json, reporting_errors
 from gatelab.cli.run import run_chain
@@ -48,6 +52,8 @@ def scaling(
     code = DONE
     with reporting_errors():
         if study is not None and not args.is_file(study):
+            said = {"axis": axis, "set": set_, "seeds": seeds, "baseline": baseline, "match": match, "name": name}
+            args.refuse_with_name(study, preset=preset, **said)
             named = study
         else:
             path = None if study is None else Path(study)
@@ -55,6 +61,11 @@ def scaling(
                 path, preset=preset, axes=axis, sets=set_, seeds=seeds, baseline=baseline, match=match, name=name
             )
             named = plan.study.name
+            if not ladder(plan):
+                message = (
+                    f"none of them makes a ladder: one sets {', '.join(sorted(SIZES))}, and the baseline names it not"
+                )
+                raise plan.error(Problem("axes", message, line=line_of(plan.lines, ("axes",))))
             _, code = run_chain(planning.plan_study(plan, planning.searched(folder)).chain, folder, options)
         if code != INTERRUPTED:
             _report(folder, named, bootstraps, options, json)

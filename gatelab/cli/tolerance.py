@@ -20,13 +20,13 @@ from gatelab.cli.console import (
     print_json,
     reporting_errors,
 )
-from gatelab.cli.run import run_chain
+from gatelab.cli.run import refuse_early, run_chain
 from gatelab.results.folders import RunsFolder
 
 if TYPE_CHECKING:
     from gatelab.ablations.matrix import Matrix
     from gatelab.orchestrator import driver
-    from gatelab.orchestrator.rate_search import Round
+    from gatelab.orchestrator.rate_search import Round, Searched
 
 
 def lr_tolerance(
@@ -60,7 +60,10 @@ def lr_tolerance(
     Example: gatelab lr-tolerance learning-rates    (what has been found so far for the study of that name)
     Example: gatelab lr-tolerance --axis model.gate.position=none,sdpa --seeds 3 --rates 1e-3,1e-2,1e-1
     """
+    from gatelab.ablations.rate_matrix import rate_matrix
     from gatelab.orchestrator import driver, planning
+    from gatelab.orchestrator.rate_search import window
+    from gatelab.training.data import data_identity
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is an interrupt
     folder = RunsFolder(runs)
@@ -69,6 +72,8 @@ def lr_tolerance(
     how = {"rates": _numbers(rates), "extend": extend, "margin": margin, "resolution": resolution}
     with reporting_errors():
         if study is not None and not args.is_file(study):
+            said = {"axis": axis, "set": set_, "seeds": seeds, "baseline": baseline, "match": match, "name": name}
+            args.refuse_with_name(study, preset=preset, **said, **how)
             _report(folder, study, options, json)
             return
         plan = study_from_flags(
@@ -87,11 +92,16 @@ def lr_tolerance(
             _, code = run_chain(matrix.earlier.chain, folder, options)
             if code == INTERRUPTED:
                 raise typer.Exit(code)
-        progress = _search(matrix, folder, options)
-        _report(folder, matrix.plan.study.name, options, json, progress.stopping)
-    if progress.stopping:
+        refuse_early((rate_matrix(matrix, window(matrix), data_identity),), folder, concurrency)
+        found = _search(matrix, folder, options)
+        _report(folder, matrix.plan.study.name, options, json, found.progress.stopping)
+    if found.progress.stopping:
         console.print("[yellow]interrupted[/]: the same command goes on from here")
-    raise typer.Exit(INTERRUPTED if progress.stopping else SOME_FAILED if progress.count("failed") else DONE)
+    elif found.unfinished:
+        console.print(f"[yellow]not at its end[/]: {escape(found.unfinished)}")
+    raise typer.Exit(
+        INTERRUPTED if found.progress.stopping else SOME_FAILED if found.progress.count("failed") else DONE
+    )
 
 
 def _numbers(text: str | None) -> list[Any] | None:
@@ -106,7 +116,7 @@ def _numbers(text: str | None) -> list[Any] | None:
     return None if text is None else [number(part) for part in text.split(",")]
 
 
-def _search(matrix: "Matrix", folder: RunsFolder, options: "driver.Options") -> "driver.Progress":
+def _search(matrix: "Matrix", folder: RunsFolder, options: "driver.Options") -> "Searched":
     from gatelab.cli.live import LiveView
     from gatelab.orchestrator import cluster
     from gatelab.orchestrator.rate_search import changed, search
@@ -122,11 +132,12 @@ def _search(matrix: "Matrix", folder: RunsFolder, options: "driver.Options") -> 
         fail(f"--address {options.address}: {error}", error)
 
 
-def _announce(round: "Round") -> None:
-    new = sum(map(len, round.new.values()))
-    console.print(f"[bold]round {round.number}[/]: {plural(new, 'learning rate')} to try, of {round.cells} in all")
-    if round.number > 1:
-        for variant, rates in round.new.items():
+def _announce(next_round: "Round") -> None:
+    new = sum(map(len, next_round.new.values()))
+    counts = f"{plural(new, 'learning rate')} to try, of {next_round.cells} in all"
+    console.print(f"[bold]round {next_round.number}[/]: {counts}")
+    if next_round.number > 1:
+        for variant, rates in next_round.new.items():
             console.print(f"  {escape(variant)}: {', '.join(f'{rate:g}' for rate in rates)}")
 
 
@@ -159,6 +170,8 @@ def _report(
     path = folder.study(study).path
     console.print(f"\ntables   {escape(str(path))}/tolerance.md; .tex, .csv, .json")
     console.print(f"plots    {escape(str(path))}/tolerance, tolerance-measures; .png, .svg")
-    console.print(f"Optuna   {escape(str(path))}/optuna.log (to look: optuna-dashboard {escape(str(path))}/optuna.log)")
+    console.print(
+        f"Optuna   {escape(str(path))}/optuna.log (to look: pip install optuna-dashboard; optuna-dashboard FILE)"
+    )
     if problem:
         console.print(f"[yellow]{escape(problem)}[/]")

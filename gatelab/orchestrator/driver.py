@@ -23,7 +23,7 @@ from gatelab.orchestrator.record import study_record, write_record
 from gatelab.orchestrator.worker import EvaluationPrinter, Task, TrialWorker, run_task
 from gatelab.results.folders import RunsFolder, read_json, write_json
 from gatelab.results.journal import JournalTail
-from gatelab.training.checkpoint import is_whole
+from gatelab.training.checkpoint import is_written
 from gatelab.training.config import DataConfig
 from gatelab.training.data import Dataset, prepare
 from gatelab.training.loop import milestone
@@ -260,7 +260,7 @@ class _Driver:
         branch = self.branches.get(trial.id)
         if branch is None or self.progress.trials[branch.trunk].state not in ("waiting", "running"):
             return True
-        return is_whole(milestone(self.folder.trial(branch.trunk).path, branch.step))
+        return is_written(milestone(self.folder.trial(branch.trunk).path, branch.step))
 
     def _new_worker(self) -> Any:
         remote = ray.remote(TrialWorker).options(num_cpus=self.share.cpus, num_gpus=self.share.gpus)

@@ -1,21 +1,19 @@
 """A plan before anything runs: the matrix, what is done already, and how long the rest would take here."""
 
-import functools
 import os
 import time
 from dataclasses import dataclass, replace
 from typing import Any
 
 from gatelab.ablations.errors import Problem
-from gatelab.ablations.learning_rates import LEARNING_RATE, rounded
-from gatelab.ablations.matrix import Matrix, Optimum, Trial, build_matrix
+from gatelab.ablations.learning_rates import LEARNING_RATE, searched_kind
+from gatelab.ablations.matrix import Matrix, Optimum, Trial, build_matrix, not_searched
 from gatelab.ablations.rate_matrix import SUFFIX
 from gatelab.ablations.study import StudyPlan
 from gatelab.ablations.trunks import branches
+from gatelab.ablations.yaml_source import line_of
 from gatelab.orchestrator.driver import is_over
-from gatelab.results.folders import NotFound, RunsFolder, read_json, write_json
-from gatelab.results.publish import read_tolerance
-from gatelab.results.tolerance import NotSearched
+from gatelab.results.folders import RunsFolder, read_json, write_json
 from gatelab.training.config import TrialConfig
 from gatelab.training.corpus import DataError
 from gatelab.training.data import Manifest, data_identity, prepare
@@ -24,7 +22,7 @@ MEASURED_STEPS = 5
 MEASURED_TOKENS = 16_384  # at most, in a step
 
 
-def plan_study(plan: StudyPlan, optimum: Optimum = lambda plan, levels: None) -> Matrix:
+def plan_study(plan: StudyPlan, optimum: Optimum = not_searched) -> Matrix:
     """The matrix of a study on the data that it names; `optimum` knows what searches found. Raises StudyError."""
     try:
         return build_matrix(plan, data_identity, optimum)
@@ -32,54 +30,61 @@ def plan_study(plan: StudyPlan, optimum: Optimum = lambda plan, levels: None) ->
         raise plan.error(Problem("data", str(error))) from error
 
 
-def plan_search(plan: StudyPlan, optimum: Optimum = lambda plan, levels: None) -> Matrix:
+def plan_search(plan: StudyPlan, optimum: Optimum = not_searched) -> Matrix:
     """The matrix of a study whose learning rates are to be searched, at the given ones; `optimum` is for those that it
     continues. Raises StudyError."""
-    varied = [axis.name for axis in plan.axes if LEARNING_RATE in axis.paths]
-    if varied:
-        raise plan.error(
-            Problem(f"axes.{varied[0]}", "varies the learning rate, which is to be searched: leave it out")
-        )
-    return plan_study(_at_given_rates(plan), optimum)
+    for axis in plan.axes:
+        if LEARNING_RATE in axis.paths:
+            message = "varies the learning rate, which is to be searched: leave it out"
+            raise plan.error(Problem(f"axes.{axis.name}", message, line=line_of(plan.lines, ("axes", axis.name))))
+    return plan_study(replace(plan, study=plan.study.model_copy(update={"learning_rate": "given"})), optimum)
 
 
-def _at_given_rates(plan: StudyPlan) -> StudyPlan:
-    return replace(plan, study=plan.study.model_copy(update={"learning_rate": "given"}))
+def given_rate(plan: StudyPlan, variant: dict[str, Any], config: TrialConfig) -> float | str:
+    """An `Optimum` for whom the rate does not matter."""
+    return config.training.optimizer.learning_rate
 
 
 def searched(folder: RunsFolder) -> Optimum:
-    """What the searches in a runs folder found: the optimal learning rate of a study's variant, by its levels.
+    """What finished searches in a runs folder found, of the study's own name and configuration.
 
     A variant that was not searched at its own token budget takes the optimum at the largest that was.
     """
 
-    @functools.cache
-    def sweeps_of(study: str) -> list[tuple[dict[str, str], int, float | None]]:
-        try:
-            found = read_tolerance(folder, study + SUFFIX)
-        except (NotFound, NotSearched):
-            return []
-        return [(arm.sweep.levels, arm.sweep.tokens, arm.optimum) for arm in found.arms]
+    def optimum_of(plan: StudyPlan, variant: dict[str, Any], config: TrialConfig) -> float | str:
+        found = read_json(folder.study(plan.study.name + SUFFIX).located)
+        if found is None:
+            begun = folder.study(plan.study.name + SUFFIX).record.exists()
+            return "its search has not come to its end" if begun else not_searched(plan, variant, config)
+        kind = searched_kind(variant)
+        same = [entry for entry in found["variants"] if entry["kind"] == kind]
+        if not same:
+            return "the search of this study was of another configuration or other data: search again"
+        exact = [entry for entry in same if entry["tokens"] == config.training.tokens]
+        entry = (exact or sorted(same, key=lambda entry: entry["tokens"]))[-1]
+        rate: float | None = entry["rate"]
+        return "its search found only a bound: widen tolerance.rates" if rate is None else rate
 
-    def optimum_of(plan: StudyPlan, levels: dict[str, str]) -> float | None:
-        budgets = {axis.name for axis in plan.axes if axis.paths == {"training.tokens"}}
+    return optimum_of
 
-        def without_budget(of: dict[str, str]) -> dict[str, str]:
-            return {axis: level for axis, level in of.items() if axis not in budgets}
 
-        known = sweeps_of(plan.study.name)
-        same = [arm for arm in known if arm[0] == levels] or [
-            arm for arm in known if without_budget(arm[0]) == without_budget(levels)
-        ]
-        rate = max(same, key=lambda arm: arm[1])[2] if same else None
-        return None if rate is None else rounded(rate)
+def searched_or_given(folder: RunsFolder, reasons: dict[str, None]) -> Optimum:
+    """The same, and the given rate where a search found none; `reasons` collects why."""
+    found = searched(folder)
+
+    def optimum_of(plan: StudyPlan, variant: dict[str, Any], config: TrialConfig) -> float | str:
+        rate = found(plan, variant, config)
+        if isinstance(rate, str):
+            reasons[rate] = None
+            return given_rate(plan, variant, config)
+        return rate
 
     return optimum_of
 
 
 def prepare_study(plan: StudyPlan, folder: RunsFolder) -> list[Manifest]:
     """Prepare all data that a study trains on; return what they are made of. Raises StudyError, DataError."""
-    configs = {variant.config.data: None for variant in plan_study(_at_given_rates(plan)).variants}
+    configs = {variant.config.data: None for variant in plan_study(plan, given_rate).variants}
     return [prepare(config, folder.data).manifest for config in configs]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
 import numpy as np
 import numpy.typing as npt
 import optuna
@@ -17,15 +18,17 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from gatelab.ablations.identity import digest
-from gatelab.ablations.learning_rates import ToleranceConfig, rounded
+from gatelab.ablations.errors import StudyError
+from gatelab.ablations.identity import canonical_variant, digest
+from gatelab.ablations.learning_rates import ToleranceConfig, rounded, searched_kind
 from gatelab.ablations.matrix import Matrix, Trial, Variant
-from gatelab.ablations.rate_matrix import rate_matrix
-from gatelab.orchestrator.cluster import connected
+from gatelab.ablations.rate_matrix import SUFFIX, rate_matrix
+from gatelab.orchestrator.cluster import CannotRun, connected
 from gatelab.orchestrator.driver import Options, Progress, is_over, run_study
-from gatelab.orchestrator.record import changes, study_record
-from gatelab.results.folders import RunsFolder, read_json
+from gatelab.orchestrator.record import changed_since, study_record
+from gatelab.results.folders import RunsFolder, read_json, write_json
 from gatelab.results.frames import AXIS, arm_of, runs_of_record
+from gatelab.results.publish import read_tolerance
 from gatelab.results.tolerance import (
     Sweep,
     largest_stable,
@@ -55,73 +58,135 @@ class Round:
     """Pairs of a variant and a learning rate, of all rounds."""
 
 
+@dataclass(frozen=True)
+class Searched:
+    """How a search ended."""
+
+    progress: Progress
+    """Of the trials of all rounds."""
+    unfinished: str
+    """Why not everything was located that could be, or ''."""
+
+
 def search(
     matrix: Matrix,
     folder: RunsFolder,
     options: Options,
     show: Callable[[Progress], None] = lambda progress: None,
-    announce: Callable[[Round], None] = lambda round: None,
-) -> Progress:
-    """Search the learning rates of a study's variants; return how the trials of all rounds ended.
+    announce: Callable[[Round], None] = lambda new: None,
+) -> Searched:
+    """Search the learning rates of a study's variants, from where an earlier search of them was left.
 
-    An interrupt returns after running trials have written a checkpoint. Raises CannotRun, DataError, StudyError as
-    `run_study` and `rate_matrix` do.
+    An interrupt returns after running trials have written a checkpoint. Raises CannotRun, DataError as `run_study`
+    does, and if another process searches the same study; StudyError if the window alone exceeds the study's budget.
     """
-    how = matrix.plan.study.tolerance
-    rates: Rates = {variant.label: list(how.rates) for variant in matrix.variants}
-    new, number = rates, 1
+    study = folder.study(matrix.plan.study.name + SUFFIX)
+    study.path.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(study.path / "search.lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise CannotRun(
+            f"{matrix.plan.study.name!r} is being searched by another process ({lock.lock_file})"
+        ) from error
+    try:
+        with connected(options.address):
+            return _search(matrix, folder, options, show, announce)
+    finally:
+        lock.release()
+
+
+def _search(
+    matrix: Matrix,
+    folder: RunsFolder,
+    options: Options,
+    show: Callable[[Progress], None],
+    announce: Callable[[Round], None],
+) -> Searched:
+    how, new, number = matrix.plan.study.tolerance, window(matrix), 1
+    rates = new
+    cells = rate_matrix(matrix, rates, data_identity)
+    account = _Account(folder.study(cells.plan.study.name).path / "optuna.log", matrix, how)
     given_up: set[str] = set()  # trials that failed: another command may try them again, another round does not
-    with connected(options.address):
-        while True:
-            cells = rate_matrix(matrix, rates, data_identity)
-            missing = [trial for trial in cells.trials if trial.id not in given_up and not _is_over(folder, trial)]
-            more = {} if missing else _more(_sweeps(matrix, cells, folder), rates, how)
-            # What is known already decides what is next without a word to Ray, MLflow or the record.
-            if not more:
-                if missing:
-                    announce(Round(number, new, len(cells.variants)))
-                account = _Account(folder.study(cells.plan.study.name).path / "optuna.log", matrix, how)
-                account.ask(rates)
-                progress = run_study(cells, folder, options, show, given_up)
-                found = _sweeps(matrix, cells, folder)
-                account.tell(found)
-                given_up |= {id for id, entry in progress.trials.items() if entry.state == "failed"}
-                more = {} if progress.stopping else _more(found, rates, how)
-                if not more:
-                    return progress
-            rates, new, number = _joined(rates, more), more, number + 1
+    while True:
+        missing = [trial for trial in cells.trials if trial.id not in given_up and not _is_over(folder, trial)]
+        grown = None if missing else _grown(matrix, cells, folder, rates)
+        # What is known already decides what is next without a word to Ray, MLflow or the record.
+        if grown is None or isinstance(grown, str):
+            if missing:
+                announce(Round(number, new, len(cells.variants)))
+            account.ask(rates)
+            progress = run_study(cells, folder, options, show, given_up)
+            account.tell(_sweeps(matrix, cells, folder))
+            if progress.stopping:
+                return Searched(progress, "it was interrupted")
+            given_up |= {id for id, entry in progress.trials.items() if entry.state == "failed"}
+            grown = _grown(matrix, cells, folder, rates)
+            if isinstance(grown, str):
+                unfinished = grown or (f"{len(given_up)} trials failed" if given_up else "")
+                if not unfinished:
+                    _write_located(matrix, cells, folder)
+                return Searched(progress, unfinished)
+        rates, new, cells, number = *grown, number + 1
+
+
+def window(matrix: Matrix) -> Rates:
+    """The learning rates that every variant of a study is tried at."""
+    return {variant.label: list(matrix.plan.study.tolerance.rates) for variant in matrix.variants}
 
 
 def changed(matrix: Matrix, folder: RunsFolder) -> list[str]:
     """In what a search differs from what was last run under its name, for people."""
-    how = matrix.plan.study.tolerance
-    now = study_record(rate_matrix(matrix, {variant.label: how.rates for variant in matrix.variants}, data_identity))
-    before = read_json(folder.study(now["name"]).record)
-    return [] if before is None else changes(before, now)
+    return changed_since(folder, rate_matrix(matrix, window(matrix), data_identity))
 
 
-def _is_over(folder: RunsFolder, trial: Trial) -> bool:
-    return is_over(read_json(folder.trial(trial.id).outcome))
-
-
-def _joined(rates: Rates, more: Rates) -> Rates:
-    return {label: sorted({*own, *more.get(label, [])}) for label, own in rates.items()}
+def _grown(matrix: Matrix, cells: Matrix, folder: RunsFolder, rates: Rates) -> tuple[Rates, Rates, Matrix] | str:
+    """(rates, what is new in them, their matrix) of the next round; '' if all is located, or why there can be none."""
+    how, found = matrix.plan.study.tolerance, _sweeps(matrix, cells, folder)
+    more = {label: wanted for label, sweep in found.items() if (wanted := propose(sweep, how))}
+    if not more:
+        return ""
+    joined = {label: sorted({*own, *more.get(label, [])}) for label, own in rates.items()}
+    try:
+        return joined, more, rate_matrix(matrix, joined, data_identity)
+    except StudyError as error:
+        return error.problems[0].message
 
 
 def _sweeps(matrix: Matrix, cells: Matrix, folder: RunsFolder) -> dict[str, Sweep]:
     """What is known of each variant, by label."""
     found = {sweep.arm: sweep for sweep in sweeps(runs_of_record(folder, study_record(cells)))}
-    return {variant.label: found[_arm(variant)] for variant in matrix.variants}
+    return {variant.label: found[_arm(matrix, variant)] for variant in matrix.variants}
 
 
-def _more(found: Mapping[str, Sweep], rates: Rates, how: ToleranceConfig) -> Rates:
-    """What each variant should be tried at next; those that are located are not in it."""
-    wanted = {label: propose(sweep, how) for label, sweep in found.items()}
-    return {label: own for label, own in wanted.items() if own}
+def _arm(matrix: Matrix, variant: Variant) -> str:
+    return arm_of({AXIS + axis.name: variant.levels.get(axis.name) for axis in matrix.plan.axes}, ())
 
 
-def _arm(variant: Variant) -> str:
-    return arm_of({AXIS + axis: level for axis, level in variant.levels.items()}, ())
+def _kind(variant: Variant) -> str:
+    return searched_kind(canonical_variant(variant.config, data_identity(variant.config.data)))
+
+
+def _write_located(matrix: Matrix, cells: Matrix, folder: RunsFolder) -> None:
+    """Keep the optima for the studies that want them."""
+    name = cells.plan.study.name
+    found = {arm.sweep.arm: arm.optimum for arm in read_tolerance(folder, name).arms}
+    entries = []
+    for variant in matrix.variants:
+        rate = found[_arm(matrix, variant)]
+        entries.append(
+            {
+                "variant": variant.label,
+                "kind": _kind(variant),
+                "tokens": variant.config.training.tokens,
+                "rate": None if rate is None else rounded(rate),
+            }
+        )
+    write_json(folder.study(name).located, {"variants": entries})
+
+
+def _is_over(folder: RunsFolder, trial: Trial) -> bool:
+    return is_over(read_json(folder.trial(trial.id).outcome))
 
 
 def propose(sweep: Sweep, how: ToleranceConfig) -> list[float]:
@@ -131,7 +196,7 @@ def propose(sweep: Sweep, how: ToleranceConfig) -> list[float]:
     stable. The optimum is located by the vertex of the parabola through the best and its neighbours; the edges of what
     is tolerated and of what is stable are bisected; each to within `resolution` decades.
     """
-    known = np.isfinite(sweep.mean)
+    known = sweep.complete  # a mean over some of the seeds is no point of this curve
     if not known.any():
         return []
     rates, losses, stable = sweep.rates[known], sweep.mean[known], np.all(sweep.stable, axis=0)[known]
@@ -211,5 +276,5 @@ class _Account:
 
 def _name(matrix: Matrix, variant: Variant) -> str:
     """The name of a variant's study in Optuna. One that has changed is another."""
-    trials = [trial.id for trial in matrix.trials if trial.variant == variant.label]
-    return f"{variant.label} [{digest(trials)[:8]}]"
+    asked = [_kind(variant), variant.config.training.tokens, matrix.plan.study.seeds]
+    return f"{variant.label} [{digest(asked)[:8]}]"

@@ -5,6 +5,7 @@ from typing import Any
 
 from gatelab.ablations.identity import digest
 from gatelab.ablations.ladder import ladder
+from gatelab.ablations.learning_rates import LEARNING_RATE
 from gatelab.ablations.matrix import Matrix, Trial
 from gatelab.results.folders import RunsFolder, read_json, write_json
 
@@ -21,7 +22,7 @@ def study_record(matrix: Matrix) -> dict[str, Any]:
         "hash": plan.hash,
         **({"continues": plan.earlier.study.name} if plan.earlier else {}),
         "axes": [axis.name for axis in plan.axes],
-        "ladder": list(ladder(plan.axes)),
+        "ladder": list(ladder(plan)),
         "learning_rate": str(plan.study.learning_rate),
         "tolerance": {**plan.study.tolerance.model_dump(mode="json"), "lattice": plan.study.tolerance.lattice},
         "match": plan.study.match,
@@ -59,12 +60,24 @@ def write_record(folder: RunsFolder, record: dict[str, Any]) -> None:
     write_json(study.record, record)
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In what a study differs from what it was when it was launched before, for people."""
+def changed_since(folder: RunsFolder, matrix: Matrix) -> list[str]:
+    """In what a study differs from what it was when it was last launched, for people; nothing that was run is lost."""
+    before = read_json(folder.study(matrix.plan.study.name).record)
+    return [] if before is None else _changes(before, study_record(matrix))
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = []
     old, new = (sorted({trial["seed"] for trial in record["trials"]}) for record in (before, now))
     if old != new:
-        found.append(f"seeds {', '.join(map(str, old))} -> {', '.join(map(str, new))}")
+        found.append(f"seeds: {', '.join(map(str, old))} -> {', '.join(map(str, new))}")
+    gone, added = _levels(before) - _levels(now), _levels(now) - _levels(before)
+    for what, levels in (("without", gone), ("new", added)):
+        if levels:
+            found.append(f"{what}: {', '.join(sorted(f'{axis}={level}' for axis, level in levels))}")
+    for name, value in now["tolerance"].items():
+        if name != "lattice" and before.get("tolerance", {}).get(name, value) != value:
+            found.append(f"tolerance.{name}: {before['tolerance'][name]} -> {value}")
     ids = {(trial["variant"], trial["seed"]): trial["id"] for trial in before["trials"]}
     others = {
         trial["variant"]
@@ -72,8 +85,12 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if ids.get((trial["variant"], trial["seed"])) not in (None, trial["id"])
     }
     if others:
-        found.append(
-            f"another configuration or other data of {', '.join(sorted(others)[:3])}"
-            + (", …" if len(others) > 3 else "")
-        )
+        more = ", …" if len(others) > 3 else ""
+        found.append(f"another configuration or other data of {', '.join(sorted(others)[:3])}{more}")
     return found
+
+
+def _levels(record: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """(axis, level) of all variants; of a search without the learning rates, which it chooses."""
+    every = {item for variant in record["variants"].values() for item in variant["levels"].items()}
+    return {(axis, level) for axis, level in every if axis != LEARNING_RATE}

@@ -16,9 +16,9 @@ import torch
 from gatelab.ablations.trunks import Branch
 from gatelab.orchestrator.provenance import code_version
 from gatelab.results.folders import RunsFolder, TrialFolder, read_json, write_json
-from gatelab.results.journal import Journal, begin_with
+from gatelab.results.journal import Journal, continue_from
 from gatelab.results.measures import sums_up
-from gatelab.training.checkpoint import is_whole
+from gatelab.training.checkpoint import is_written
 from gatelab.training.config import TrialConfig
 from gatelab.training.data import Dataset
 from gatelab.training.device import choose_device, compute_dtype, environment
@@ -107,7 +107,9 @@ def _outcome_of_parent(task: Task, folder: TrialFolder) -> dict[str, Any] | None
     if done["status"] == "finished":
         return None
     reason = f"the trial it continues diverged: {done['reason']}"
-    report = {"status": "diverged", "step": 0, "metrics": {}, "reason": reason, "ended": time.time()}
+    # It would have begun with the loss of a model that has not learnt anything.
+    initial = {name: value for name, value in done["metrics"].items() if name == "train/initial_loss"}
+    report = {"status": "diverged", "step": 0, "metrics": initial, "reason": reason, "ended": time.time()}
     write_json(folder.outcome, report)
     return report
 
@@ -119,11 +121,11 @@ def _train(task: Task, folder: TrialFolder, recorder: Callable[[Journal], Record
         device = choose_device(task.device)
         runs = RunsFolder(Path(task.root))
         trunk = _trunk(task, runs)
-        _describe_attempt(task, folder, environment(device, compute_dtype(trial.training, device)))
+        _describe_attempt(task, folder, environment(device, compute_dtype(trial.training, device)), trunk is not None)
         dataset = Dataset(runs.data / task.data_identity)
         parent = None if task.parent is None else runs.trial(task.parent)
         if trunk is not None and task.branch is not None:
-            begin_with(folder.journal, runs.trial(task.branch.trunk).journal, task.branch.step)
+            continue_from(folder.journal, runs.trial(task.branch.trunk).journal, task.branch.step)
         with Journal(folder.journal) as journal:
             outcome = train(
                 trial,
@@ -157,14 +159,18 @@ def _trunk(task: Task, runs: RunsFolder) -> Path | None:
     if task.branch is None:
         return None
     folder = milestone(runs.trial(task.branch.trunk).path, task.branch.step)
-    return folder if is_whole(folder) else None
+    return folder if is_written(folder) else None
 
 
-def _describe_attempt(task: Task, folder: TrialFolder, machine: dict[str, str]) -> None:
-    """Add this attempt to the trial's description: when, with which code, where."""
+def _describe_attempt(task: Task, folder: TrialFolder, machine: dict[str, str], branches_off: bool) -> None:
+    """Add this attempt to the trial's description: when, with which code, where; after those of the trunk that it
+    leaves, if it does."""
     provenance = {**code_version(), "data": task.data_identity, **machine}
     parent = {} if task.parent is None else {"parent": task.parent}
     known = read_json(folder.description) or {"id": task.trial_id, "config": task.config, **parent, "attempts": []}
+    if branches_off and task.branch is not None and not known["attempts"]:
+        trunk = read_json(RunsFolder(Path(task.root)).trial(task.branch.trunk).description)
+        known |= {"branch": asdict(task.branch), "attempts": trunk["attempts"] if trunk else []}
     known["attempts"].append({"started": time.time(), "provenance": provenance})
     write_json(folder.description, known)
 

@@ -79,6 +79,11 @@ class StudyFolder:
         """Held by the process that runs the study: the only one that writes it to MLflow."""
         return self.path / "lock"
 
+    @property
+    def located(self) -> Path:
+        """located.json: what a learning-rate search found, there once one has come to its end."""
+        return self.path / "located.json"
+
     def read(self) -> dict[str, Any]:
         """The study record. Raises NotFound."""
         if not self.record.exists():

@@ -71,8 +71,13 @@ def axes_of(runs: pa.Table) -> tuple[str, ...]:
 
 def arm_of(trial: Mapping[str, Any], without: Collection[str]) -> str:
     """The label of a row of `runs` by its levels on all axes but some: which of the compared changes it is."""
-    levels = levels_of(trial, without)
-    return ", ".join(f"{name.rpartition('.')[2]}={level}" for name, level in levels.items()) or "base"
+    ends = [name.rpartition(".")[2] for name in trial if name.startswith(AXIS)]
+
+    def short(name: str) -> str:
+        end = name.rpartition(".")[2]
+        return end if ends.count(end) == 1 else name
+
+    return ", ".join(f"{short(name)}={level}" for name, level in levels_of(trial, without).items()) or "base"
 
 
 def levels_of(trial: Mapping[str, Any], without: Collection[str]) -> dict[str, str]:

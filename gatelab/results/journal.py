@@ -90,14 +90,16 @@ class Journal:
         self.close()
 
 
-def begin_with(folder: Path, trunk: Path, step: int) -> None:
-    """Let a journal that is not there yet begin with what another recorded of training, up to a step."""
-    if any(folder.glob("*.arrows")):
+def continue_from(folder: Path, trunk: Path, step: int) -> None:
+    """Let a journal hold what another recorded of training up to a step, after what it holds of that itself."""
+    own = read_journal(folder)["step"]
+    last = own[-1].as_py() if len(own) else 0
+    if last >= step:
         return
     rows = read_journal(trunk)
-    shared = pc.and_(pc.less_equal(rows["step"], step), pc.starts_with(rows["name"], "train/"))
+    between = pc.and_(pc.greater(rows["step"], last), pc.less_equal(rows["step"], step))
     with Journal(folder) as journal:
-        journal.append(rows.filter(shared))
+        journal.append(rows.filter(pc.and_(between, pc.starts_with(rows["name"], "train/"))))
 
 
 class JournalTail:

@@ -245,7 +245,10 @@ def offset_caveat(cells: Cells, law: Law, replicates: Law | None = None) -> str:
     least = law.offset[0] if replicates is None else np.quantile(replicates.offset[..., 0], 0.025)
     if worse - best > float(stdtrit(freedom, 0.975)) ** 2 and least > 0:
         return ""
-    return "the offset E is not determined (0 fits as well): exponents and gains hold for the E that was fitted"
+    return (
+        "the offset E is not determined (0 fits as well): it is not shown, and the intervals of exponents and gains "
+        "hold that doubt"
+    )
 
 
 def compute_gain(

@@ -174,6 +174,7 @@ def write_scaling(folder: RunsFolder, study: str, bootstraps: int, target: Path 
     """Laws fitted to a study's ladder: tables and the plot, into its folder. Raises NotFound, NotScalable."""
     record = folder.study(study).read()
     report = scaling(runs_of_record(folder, record), record.get("ladder", []), bootstraps=bootstraps)
+    report = replace(report, notes=(*report.notes, _learning_rates(record)))
     stem = (target or folder.study(study).path) / "scaling"
     plots = save_figure(plot_scaling(report, study), stem)
     return Written(report, tuple(scaling_grids(report)), _write(stem, report, SCALING_FORMATS), plots)
@@ -201,6 +202,17 @@ def write_stability(
 def _stability_grids(found: Stability) -> tuple[Grid, ...]:
     autopsies = [autopsies_grid(found.study, found.autopsies)] if found.autopsies else []
     return (stability_grid(found), *autopsies)
+
+
+def _learning_rates(record: Mapping[str, Any]) -> str:
+    """At which learning rates a study's sizes were trained, and why at these."""
+    axis = record["ladder"][0]
+    levels: dict[float, set[str]] = {}
+    for variant in record["variants"].values():
+        levels.setdefault(variant["learning_rate"], set()).add(variant["levels"].get(axis, "–"))
+    rules = {"given": "as given", "search": "each the optimum of a search"}
+    each = "; ".join(f"{rate:g} ({', '.join(sorted(of))})" for rate, of in levels.items())
+    return f"Learning rates, {rules.get(record['learning_rate'], record['learning_rate'])}: {each}."
 
 
 def _write_measured(target: Path, name: str, found: Measured, figures: Mapping[str, Figure | None]) -> Measured:

@@ -241,11 +241,11 @@ def tolerance(runs: pa.Table, lattice: Sequence[float], window: Sequence[float],
         window: those at which every arm was to be trained, a run of the lattice.
         margin: share of the best loss by which a tolerated one may exceed it.
 
-    Raises NotSearched if no arm has a finished trial.
+    Raises NotSearched if no trial is over.
     """
     found = {sweep.arm: sweep for sweep in sweeps(runs)}
-    if not any(sweep.stable.any() for sweep in found.values()):
-        raise NotSearched("no trial has finished below its initial loss: all diverged or are still to run")
+    if not any(np.isfinite(sweep.losses).any() for sweep in found.values()):
+        raise NotSearched("no trial has finished or diverged yet: there is nothing to show")
     measured = {arm: _quantities(sweep, lattice, window, margin) for arm, sweep in found.items()}
     arms = []
     for arm, sweep in found.items():
@@ -267,7 +267,7 @@ SENSITIVITY = ("sensitivity S, window", "nats/token")
 CENTRED = ("sensitivity S, centred", "nats/token")
 LOWER, UPPER = ("lower edge", "log10"), ("upper edge", "log10")
 WIDTH = ("tolerance width", "decades")
-STABLE = ("largest stable", "log10")
+STABLE = ("largest stable, all seeds", "log10")
 
 
 def _quantities(
@@ -337,7 +337,7 @@ def _first_unstable(sweep: Sweep) -> float | None:
 
 
 def _compared(name: str, unit: str, own: dict[int, Estimate], other: dict[int, Estimate] | None) -> Quantity:
-    if other is None:
+    if other is None or (name, unit) == STABLE:  # places of a grid: a difference of one is no finding
         return Quantity(name, unit, own)
     pairs = [
         own[seed].value - other[seed].value
@@ -355,12 +355,14 @@ def _notes(sweep: Sweep, quantities: Sequence[Quantity], window: Sequence[float]
     if best is None:
         yield f"{sweep.arm}: no learning rate has all its seeds"
         return
-    if best in (sweep.rates[0], sweep.rates[-1]):
+    if best in (sweep.rates[0], sweep.rates[-1]) and sweep.stable.any():
         yield (
             f"{sweep.arm}: the lowest loss is at {best:g}, the end of what was tried: its optimum lies there or "
             "beyond, and the window is too narrow to hold it (tolerance.rates, tolerance.extend)"
         )
     elif not window[0] < best < window[-1]:
         yield f"{sweep.arm}: the optimum is not within the window: S of the window misleads, the centred one holds"
-    if not sweep.stable.any(1).all():
+    if not sweep.stable.any():
+        yield f"{sweep.arm}: no trial finished below its initial loss: lower tolerance.rates"
+    elif not sweep.stable.any(1).all():
         yield f"{sweep.arm}: of some seeds no trial finished below its initial loss; they count in none of its rows"

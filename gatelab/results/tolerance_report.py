@@ -17,7 +17,7 @@ from gatelab.results.figures import COLOURS, DASHES, curves_by_seed, draw_curves
 from gatelab.results.frames import AXIS, arm_of
 from gatelab.results.measures import measure, with_unit
 from gatelab.results.tables import Column, Grid, finite
-from gatelab.results.tolerance import LOSS, OPTIMUM, RATE, UPPER, Arm, Quantity, Tolerance
+from gatelab.results.tolerance import LOSS, OPTIMUM, RATE, STABLE, UPPER, Arm, Quantity, Tolerance
 
 SHOWN = 3  # margins above the worst arm's best loss that the lower panel shows
 
@@ -60,6 +60,9 @@ def _value(quantity: Quantity) -> str:
     interval, bound = quantity.interval, quantity.bound
     if interval.n == 0:
         return "–"
+    if (quantity.name, quantity.unit) == STABLE:
+        least = min(quantity.by_seed.values(), key=lambda own: own.value)
+        return f"{least.bound} {_rate(10**least.value)}".strip()
     mean = _number(quantity, interval.mean)
     if bound:
         return f"{'' if bound == '?' else bound} {mean}".strip() + (" (bounds of both kinds)" if bound == "?" else "")
@@ -178,7 +181,7 @@ def plot_tolerance(found: Tolerance) -> Figure:
         _mark(near, index, arm, found.margin)
     whole.axvspan(found.window[0], found.window[-1], color="#000000", alpha=0.04, linewidth=0)
     lowest = [float(arm.sweep.mean[arm.sweep.complete].min()) for arm in found.arms if arm.best_rate is not None]
-    if lowest:
+    if lowest and min(lowest) < max(float(np.nanmax(arm.sweep.losses)) for arm in found.arms if arm.best_rate):
         near.set_ylim(min(lowest) * (1 - found.margin), max(lowest) * (1 + SHOWN * found.margin))
     whole.set_xscale("log")
     tried = np.concatenate([arm.sweep.rates for arm in found.arms])

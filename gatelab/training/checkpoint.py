@@ -54,8 +54,8 @@ def load_checkpoint(
     return commit["step"], commit["state"]
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether there is a checkpoint that was written to its end."""
+def is_written(folder: Path) -> bool:
+    """Whether there is a checkpoint that was written to its end, damaged since or not."""
     return any(folder.glob("step-*.json"))
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gatelab.ablations.matrix import Matrix, build_matrix
 from gatelab.ablations.rate_matrix import SUFFIX, Rates, cell_label, rate_matrix
 from gatelab.ablations.study import StudyPlan
 from gatelab.models.accounting import count_parameters
+from gatelab.training.config import TrialConfig
 
 Plan = Callable[..., Matrix]
 Load = Callable[..., StudyPlan]
@@ -163,13 +165,14 @@ def test_a_rule_by_worked_examples(plan: Plan) -> None:
 
 
 def test_a_rule_is_shown_and_part_of_what_is_asked(load: Load) -> None:
-    """Another rule asks something else; how a search is made does not change the answer that it is to find."""
+    """Another rule, or another window, asks something else; a study that names neither keeps the hash that it had."""
     rule = load(POSITIONS + "learning_rate: {per: layers, exponent: -0.5, reference: 1k}\n")
     assert isinstance(rule.study.learning_rate, RateRule)
     assert str(rule.study.learning_rate) == "as layers ^ -0.5, from the given one at 1,000"
     given = load(POSITIONS)
     assert given.hash != rule.hash
-    assert load(POSITIONS + "tolerance: {margin: 0.1, rates: [0.1, 0.2, 0.3]}\n").hash == given.hash
+    assert load(POSITIONS + "tolerance: {margin: 0.1, rates: [0.1, 0.2, 0.3]}\n").hash != given.hash
+    assert load(POSITIONS + "learning_rate: given\ntolerance: {margin: 0.02}\n").hash == given.hash
 
 
 def test_a_rule_answers_the_plans_question(plan: Plan) -> None:
@@ -185,18 +188,21 @@ def test_a_search_that_has_not_been_made_is_missed(load: Load) -> None:
     plan = load(POSITIONS + "learning_rate: search\n")
     with pytest.raises(StudyError) as caught:
         build_matrix(plan, lambda config: "x")
-    assert "learning_rate = 'search': gatelab lr-tolerance has found no optimum yet" in str(caught.value)
-    assert "position=none; position=sdpa" in str(caught.value)
-    known = {"none": 0.02}
-    with pytest.raises(StudyError, match=r"no optimum yet for position=sdpa$"):
-        build_matrix(plan, lambda config: "x", lambda plan, levels: known.get(levels["model.gate.position"]))
+    assert "learning_rate = 'search': no optimum for position=none; position=sdpa: it has not been" in str(caught.value)
+    assert f"gatelab lr-tolerance {plan.source}" in str(caught.value)
+
+    def only_of_none(plan: StudyPlan, variant: dict[str, Any], config: TrialConfig) -> float | str:
+        return 0.02 if config.model.gate.position == "none" else "there is only a bound"
+
+    with pytest.raises(StudyError, match=r"no optimum for position=sdpa: there is only a bound$"):
+        build_matrix(plan, lambda config: "x", only_of_none)
 
 
 def test_variants_take_what_a_search_found(load: Load) -> None:
     """Each its own; the note about a learning rate that all share is then beside the point."""
     found = {"none": 0.02, "sdpa": 0.05}
     plan = load(POSITIONS + "learning_rate: search\n")
-    matrix = build_matrix(plan, lambda config: "x", lambda plan, levels: found[levels["model.gate.position"]])
+    matrix = build_matrix(plan, lambda config: "x", lambda plan, variant, config: found[config.model.gate.position])
     assert rates_of(matrix) == {"position=none": 0.02, "position=sdpa": 0.05}
     assert not any("neither an axis nor declared fixed" in note for note in matrix.notes)
 
@@ -259,7 +265,7 @@ def test_a_search_beyond_the_budget_is_refused(plan: Plan) -> None:
     rates = {"position=none": [0.1, 0.2, 0.3], "position=sdpa": [0.1, 0.2]}
     assert len(cells(matrix, rates).trials) == 5
     rates["position=sdpa"].append(0.3)
-    with pytest.raises(StudyError, match=r"budget.trials = 5: the search has come to 6 trials"):
+    with pytest.raises(StudyError, match=r"budget.trials = 5: the search would come to 6 trials"):
         cells(matrix, rates)
 
 
@@ -277,8 +283,11 @@ def test_the_ladder_is_what_models_and_budgets_grow_along(load: Load) -> None:
           model.ffn_size: [8, 16]
         """
     )
-    assert ladder(plan.axes) == ("size", "training.tokens", "model.ffn_size")
-    assert ladder(plan.axes[:1]) == ()
+    assert ladder(plan) == ("size", "training.tokens", "model.ffn_size")
+    assert plan.baseline == {"model.gate.position": "none", "training.sequence_length": "32"}
+    compared = replace(plan, study=plan.study.model_copy(update={"baseline": {"size": "small"}}))
+    assert ladder(compared) == ("training.tokens", "model.ffn_size")  # what a baseline names is compared
+    assert ladder(replace(plan, axes=plan.axes[:1])) == ()
 
 
 def test_flags_and_file_say_together_how_a_search_is_made(write: Callable[[str], Path]) -> None:
@@ -300,7 +309,11 @@ def test_a_study_that_continues_another_is_searched_as_it_says(tmp_path: Path) -
     (tmp_path / "next.yaml").write_text("continues: first.yaml\nbase: {training.tokens: 1k}\n")
     plan = study_from_flags(tmp_path / "next.yaml")
     assert plan.study.learning_rate == "given"
-    matrix = build_matrix(plan, lambda config: "x", lambda plan, levels: 0.07 if plan.study.name == "first" else None)
+
+    def known(plan: StudyPlan, variant: dict[str, Any], config: TrialConfig) -> float | str:
+        return 0.07 if plan.study.name == "first" else "not this one"
+
+    matrix = build_matrix(plan, lambda config: "x", known)
     assert matrix.earlier is not None
     assert set(rates_of(matrix.earlier).values()) == {0.07}
     assert set(rates_of(matrix).values()) != {0.07}

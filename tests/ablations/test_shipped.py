@@ -15,7 +15,9 @@ from gatelab.training.config import TrialConfig
 @pytest.mark.parametrize("path", study_files().values(), ids=study_files())
 def test_every_study_plans(path: Path) -> None:
     """A shipped study must run as it is, without holes or rules that do nothing, and answer its question."""
-    matrix = build_matrix(load_study(path), lambda config: "x", lambda plan, levels: 1e-2)  # as if one was searched for
+    matrix = build_matrix(
+        load_study(path), lambda config: "x", lambda plan, variant, config: 1e-2
+    )  # as if one was searched for
     study = matrix.plan.study
     assert study.name == path.stem
     assert study.question

@@ -26,7 +26,7 @@ from gatelab.ablations.matrix import Matrix
 from gatelab.ablations.rate_matrix import SUFFIX, rate_matrix
 from gatelab.ablations.study import StudyPlan, make_study
 from gatelab.orchestrator.driver import Options, Progress, run_study
-from gatelab.orchestrator.planning import plan_search, plan_study, searched
+from gatelab.orchestrator.planning import plan_search, plan_study, searched, searched_or_given
 from gatelab.orchestrator.rate_search import Round, changed, propose, search
 from gatelab.results.folders import RunsFolder, read_json, write_json
 from gatelab.results.frames import runs_from_journals, runs_from_mlflow
@@ -179,7 +179,7 @@ def tiny(source: Path) -> Plan:
 def found(tiny: Plan, own_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunsFolder]:
     """A runs folder in which that study has been searched with two seeds. To be looked at, and copied."""
     folder = RunsFolder(tmp_path_factory.mktemp("found") / "runs")
-    progress = search(plan_search(tiny(seeds=2)), folder, Options())
+    progress = search(plan_search(tiny(seeds=2)), folder, Options()).progress
     assert {entry.state for entry in progress.trials.values()} <= {"finished", "diverged"}
     yield folder
 
@@ -206,7 +206,7 @@ def interrupted(tiny: Plan, found: RunsFolder, tmp_path_factory: pytest.TempPath
         if progress.running and progress.count("finished") and not progress.stopping:
             raise KeyboardInterrupt
 
-    assert search(plan_search(tiny(seeds=2)), folder, Options(concurrency=1), interrupt).stopping
+    assert search(plan_search(tiny(seeds=2)), folder, Options(concurrency=1), interrupt).progress.stopping
     return folder
 
 
@@ -293,8 +293,8 @@ def test_a_search_runs_to_its_end_and_then_no_more(found: RunsFolder, copy: Runs
 
     rounds: list[Round] = []
     before = {path: path.stat().st_mtime_ns for path in copy.root.glob("trials/*/journal/*")}
-    progress = search(plan_search(tiny(seeds=2)), copy, Options(), announce=rounds.append)
-    assert not progress.stopping
+    again = search(plan_search(tiny(seeds=2)), copy, Options(), announce=rounds.append)
+    assert (again.progress.stopping, again.unfinished) == (False, "")
     assert {path: path.stat().st_mtime_ns for path in copy.root.glob("trials/*/journal/*")} == before
     assert copy.study("tiny" + SUFFIX).read() == record
     assert_account_agrees(copy)
@@ -345,7 +345,11 @@ def test_an_interrupt_costs_nothing(interrupted: RunsFolder, found: RunsFolder, 
     assert 0 < segments(interrupted) < 12
     shutil.copytree(interrupted.root, tmp_path / "runs")
     folder = RunsFolder(tmp_path / "runs")
-    assert not search(plan_search(tiny(seeds=2)), folder, Options()).stopping
+    assert not folder.study("tiny" + SUFFIX).located.exists()
+    with pytest.raises(StudyError, match="its search has not come to its end"):
+        plan_study(tiny(seeds=2, learning_rate="search"), searched(folder))
+    assert not search(plan_search(tiny(seeds=2)), folder, Options()).progress.stopping
+    assert folder.study("tiny" + SUFFIX).located.exists()
     assert_account_agrees(folder)
     assert {arm: sweep.losses.tolist() for arm, sweep in known(folder).items()} == {
         arm: sweep.losses.tolist() for arm, sweep in known(found).items()
@@ -370,7 +374,7 @@ def test_what_others_left_in_the_account_is_no_obstacle(copy: RunsFolder, tiny: 
         study.enqueue_trial({"learning_rate": 0.123})
         study.ask()
     next(iter(account(copy).values())).enqueue_trial({"learning_rate": 0.2})
-    progress = search(plan_search(tiny(seeds=2)), copy, Options())
+    progress = search(plan_search(tiny(seeds=2)), copy, Options()).progress
     assert {entry.state for entry in progress.trials.values()} <= {"finished", "diverged"}
     for arm, sweep in known(copy).items():
         assert set(sweep.rates.tolist()) <= set(told(account(copy)[arm]))
@@ -379,7 +383,7 @@ def test_what_others_left_in_the_account_is_no_obstacle(copy: RunsFolder, tiny: 
 def test_a_changed_study_is_said_and_has_an_account_of_its_own(copy: RunsFolder, found: RunsFolder, tiny: Plan) -> None:
     """Means over other seeds are other values: they are not mixed. Trials that are the same are kept."""
     grown = plan_search(tiny(seeds=3))
-    assert changed(grown, copy) == ["seeds 0, 1 -> 0, 1, 2"]
+    assert changed(grown, copy) == ["seeds: 0, 1 -> 0, 1, 2"]
     search(grown, copy, Options(), announce=by_hand(grown, copy))
     before, sweep_of = known(found), known(copy)
     for arm, sweep in sweep_of.items():
@@ -399,7 +403,8 @@ def test_a_changed_study_is_said_and_has_an_account_of_its_own(copy: RunsFolder,
 def test_a_changed_base_is_said_with_the_studys_name(found: RunsFolder, tiny: Plan) -> None:
     """Nothing is said of a study that has never been searched, nor of one that only looks further."""
     assert changed(plan_search(tiny(name="another", seeds=1)), found) == []
-    assert changed(plan_search(tiny(seeds=2, tolerance={**HOW, "extend": 2, "margin": 0.1})), found) == []
+    others = changed(plan_search(tiny(seeds=2, tolerance={**HOW, "extend": 2, "margin": 0.1})), found)
+    assert others == ["tolerance.extend: 1 -> 2", "tolerance.margin: 0.02 -> 0.1"]
 
 
 def test_trials_of_an_ordinary_study_are_shared(copy: RunsFolder, found: RunsFolder, tiny: Plan) -> None:
@@ -430,7 +435,7 @@ def test_a_trial_that_fails_does_not_keep_the_others(empty: RunsFolder, tiny: Pl
         rounds.append(new)
         carry_out(new)
 
-    assert search(matrix, empty, Options(), announce=announce).count("failed") == 1
+    assert search(matrix, empty, Options(), announce=announce).progress.count("failed") == 1
     assert len(rounds) > 1
     assert 0.003 not in told(account(empty)["position=sdpa"])
     assert 0.003 in told(account(empty)["position=none"])
@@ -439,7 +444,7 @@ def test_a_trial_that_fails_does_not_keep_the_others(empty: RunsFolder, tiny: Pl
     assert empty.trial(broken.id).log.read_text().count("the trial failed") == 2  # the attempt and its retry
     in_the_way.unlink()
     write_json(empty.trial(broken.id).outcome, read_json(empty.trial(cells.trials[0].id).outcome))
-    assert search(matrix, empty, Options(), announce=carry_out).count("failed") == 0
+    assert search(matrix, empty, Options(), announce=carry_out).progress.count("failed") == 0
     assert_account_agrees(empty)
 
 
@@ -462,10 +467,16 @@ def test_variants_are_trained_at_the_optimum_that_was_found(found: RunsFolder, t
         assert variant.config.training.optimizer.learning_rate == float(f"{best:.3g}")
     assert len(ladder.variants) == 4
     more = {"model.gate.position": ["none", "value"]}
-    with pytest.raises(StudyError, match=r"no optimum yet for position=value$"):
+    with pytest.raises(StudyError, match=r"no optimum for position=value: .* another configuration"):
         plan_study(tiny(seeds=2, learning_rate="search", axes=more), searched(found))
-    with pytest.raises(StudyError, match="no optimum yet for position=none; position=sdpa"):
+    with pytest.raises(StudyError, match=r"no optimum for position=none; position=sdpa: .* another configuration"):
+        plan_study(tiny({"model.ffn_size": 24}, seeds=2, learning_rate="search"), searched(found))
+    with pytest.raises(StudyError, match="no optimum for position=none; position=sdpa: it has not been searched"):
         plan_study(tiny(name="another", learning_rate="search"), searched(found))
+    reasons: dict[str, None] = {}
+    shown = plan_study(tiny(name="another", learning_rate="search"), searched_or_given(found, reasons))
+    assert {variant.config.training.optimizer.learning_rate for variant in shown.variants} == {1e-2}
+    assert len(reasons) == 1
 
 
 def test_a_study_that_is_to_take_the_optimum_can_be_searched(tiny: Plan) -> None:
@@ -478,10 +489,16 @@ def test_a_study_that_is_to_take_the_optimum_can_be_searched(tiny: Plan) -> None
 
 def test_the_budget_stops_a_search_that_grows(empty: RunsFolder, tiny: Plan) -> None:
     """The limit on trials counts those that the search adds, too."""
-    with pytest.raises(StudyError, match=r"budget.trials = 5: the search has come to 6 trials"):
+    with pytest.raises(StudyError, match=r"budget.trials = 5: the search would come to 6 trials"):
         search(plan_search(tiny(seeds=1, budget={"trials": 5})), empty, Options())
     assert segments(empty) == 0
     assert read_json(empty.study("tiny" + SUFFIX).record) is None
+
+    matrix = plan_search(tiny(seeds=1, budget={"trials": 7}))
+    found = search(matrix, empty, Options(), announce=by_hand(matrix, empty))
+    assert found.unfinished.startswith("the search would come to ")
+    assert len(found.progress.trials) == 6  # the window is kept, and shown
+    assert not empty.study("tiny" + SUFFIX).located.exists()
 
 
 def test_the_account_is_readable_without_gatelab(found: RunsFolder) -> None:

@@ -309,7 +309,6 @@ def test_studies_without_axes_in_common_are_one_arm() -> None:
 NOT_SCALABLE: dict[str, tuple[Sequence[str], dict[str, Any], str]] = {
     "no ladder": ((), {}, r"got none; it has model.gate.position, size"),
     "another axis": (("sizes",), {}, r"axes of the study \(got sizes; it has"),
-    "one size": (LADDER, {"sizes": SIZES[:1]}, r"several rungs with a loss \(got one: size=1e\+06"),
     "nothing finished": (LADDER, {"change": dict.fromkeys(ARM_KEYS, "diverged")}, r"no trial has .* \(45 diverged\)"),
     "no tokens": (LADDER, {"without": ("tokens",)}, r"lacks its tokens"),
 }
@@ -417,3 +416,13 @@ def test_the_figure_shows_what_was_measured_and_what_was_not(both: bool) -> None
         "law at optimal N, D" if both else "law",
         "extrapolated",
     ]
+
+
+def test_one_size_is_compared_and_fitted_with_nothing() -> None:
+    """A partial answer: the paired differences of the one rung, and why there is no law."""
+    found = report(sizes=SIZES[:1])
+    assert found.fit is None
+    assert len({rung.rung for rung in found.rungs}) == 1
+    assert any(rung.row.delta is not None and rung.row.delta.n for rung in found.rungs)
+    assert any("needs 4 rungs with a loss (got 1)" in note for note in found.notes)
+    assert isinstance(plot_scaling(found, "one"), Figure)
