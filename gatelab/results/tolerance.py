@@ -63,7 +63,7 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Bounded:
     """A number, or a bound on it where the cells that are there do not hold it."""
 
     value: float
@@ -77,7 +77,7 @@ class Quantity:
 
     name: str
     unit: str
-    by_seed: dict[int, Estimate]
+    by_seed: dict[int, Bounded]
     delta: Interval | None = None
     """Paired differences to the baseline over the seeds where neither is a mere bound; in decades if of rates."""
 
@@ -190,28 +190,28 @@ def vertex(x: Sequence[float], y: Sequence[float]) -> float:
     return x[1] + (right**2 * falls - left**2 * rises) / (2 * curvature)
 
 
-def optimum(x: Floats, losses: Floats) -> Estimate:
+def optimum(x: Floats, losses: Floats) -> Bounded:
     """Where the parabola through the lowest loss and its neighbours is lowest; a bound if the lowest has only one."""
     best = int(np.argmin(losses))
     if best == 0:
-        return Estimate(float(x[0]), "≤")
+        return Bounded(float(x[0]), "≤")
     if best == len(x) - 1:
-        return Estimate(float(x[-1]), "≥")
+        return Bounded(float(x[-1]), "≥")
     around = slice(best - 1, best + 2)
-    return Estimate(vertex(x[around].tolist(), losses[around].tolist()))
+    return Bounded(vertex(x[around].tolist(), losses[around].tolist()))
 
 
-def upper_edge(x: Floats, losses: Floats, threshold: float) -> Estimate:
+def upper_edge(x: Floats, losses: Floats, threshold: float) -> Bounded:
     """The largest abscissa, going up from the lowest loss, at which the polygon through the points is within a
     threshold; a bound if it never leaves it."""
     edge = _edge(x, losses, threshold, int(np.argmin(losses)))
-    return Estimate(float(x[-1]), "≥") if edge is None else Estimate(edge)
+    return Bounded(float(x[-1]), "≥") if edge is None else Bounded(edge)
 
 
-def lower_edge(x: Floats, losses: Floats, threshold: float) -> Estimate:
+def lower_edge(x: Floats, losses: Floats, threshold: float) -> Bounded:
     """The same going down."""
     edge = _edge(-x[::-1], losses[::-1], threshold, len(x) - 1 - int(np.argmin(losses)))
-    return Estimate(float(x[0]), "≤") if edge is None else Estimate(-edge)
+    return Bounded(float(x[0]), "≤") if edge is None else Bounded(-edge)
 
 
 def _edge(x: Floats, losses: Floats, threshold: float, start: int) -> float | None:
@@ -222,14 +222,14 @@ def _edge(x: Floats, losses: Floats, threshold: float, start: int) -> float | No
     return None
 
 
-def largest_stable(x: Floats, losses: Floats, stable: npt.NDArray[np.bool_]) -> Estimate:
+def largest_stable(x: Floats, losses: Floats, stable: npt.NDArray[np.bool_]) -> Bounded:
     """The largest abscissa before the first, going up from the lowest loss, that was not stable; a bound if all were,
     or if the lowest loss itself was not."""
     best = int(np.argmin(losses))
     unstable = np.flatnonzero(~stable[best:])
     if not len(unstable):
-        return Estimate(float(x[-1]), "≥")
-    return Estimate(float(x[best + unstable[0] - 1])) if unstable[0] else Estimate(float(x[best]), "≤")
+        return Bounded(float(x[-1]), "≥")
+    return Bounded(float(x[best + unstable[0] - 1])) if unstable[0] else Bounded(float(x[best]), "≤")
 
 
 def tolerance(runs: pa.Table, lattice: Sequence[float], window: Sequence[float], margin: float) -> Tolerance:
@@ -272,11 +272,11 @@ STABLE = ("largest stable, all seeds", "log10")
 
 def _quantities(
     sweep: Sweep, lattice: Sequence[float], window: Sequence[float], margin: float
-) -> dict[tuple[str, str], dict[int, Estimate]]:
+) -> dict[tuple[str, str], dict[int, Bounded]]:
     """Name and unit -> seed -> value. A seed of which nothing finished has none."""
     best = _best_rate(sweep)
     centred = centred_window(sweep, lattice, len(window))
-    found: dict[tuple[str, str], dict[int, Estimate]] = {
+    found: dict[tuple[str, str], dict[int, Bounded]] = {
         name: {} for name in (OPTIMUM, LOSS, SENSITIVITY, CENTRED, LOWER, UPPER, WIDTH, STABLE)
     }
     for row, seed in enumerate(sweep.seeds):
@@ -290,25 +290,25 @@ def _quantities(
         if best is not None:
             at_end = best in (sweep.rates[0], sweep.rates[-1])
             loss = float(sweep.losses[row][list(sweep.rates).index(best)])
-            found[LOSS][seed] = Estimate(loss, "≤" if at_end else "")
+            found[LOSS][seed] = Bounded(loss, "≤" if at_end else "")
         found[SENSITIVITY][seed] = _sensitivity_of(sweep, row, window)
         if centred is not None:
             found[CENTRED][seed] = _sensitivity_of(sweep, row, centred)
         found[LOWER][seed], found[UPPER][seed] = lower, upper
-        found[WIDTH][seed] = Estimate(upper.value - lower.value, "≥" if lower.bound or upper.bound else "")
+        found[WIDTH][seed] = Bounded(upper.value - lower.value, "≥" if lower.bound or upper.bound else "")
         found[STABLE][seed] = largest_stable(x, losses, stable)
     return found
 
 
-def _sensitivity_of(sweep: Sweep, row: int, window: Sequence[float]) -> Estimate:
+def _sensitivity_of(sweep: Sweep, row: int, window: Sequence[float]) -> Bounded:
     """S of one seed. A cell of which nothing is known is censored: S is then at least what it is with a perfect one."""
     own = dict(zip(sweep.rates.tolist(), sweep.losses[row].tolist(), strict=True))
     losses = np.array([own.get(rate, math.nan) for rate in window])
     known = np.isfinite(losses)
     if not known.any():
-        return Estimate(0.0, "≥")
+        return Bounded(0.0, "≥")
     best = losses[known].min()
-    return Estimate(sensitivity(np.where(known, losses, best)), "" if known.all() else "≥")
+    return Bounded(sensitivity(np.where(known, losses, best)), "" if known.all() else "≥")
 
 
 def centred_window(sweep: Sweep, lattice: Sequence[float], points: int) -> list[float] | None:
@@ -336,7 +336,7 @@ def _first_unstable(sweep: Sweep) -> float | None:
     return min(unstable, default=None)
 
 
-def _compared(name: str, unit: str, own: dict[int, Estimate], other: dict[int, Estimate] | None) -> Quantity:
+def _compared(name: str, unit: str, own: dict[int, Bounded], other: dict[int, Bounded] | None) -> Quantity:
     if other is None or (name, unit) == STABLE:  # places of a grid: a difference of one is no finding
         return Quantity(name, unit, own)
     pairs = [

@@ -25,7 +25,7 @@ from gatelab.results.tolerance import (
     UPPER,
     WIDTH,
     Arm,
-    Estimate,
+    Bounded,
     NotSearched,
     Tolerance,
     centred_window,
@@ -83,7 +83,7 @@ def test_sensitivity_is_that_of_the_paper() -> None:
     cells = dict(zip(rates, ([2.0], [1.5], [1.2], [1.4], ["diverged"], [7.0]), strict=True))
     [arm] = judge({"a": cells}, window=rates).arms
     # min(loss, 5): 2 + 1.5 + 1.2 + 1.4 + 5 + 5 = 16.1, a sixth of it less 1.2
-    assert arm.quantity(SENSITIVITY[0]).by_seed == {0: Estimate(pytest.approx(16.1 / 6 - 1.2, abs=1e-12))}
+    assert arm.quantity(SENSITIVITY[0]).by_seed == {0: Bounded(pytest.approx(16.1 / 6 - 1.2, abs=1e-12))}
     assert (arm.sweep.diverged, arm.best_rate, arm.first_unstable) == (1, 1e-2, 1.0)
     assert arm.sweep.losses.tolist() == [[2.0, 1.5, 1.2, 1.4, INITIAL, INITIAL]]
     assert arm.sweep.stable.tolist() == [[True] * 4 + [False] * 2]
@@ -148,18 +148,18 @@ def test_the_vertex_of_a_plain_is_its_middle() -> None:
 def test_an_optimum_at_an_end_is_a_bound() -> None:
     """Who did not look further has not found the optimum."""
     x = np.array([-3.0, -2.0, -1.0])
-    assert optimum(x, np.array([1.0, 2.0, 3.0])) == Estimate(-3.0, "≤")
-    assert optimum(x, np.array([3.0, 2.0, 1.0])) == Estimate(-1.0, "≥")
+    assert optimum(x, np.array([1.0, 2.0, 3.0])) == Bounded(-3.0, "≤")
+    assert optimum(x, np.array([3.0, 2.0, 1.0])) == Bounded(-1.0, "≥")
     assert optimum(x[:1], np.array([1.0])).bound
 
 
 def test_edges_in_closed_form() -> None:
     """Where a polygon leaves the tolerated, to the digit: from 1.0 at -2 it reaches 1.02 after 0.02 / slope."""
     x, losses = np.array([-4.0, -3.0, -2.0, -1.0, 0.0]), np.array([1.4, 1.1, 1.0, 1.01, 1.05])
-    assert upper_edge(x, losses, 1.02) == Estimate(pytest.approx(-1 + 0.25))
-    assert lower_edge(x, losses, 1.02) == Estimate(pytest.approx(-2 - 0.2))
-    assert upper_edge(x, losses, 1.05) == Estimate(0.0, "≥")  # at the threshold is within
-    assert lower_edge(x, losses, 1.4) == Estimate(-4.0, "≤")
+    assert upper_edge(x, losses, 1.02) == Bounded(pytest.approx(-1 + 0.25))
+    assert lower_edge(x, losses, 1.02) == Bounded(pytest.approx(-2 - 0.2))
+    assert upper_edge(x, losses, 1.05) == Bounded(0.0, "≥")  # at the threshold is within
+    assert lower_edge(x, losses, 1.4) == Bounded(-4.0, "≤")
     assert upper_edge(x, losses, 1.3).bound == "≥"
 
 
@@ -167,7 +167,7 @@ def test_what_lies_beyond_a_worse_stretch_is_not_tolerated() -> None:
     """An edge is where tolerance first ends; a lucky learning rate far off does not widen it."""
     x, losses = np.array([0.0, 1.0, 2.0, 3.0, 4.0]), np.array([1.0, 1.01, 3.0, 1.01, 1.0])
     assert 1.0 < upper_edge(x, losses, 1.02).value < 1.01
-    assert lower_edge(x, losses, 1.02) == Estimate(0.0, "≤")  # of the stretch that the upper edge ends
+    assert lower_edge(x, losses, 1.02) == Bounded(0.0, "≤")  # of the stretch that the upper edge ends
 
 
 POLYGONS = st.lists(st.tuples(GAPS, st.integers(0, 64)), min_size=2, max_size=9)
@@ -198,14 +198,14 @@ def test_edges_leave_the_tolerated_there_and_not_before(polygon: list[tuple[floa
 @pytest.mark.parametrize(
     ("stable", "expected"),
     [
-        pytest.param([True] * 5, Estimate(4.0, "≥"), id="all"),
-        pytest.param([True, True, True, True, False], Estimate(3.0), id="the last is not"),
-        pytest.param([True, True, True, False, True], Estimate(2.0), id="stable again beyond does not count"),
-        pytest.param([False, True, True, True, True], Estimate(4.0, "≥"), id="below the best does not count"),
-        pytest.param([False, True, False, True, True], Estimate(1.0), id="next to the best"),
+        pytest.param([True] * 5, Bounded(4.0, "≥"), id="all"),
+        pytest.param([True, True, True, True, False], Bounded(3.0), id="the last is not"),
+        pytest.param([True, True, True, False, True], Bounded(2.0), id="stable again beyond does not count"),
+        pytest.param([False, True, True, True, True], Bounded(4.0, "≥"), id="below the best does not count"),
+        pytest.param([False, True, False, True, True], Bounded(1.0), id="next to the best"),
     ],
 )
-def test_the_largest_stable_is_the_last_before_the_first_that_is_not(stable: list[bool], expected: Estimate) -> None:
+def test_the_largest_stable_is_the_last_before_the_first_that_is_not(stable: list[bool], expected: Bounded) -> None:
     """Going up from the best: what diverges below it, or does not at twice a fatal rate, is another story."""
     losses = np.array([3.0, 1.0, 2.0, 2.5, 2.75])
     assert largest_stable(np.arange(5.0), losses, np.array(stable)) == expected
@@ -231,8 +231,8 @@ def test_centred_sensitivity_is_over_the_centred_window() -> None:
     lattice = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
     cells: Cells = {1e-4: [2.5], 1e-3: [2.0], 1e-2: [2.25], 1e-1: [3.0]}
     [arm] = judge({"a": cells}, lattice, lattice[1:4]).arms
-    assert arm.quantity(SENSITIVITY[0]).by_seed == {0: Estimate(pytest.approx((0 + 0.25 + 1) / 3))}
-    assert arm.quantity(CENTRED[0]).by_seed == {0: Estimate(pytest.approx((0.5 + 0 + 0.25) / 3))}
+    assert arm.quantity(SENSITIVITY[0]).by_seed == {0: Bounded(pytest.approx((0 + 0.25 + 1) / 3))}
+    assert arm.quantity(CENTRED[0]).by_seed == {0: Bounded(pytest.approx((0.5 + 0 + 0.25) / 3))}
     [short] = judge({"a": cells}, lattice[1:], lattice[1:4]).arms
     assert short.quantity(CENTRED[0]).by_seed == {}
 
@@ -279,7 +279,7 @@ def test_a_cell_that_is_not_known_makes_s_a_lower_bound(sixteenths: list[int], p
     rates = [1e-4, 1e-3, 1e-2, 1e-1]
     losses = [number / 16 for number in sixteenths]
 
-    def judged(of_failed: Any) -> Estimate:
+    def judged(of_failed: Any) -> Bounded:
         cells = {
             rate: [of_failed if index == place else loss]
             for index, (rate, loss) in enumerate(zip(rates, losses, strict=True))
@@ -324,10 +324,10 @@ def test_values_by_seed_are_those_of_its_own_curve() -> None:
         assert arm.quantity(OPTIMUM[0]).by_seed[seed].value == pytest.approx(-linear / (2 * square))
         margin = 0.02 * losses[1]
         upper, lower = -2 + margin / (losses[2] - losses[1]), -2 - margin / (losses[0] - losses[1])
-        assert arm.quantity(UPPER[0]).by_seed[seed] == Estimate(pytest.approx(upper))
-        assert arm.quantity(LOWER[0]).by_seed[seed] == Estimate(pytest.approx(lower))
-        assert arm.quantity(WIDTH[0]).by_seed[seed] == Estimate(pytest.approx(upper - lower))
-        assert arm.quantity(LOSS[0]).by_seed[seed] == Estimate(losses[1])
+        assert arm.quantity(UPPER[0]).by_seed[seed] == Bounded(pytest.approx(upper))
+        assert arm.quantity(LOWER[0]).by_seed[seed] == Bounded(pytest.approx(lower))
+        assert arm.quantity(WIDTH[0]).by_seed[seed] == Bounded(pytest.approx(upper - lower))
+        assert arm.quantity(LOSS[0]).by_seed[seed] == Bounded(losses[1])
     assert arm.optimum == pytest.approx(10 ** arm.quantity(OPTIMUM[0]).interval.mean)
 
 
