@@ -237,6 +237,12 @@ def test_budgets_share_a_trunk(tiny_study: Build, tmp_path: Path) -> None:
         curves = [read_journal(each.trial(trial.id).journal).to_pylist() for each in (together, apart)]
         losses = [[(row["step"], row["value"]) for row in rows if row["name"] == "train/loss"] for rows in curves]
         assert losses[0] == losses[1]
+    by_tokens = {trial.config.training.tokens: trial.id for trial in matrix.trials}
+    told = {tokens: read_json(together.trial(id).description) or {} for tokens, id in by_tokens.items()}
+    assert "branch" not in told[2560]
+    assert told[1280]["branch"] == {"trunk": by_tokens[2560], "step": 10}
+    assert told[1280]["attempts"][0] == told[2560]["attempts"][0]  # a result is of all code and devices that made it
+    assert len(told[1280]["attempts"]) == 2
     trained = {trial.config.training.tokens: own_steps(together, trial.id) for trial in matrix.trials}
     assert trained == {640: 6, 1280: 10, 2560: 40}  # of 10, 20 and 40
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatelab.results.journal import SCHEMA, Journal, JournalTail, read_journal
+from gatelab.results.journal import SCHEMA, Journal, JournalTail, continue_from, read_journal
 
 Rows = list[tuple[int, int | None, str, float]]
 
@@ -228,3 +228,21 @@ def test_a_segment_is_a_plain_arrow_stream(tmp_path: Path) -> None:
         expected = write(journal, range(1, 4))
     with pa.OSFile(str(tmp_path / "0000.arrows")) as file:
         assert rows_of(pa.ipc.open_stream(file).read_all()) == expected
+
+
+def test_a_branch_begins_with_what_its_trunk_recorded_of_training(tmp_path: Path) -> None:
+    """No step of a branch is missing or there twice, whatever an earlier attempt at it left."""
+    with Journal(tmp_path / "trunk") as trunk:
+        for step in range(1, 41):
+            trunk.record(step, {"train/loss": float(step), "validation/loss": 0.0})
+    for left in (0, 10, 30):
+        folder = tmp_path / f"branch-{left}"
+        if left:
+            with Journal(folder) as own:
+                for step in range(1, left + 1):
+                    own.record(step, {"train/loss": float(step)})
+        continue_from(folder, tmp_path / "trunk", 25)
+        continue_from(folder, tmp_path / "trunk", 25)
+        rows = read_journal(folder)
+        assert rows["step"].to_pylist() == list(range(1, max(left, 25) + 1))
+        assert set(rows["name"].to_pylist()) == {"train/loss"}  # evaluations are of another budget's moments
