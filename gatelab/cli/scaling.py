@@ -62,9 +62,7 @@ def scaling(
             )
             named = plan.study.name
             if not ladder(plan):
-                message = (
-                    f"none of them makes a ladder: one sets {', '.join(sorted(SIZES))}, and the baseline names it not"
-                )
+                message = f"none makes a ladder, as one would that sets {', '.join(sorted(SIZES))} and is not compared"
                 raise plan.error(Problem("axes", message, line=line_of(plan.lines, ("axes",))))
             _, code = run_chain(planning.plan_study(plan, planning.searched(folder)).chain, folder, options)
         if code != INTERRUPTED:

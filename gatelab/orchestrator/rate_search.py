@@ -224,8 +224,11 @@ def propose(sweep: Sweep, how: ToleranceConfig) -> list[float]:
 
 def _around_best(rates: Floats, losses: Floats, lattice: Sequence[float], points: int) -> list[float]:
     """As much of the window around the best learning rate of the lattice as the lattice holds."""
-    best = min((loss, rate) for rate, loss in zip(rates.tolist(), losses.tolist(), strict=True) if rate in lattice)[1]
-    first = list(lattice).index(best) - (points - 1) // 2
+    pairs = zip(losses.tolist(), rates.tolist(), strict=True)
+    on_lattice = [(loss, rate) for loss, rate in pairs if rate in lattice]
+    if not on_lattice:
+        return []
+    first = list(lattice).index(min(on_lattice)[1]) - (points - 1) // 2
     return list(lattice[max(0, first) : first + points])
 
 
