@@ -31,7 +31,7 @@ from gatelab.orchestrator.rate_search import Round, changed, propose, search
 from gatelab.results.folders import RunsFolder, read_json, write_json
 from gatelab.results.frames import runs_from_journals, runs_from_mlflow
 from gatelab.results.publish import read_tolerance
-from gatelab.results.tolerance import Estimate, Sweep, largest_stable, lower_edge, optimum, sweeps, upper_edge
+from gatelab.results.tolerance import Bounded, Sweep, largest_stable, lower_edge, optimum, sweeps, upper_edge
 from gatelab.training.data import data_identity
 from tests.orchestrator.conftest import TINY
 
@@ -85,7 +85,7 @@ def test_optimum_and_edges_are_located(how: ToleranceConfig, at: float, rise: fl
     learns = at + math.sqrt((INITIAL - 0.01 - BEST) / curvature)  # where the worse seed learns nothing any more
     threshold = float(losses.min()) * (1 + how.margin)
     close = pytest.approx
-    assert optimum(x, losses) == Estimate(close(at, abs=how.resolution))
+    assert optimum(x, losses) == Bounded(close(at, abs=how.resolution))
     upper, lower = upper_edge(x, losses, threshold), lower_edge(x, losses, threshold)
     if not lower.bound:  # a window around the best need not reach as far as a flat curve is tolerated
         assert lower.value == close(at - half, abs=how.resolution)
@@ -95,9 +95,9 @@ def test_optimum_and_edges_are_located(how: ToleranceConfig, at: float, rise: fl
     assert not (half < reach and (upper.bound or lower.bound))
     limit, true = largest_stable(x, losses, stable), min(edge, learns)
     if true < math.log10(how.lattice[-1]):
-        assert limit == Estimate(close(true, abs=how.resolution))
+        assert limit == Bounded(close(true, abs=how.resolution))
     else:
-        assert limit == Estimate(close(math.log10(how.lattice[-1])), "≥")
+        assert limit == Bounded(close(math.log10(how.lattice[-1])), "≥")
 
 
 @pytest.mark.parametrize("extend", [0, 1, 3])
