@@ -203,7 +203,7 @@ def interrupted(tiny: Plan, found: RunsFolder, tmp_path_factory: pytest.TempPath
     folder = blank(found, tmp_path_factory.mktemp("interrupted") / "runs")
 
     def interrupt(progress: Progress) -> None:
-        if progress.running and progress.count("finished") and not progress.stopping:
+        if progress.count("finished") and not progress.stopping:
             raise KeyboardInterrupt
 
     assert search(plan_search(tiny(seeds=2)), folder, Options(concurrency=1), interrupt).progress.stopping
