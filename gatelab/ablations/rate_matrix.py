@@ -1,5 +1,6 @@
 """The matrix of a learning-rate search: the variants of a study, each at learning rates of its own."""
 
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
@@ -21,9 +22,10 @@ def rate_matrix(matrix: Matrix, rates: Rates, data_identity: Callable[[DataConfi
 
     Raises StudyError if there are more than the study's budget allows.
     """
+    identify = functools.cache(data_identity)  # it reads all data
     plan = _plan(matrix.plan, sorted({rate for own in rates.values() for rate in own}))
     variants = tuple(_cells(matrix, rates))
-    trials = tuple(trials_of(plan, variants, data_identity, matrix.earlier))
+    trials = tuple(trials_of(plan, variants, identify, matrix.earlier))
     most = plan.study.budget.trials
     if most is not None and len(trials) > most:
         raise matrix.plan.error(Problem("budget.trials", f"the search would come to {len(trials)} trials", most))

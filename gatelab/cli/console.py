@@ -39,6 +39,19 @@ def reporting_errors() -> Iterator[None]:
         fail(str(error.args[0]), error)
 
 
+@contextmanager
+def running_on(address: str | None) -> Iterator[None]:
+    """Turn what keeps a cluster from running something into a message and exit code 2."""
+    from gatelab.orchestrator.cluster import CannotRun
+
+    try:
+        yield
+    except CannotRun as error:
+        fail(str(error), error)
+    except ConnectionError as error:
+        fail(f"--address {address}: {error}", error)
+
+
 def fail(message: str, cause: BaseException | None = None) -> Never:
     """Report a request that cannot be met and exit with code 2."""
     errors.print(f"[red]error[/] {escape(message)}")

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from gatelab.cli import arguments as args
-from gatelab.cli.console import DONE, SOME_FAILED, console, fail, plural, print_grid, reporting_errors
+from gatelab.cli.console import DONE, SOME_FAILED, console, fail, plural, print_grid, reporting_errors, running_on
 from gatelab.configuration import parse_count
 from gatelab.results.folders import RunsFolder
 
@@ -60,7 +60,6 @@ def evaluate(
     Example: gatelab evaluate quickstart --lengths none --retrieval none --tasks hellaswag --limit 200
     """
     from gatelab.orchestrator import evaluating
-    from gatelab.orchestrator.cluster import CannotRun
     from gatelab.orchestrator.mirroring import add_to_mlflow
     from gatelab.results.beyond import NotEvaluated
     from gatelab.results.publish import MEASURED_FORMATS, write_evaluation
@@ -85,7 +84,7 @@ def evaluate(
             _check_tasks(request)
         exams, refused = evaluating.assign(folder, _trained(folder, name, variant), request)
         _leave_out(refused, {"length": bool(lengths or ropes), "retrieval": bool(retrieval)})
-        try:
+        with running_on(address):
             report = evaluating.ask(
                 folder,
                 exams,
@@ -94,10 +93,6 @@ def evaluate(
                 address=address,
                 show=_Progress(),
             )
-        except CannotRun as error:
-            fail(str(error), error)
-        except ConnectionError as error:
-            fail(f"--address {address}: {error}", error)
     for (trial, reason), questions in report.failures.items():
         more = f" and {len(questions) - 1} more" if len(questions) > 1 else ""
         console.print(f"[red]no answer[/] {escape(trial)}: {escape(questions[0])}{more}: {escape(reason)}")

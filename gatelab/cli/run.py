@@ -21,6 +21,7 @@ from gatelab.cli.console import (
     print_grid,
     print_json,
     reporting_errors,
+    running_on,
 )
 from gatelab.results.folders import RunsFolder
 
@@ -99,7 +100,7 @@ def _run_matrix(
 ) -> "tuple[driver.Progress, publish.Published]":
     """Run one study, publish what came out and show it."""
     from gatelab.cli.live import LiveView
-    from gatelab.orchestrator import cluster, driver, planning
+    from gatelab.orchestrator import driver, planning
     from gatelab.orchestrator.mirroring import add_to_mlflow
     from gatelab.orchestrator.record import changed_since
     from gatelab.results import publish
@@ -113,13 +114,8 @@ def _run_matrix(
     done = sum(planning.is_over_in(folder, trial) for trial in matrix.trials)
     if done:
         console.print(f"{done} of {plural(len(matrix.trials), 'trial')} done already")
-    try:
-        with LiveView() as view:
-            progress = driver.run_study(matrix, folder, options, view)
-    except cluster.CannotRun as error:
-        fail(str(error), error)
-    except ConnectionError as error:
-        fail(f"--address {options.address}: {error}", error)
+    with running_on(options.address), LiveView() as view:
+        progress = driver.run_study(matrix, folder, options, view)
     published = publish.publish(folder, name)
     if not progress.mirror_problem:
         files = [*published.tables, *published.plots]

@@ -19,6 +19,7 @@ from gatelab.cli.console import (
     print_grid,
     print_json,
     reporting_errors,
+    running_on,
 )
 from gatelab.cli.run import refuse_early, run_chain
 from gatelab.results.folders import RunsFolder
@@ -60,10 +61,9 @@ def lr_tolerance(
     Example: gatelab lr-tolerance learning-rates    (what has been found so far for the study of that name)
     Example: gatelab lr-tolerance --axis model.gate.position=none,sdpa --seeds 3 --rates 1e-3,1e-2,1e-1
     """
-    from gatelab.ablations.rate_matrix import rate_matrix
     from gatelab.orchestrator import driver, planning
-    from gatelab.orchestrator.rate_search import window
-    from gatelab.training.data import data_identity
+    from gatelab.orchestrator.rate_search import window_matrix
+    from gatelab.orchestrator.record import changed_since
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is an interrupt
     folder = RunsFolder(runs)
@@ -92,7 +92,10 @@ def lr_tolerance(
             _, code = run_chain(matrix.earlier.chain, folder, options)
             if code == INTERRUPTED:
                 raise typer.Exit(code)
-        refuse_early((rate_matrix(matrix, window(matrix), data_identity),), folder, concurrency)
+        first = window_matrix(matrix)
+        refuse_early((first,), folder, concurrency)
+        for change in changed_since(folder, first):
+            console.print(f"[yellow]changed since it was last run[/] {escape(change)}")
         found = _search(matrix, folder, options)
         _report(folder, matrix.plan.study.name, options, json, found.progress.stopping)
     if found.progress.stopping:
@@ -118,18 +121,10 @@ def _numbers(text: str | None) -> list[Any] | None:
 
 def _search(matrix: "Matrix", folder: RunsFolder, options: "driver.Options") -> "Searched":
     from gatelab.cli.live import LiveView
-    from gatelab.orchestrator import cluster
-    from gatelab.orchestrator.rate_search import changed, search
+    from gatelab.orchestrator.rate_search import search
 
-    for change in changed(matrix, folder):
-        console.print(f"[yellow]changed since it was last run[/] {escape(change)}")
-    try:
-        with LiveView() as view:
-            return search(matrix, folder, options, view, _announce)
-    except cluster.CannotRun as error:
-        fail(str(error), error)
-    except ConnectionError as error:
-        fail(f"--address {options.address}: {error}", error)
+    with running_on(options.address), LiveView() as view:
+        return search(matrix, folder, options, view, _announce)
 
 
 def _announce(next_round: "Round") -> None:

@@ -5,6 +5,7 @@ Optuna keeps the account, a study for each variant, told of a learning rate once
 telling happen in this process only. The truth is in the trials' own folders; the account can be made anew from there.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,22 +22,25 @@ from optuna.trial import TrialState
 from gatelab.ablations.errors import StudyError
 from gatelab.ablations.identity import canonical_variant, digest
 from gatelab.ablations.learning_rates import ToleranceConfig, rounded, searched_kind
-from gatelab.ablations.matrix import Matrix, Trial, Variant
+from gatelab.ablations.matrix import Matrix, Variant
 from gatelab.ablations.rate_matrix import SUFFIX, rate_matrix
 from gatelab.orchestrator.cluster import CannotRun, connected
-from gatelab.orchestrator.driver import Options, Progress, is_over, run_study
-from gatelab.orchestrator.record import changed_since, study_record
-from gatelab.results.folders import RunsFolder, read_json, write_json
+from gatelab.orchestrator.driver import Options, Progress, run_study
+from gatelab.orchestrator.planning import is_over_in
+from gatelab.orchestrator.record import study_record
+from gatelab.results.folders import RunsFolder, write_json
 from gatelab.results.frames import AXIS, arm_of, runs_of_record
 from gatelab.results.publish import read_tolerance
 from gatelab.results.tolerance import (
     Sweep,
+    around,
     largest_stable,
     lower_edge,
     optimum,
     sweeps,
     upper_edge,
 )
+from gatelab.training.config import DataConfig
 from gatelab.training.data import data_identity
 
 NAME = "learning_rate"
@@ -103,52 +107,59 @@ def _search(
     show: Callable[[Progress], None],
     announce: Callable[[Round], None],
 ) -> Searched:
-    how, new, number = matrix.plan.study.tolerance, window(matrix), 1
+    identify = functools.cache(data_identity)  # it reads all data: once for all rounds
+    new, number = _window(matrix), 1
     rates = new
-    cells = rate_matrix(matrix, rates, data_identity)
-    account = _Account(folder.study(cells.plan.study.name).path / "optuna.log", matrix, how)
+    cells = rate_matrix(matrix, rates, identify)
+    kinds = {
+        variant.label: searched_kind(canonical_variant(variant.config, identify(variant.config.data)))
+        for variant in matrix.variants
+    }
+    account = _Account(folder.study(cells.plan.study.name).path / "optuna.log", matrix, kinds)
     given_up: set[str] = set()  # trials that failed: another command may try them again, another round does not
     while True:
-        missing = [trial for trial in cells.trials if trial.id not in given_up and not _is_over(folder, trial)]
-        grown = None if missing else _grown(matrix, cells, folder, rates)
+        missing = [trial for trial in cells.trials if trial.id not in given_up and not is_over_in(folder, trial)]
+        grown = None if missing else _grown(matrix, _sweeps(matrix, cells, folder), rates, identify)
         # What is known already decides what is next without a word to Ray, MLflow or the record.
         if grown is None or isinstance(grown, str):
             if missing:
                 announce(Round(number, new, len(cells.variants)))
             account.ask(rates)
             progress = run_study(cells, folder, options, show, given_up)
-            account.tell(_sweeps(matrix, cells, folder))
+            found = _sweeps(matrix, cells, folder)
+            account.tell(found)
             if progress.stopping:
                 return Searched(progress, "it was interrupted")
             given_up |= {id for id, entry in progress.trials.items() if entry.state == "failed"}
-            grown = _grown(matrix, cells, folder, rates)
+            grown = _grown(matrix, found, rates, identify)
             if isinstance(grown, str):
                 unfinished = grown or (f"{len(given_up)} trials failed" if given_up else "")
                 if not unfinished:
-                    _write_located(matrix, cells, folder)
+                    _write_located(matrix, kinds, folder, cells.plan.study.name)
                 return Searched(progress, unfinished)
         rates, new, cells, number = *grown, number + 1
 
 
-def window(matrix: Matrix) -> Rates:
-    """The learning rates that every variant of a study is tried at."""
+def window_matrix(matrix: Matrix) -> Matrix:
+    """What a search tries first: every variant of a study at every learning rate of the window. Raises StudyError."""
+    return rate_matrix(matrix, _window(matrix), data_identity)
+
+
+def _window(matrix: Matrix) -> Rates:
     return {variant.label: list(matrix.plan.study.tolerance.rates) for variant in matrix.variants}
 
 
-def changed(matrix: Matrix, folder: RunsFolder) -> list[str]:
-    """In what a search differs from what was last run under its name, for people."""
-    return changed_since(folder, rate_matrix(matrix, window(matrix), data_identity))
-
-
-def _grown(matrix: Matrix, cells: Matrix, folder: RunsFolder, rates: Rates) -> tuple[Rates, Rates, Matrix] | str:
+def _grown(
+    matrix: Matrix, found: Mapping[str, Sweep], rates: Rates, identify: Callable[[DataConfig], str]
+) -> tuple[Rates, Rates, Matrix] | str:
     """(rates, what is new in them, their matrix) of the next round; '' if all is located, or why there can be none."""
-    how, found = matrix.plan.study.tolerance, _sweeps(matrix, cells, folder)
+    how = matrix.plan.study.tolerance
     more = {label: wanted for label, sweep in found.items() if (wanted := propose(sweep, how))}
     if not more:
         return ""
     joined = {label: sorted({*own, *more.get(label, [])}) for label, own in rates.items()}
     try:
-        return joined, more, rate_matrix(matrix, joined, data_identity)
+        return joined, more, rate_matrix(matrix, joined, identify)
     except StudyError as error:
         return error.problems[0].message
 
@@ -163,13 +174,8 @@ def _arm(matrix: Matrix, variant: Variant) -> str:
     return arm_of({AXIS + axis.name: variant.levels.get(axis.name) for axis in matrix.plan.axes}, ())
 
 
-def _kind(variant: Variant) -> str:
-    return searched_kind(canonical_variant(variant.config, data_identity(variant.config.data)))
-
-
-def _write_located(matrix: Matrix, cells: Matrix, folder: RunsFolder) -> None:
+def _write_located(matrix: Matrix, kinds: Mapping[str, str], folder: RunsFolder, name: str) -> None:
     """Keep the optima for the studies that want them."""
-    name = cells.plan.study.name
     found = {arm.sweep.arm: arm.optimum for arm in read_tolerance(folder, name).arms}
     entries = []
     for variant in matrix.variants:
@@ -177,16 +183,12 @@ def _write_located(matrix: Matrix, cells: Matrix, folder: RunsFolder) -> None:
         entries.append(
             {
                 "variant": variant.label,
-                "kind": _kind(variant),
+                "kind": kinds[variant.label],
                 "tokens": variant.config.training.tokens,
                 "rate": None if rate is None else rounded(rate),
             }
         )
     write_json(folder.study(name).located, {"variants": entries})
-
-
-def _is_over(folder: RunsFolder, trial: Trial) -> bool:
-    return is_over(read_json(folder.trial(trial.id).outcome))
 
 
 def propose(sweep: Sweep, how: ToleranceConfig) -> list[float]:
@@ -226,10 +228,7 @@ def _around_best(rates: Floats, losses: Floats, lattice: Sequence[float], points
     """As much of the window around the best learning rate of the lattice as the lattice holds."""
     pairs = zip(losses.tolist(), rates.tolist(), strict=True)
     on_lattice = [(loss, rate) for loss, rate in pairs if rate in lattice]
-    if not on_lattice:
-        return []
-    first = list(lattice).index(min(on_lattice)[1]) - (points - 1) // 2
-    return list(lattice[max(0, first) : first + points])
+    return around(min(on_lattice)[1], lattice, points) if on_lattice else []
 
 
 def _middle(x: Floats, value: float, resolution: float) -> set[float]:
@@ -241,14 +240,18 @@ def _middle(x: Floats, value: float, resolution: float) -> set[float]:
 class _Account:
     """What Optuna is told: a study for each variant, a trial for each learning rate."""
 
-    def __init__(self, path: Path, matrix: Matrix, how: ToleranceConfig) -> None:
+    def __init__(self, path: Path, matrix: Matrix, kinds: Mapping[str, str]) -> None:
+        lattice = matrix.plan.study.tolerance.lattice
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         path.parent.mkdir(parents=True, exist_ok=True)
         storage = JournalStorage(JournalFileBackend(str(path)))
-        self._space: dict[str, BaseDistribution] = {NAME: FloatDistribution(how.lattice[0], how.lattice[-1], log=True)}
+        self._space: dict[str, BaseDistribution] = {NAME: FloatDistribution(lattice[0], lattice[-1], log=True)}
         self._studies = {
             variant.label: optuna.create_study(
-                storage=storage, study_name=_name(matrix, variant), direction="minimize", load_if_exists=True
+                storage=storage,
+                study_name=_name(matrix, variant, kinds[variant.label]),
+                direction="minimize",
+                load_if_exists=True,
             )
             for variant in matrix.variants
         }
@@ -277,7 +280,7 @@ class _Account:
                     study.tell(trial.number, float(sweep.mean[place]))
 
 
-def _name(matrix: Matrix, variant: Variant) -> str:
+def _name(matrix: Matrix, variant: Variant, kind: str) -> str:
     """The name of a variant's study in Optuna. One that has changed is another."""
-    asked = [_kind(variant), variant.config.training.tokens, matrix.plan.study.seeds]
+    asked = [kind, variant.config.training.tokens, matrix.plan.study.seeds]
     return f"{variant.label} [{digest(asked)[:8]}]"

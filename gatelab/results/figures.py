@@ -57,6 +57,11 @@ def _paired_differences(own: Mapping[int, Curve], baseline: Mapping[int, Curve])
     return paired
 
 
+def line_style(index: int) -> dict[str, Any]:
+    """Colour and dashes of the index-th line."""
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index // len(COLOURS) % len(DASHES)]}
+
+
 def draw_curves(axes: Axes, index: int, curves: Mapping[int, Curve], label: str, marker: str = "") -> None:
     """A mean line and a band over seeds, in the index-th colour. Draws nothing where there are no curves."""
     if not curves:
@@ -65,18 +70,9 @@ def draw_curves(axes: Axes, index: int, curves: Mapping[int, Curve], label: str,
     grid = np.full((len(curves), len(where)), np.nan)
     for row, (own, values) in enumerate(curves.values()):
         grid[row, np.searchsorted(where, own)] = values
-    colour, dash = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
-    axes.plot(
-        where,
-        np.nanmean(grid, 0),
-        color=colour,
-        linestyle=dash,
-        linewidth=1.4,
-        marker=marker,
-        markersize=3,
-        label=label,
-    )
-    axes.fill_between(where, np.nanmin(grid, 0), np.nanmax(grid, 0), color=colour, alpha=0.18, linewidth=0)
+    style = line_style(index)
+    axes.plot(where, np.nanmean(grid, 0), **style, linewidth=1.4, marker=marker, markersize=3, label=label)
+    axes.fill_between(where, np.nanmin(grid, 0), np.nanmax(grid, 0), color=style["color"], alpha=0.18, linewidth=0)
 
 
 def tidy(axes: Axes) -> None:

@@ -71,19 +71,16 @@ def axes_of(runs: pa.Table) -> tuple[str, ...]:
 
 def arm_of(trial: Mapping[str, Any], without: Collection[str]) -> str:
     """The label of a row of `runs` by its levels on all axes but some: which of the compared changes it is."""
-    ends = [name.rpartition(".")[2] for name in trial if name.startswith(AXIS)]
+    every = {name.removeprefix(AXIS): level for name, level in trial.items() if name.startswith(AXIS)}
+    ends = [name.rpartition(".")[2] for name in every]
 
     def short(name: str) -> str:
         end = name.rpartition(".")[2]
         return end if ends.count(end) == 1 else name
 
-    return ", ".join(f"{short(name)}={level}" for name, level in levels_of(trial, without).items()) or "base"
-
-
-def levels_of(trial: Mapping[str, Any], without: Collection[str]) -> dict[str, str]:
-    """Axis -> level of a row of `runs`, of all axes but some; those that make no difference to it are absent."""
-    levels = {name.removeprefix(AXIS): level for name, level in trial.items() if name.startswith(AXIS)}
-    return {name: level for name, level in levels.items() if level is not None and name not in without}
+    # An axis that makes no difference to it has no level.
+    levels = {name: level for name, level in every.items() if level is not None and name not in without}
+    return ", ".join(f"{short(name)}={level}" for name, level in levels.items()) or "base"
 
 
 def metrics_of(runs: pa.Table) -> tuple[str, ...]:

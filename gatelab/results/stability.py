@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from gatelab.results.autopsies import NEEDED, Autopsy, autopsies, plot_autopsy
 from gatelab.results.comparison import UNFINISHED
-from gatelab.results.figures import COLOURS, DASHES, Curve, Variants, curves_by_seed, draw_curves, panels
+from gatelab.results.figures import Curve, Variants, curves_by_seed, draw_curves, line_style, panels
 from gatelab.results.folders import RunsFolder, read_json
 from gatelab.results.measures import with_unit
 from gatelab.results.tables import Column, Grid, finite
@@ -289,7 +289,7 @@ def stability_grid(found: Stability) -> Grid:
         if all(spread is None or spread.high == 0 for spread in spreads):
             zeros.append(label)
         else:
-            rows.append((label, *(_spread_cell(one, one.scores.get(name)) for one in variants)))
+            rows.append((label, *(_spread_cell(one, spread) for one, spread in zip(variants, spreads, strict=True))))
     notes = [
         "Mean over all seeds that trained, those that diverged included (lowest to highest seed); n: of fewer seeds.",
         *([f"0 for every variant and seed: {'; '.join(zeros)}."] if zeros else []),
@@ -297,9 +297,9 @@ def stability_grid(found: Stability) -> Grid:
     ]
     if len(variants) > MOST_LINES:
         notes.append("Too many variants for a figure over training: choose some with --variant.")
-    table = [("measure", *(one.variant for one in variants)), *rows]
-    if len(variants) > MOST_COLUMNS:
-        table = [("variant", *table[0][1:]), *table[1:]]
+    wide = len(variants) > MOST_COLUMNS
+    table = [("variant" if wide else "measure", *(one.variant for one in variants)), *rows]
+    if wide:
         table = list(zip(*table, strict=True))
     head, *body = table
     columns = (Column(head[0]), *(Column(name, numeric=True) for name in head[1:]))
@@ -383,9 +383,8 @@ def plot_stability(runs: pa.Table, metrics: pa.Table, variants: Variants, title:
 
 def _draw_lost(axes: Axes, index: int, curves: Mapping[int, Curve], label: str) -> None:
     """Trials that diverged, each by itself; `label` names the first line where no other line does."""
-    colour, dash = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
     for steps, values in curves.values():
-        axes.plot(steps, values, color=colour, linestyle=dash, linewidth=0.8, label=label or None)
+        axes.plot(steps, values, **line_style(index), linewidth=0.8, label=label or None)
         axes.plot(steps[-1:], values[-1:], color="black", marker="x", markersize=6, linestyle="none", label="diverged")
         label = ""
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gatelab.results.comparison import Interval, environment_notes, t_interval
-from gatelab.results.frames import AXIS, arm_of, levels_of
+from gatelab.results.frames import AXIS, arm_of
 
 RATE = "training.optimizer.learning_rate"
 
@@ -31,8 +31,6 @@ class Sweep:
     """One arm (a variant, learning rates aside) at its learning rates."""
 
     arm: str
-    levels: dict[str, str]
-    """Axis -> level; axes that make no difference to it are absent."""
     baseline: str | None
     rates: Floats
     """`[R]`, ascending."""
@@ -41,8 +39,6 @@ class Sweep:
     """`[S, R]`: last validation loss, at most the initial loss, which diverged trials count with; nan: not known."""
     stable: npt.NDArray[np.bool_]
     """`[S, R]`: whether a trial finished below its initial loss; False also where nothing is known."""
-    tokens: int
-    """Training budget of a trial."""
     diverged: int
     """Trials that diverged."""
 
@@ -164,13 +160,11 @@ def _sweep(arm: str, trials: list[dict[str, Any]], arm_of_variant: Mapping[str, 
     baselines = {arm_of_variant[trial["baseline"]] for trial in trials if trial["baseline"] is not None}
     return Sweep(
         arm=arm,
-        levels=levels_of(trials[0], [RATE]),
         baseline=next(iter(baselines), None),
         rates=np.array(rates),
         seeds=tuple(seeds),
         losses=losses,
         stable=stable,
-        tokens=trials[0]["tokens"],
         diverged=sum(trial["outcome"] == "diverged" for trial in trials),
     )
 
@@ -254,7 +248,7 @@ def tolerance(runs: pa.Table, lattice: Sequence[float], window: Sequence[float],
             _compared(name, unit, own, others.get((name, unit))) for (name, unit), own in measured[arm].items()
         )
         best = _best_rate(sweep)
-        arms.append(Arm(sweep, quantities, best, _first_unstable(sweep), tuple(_notes(sweep, quantities, window))))
+        arms.append(Arm(sweep, quantities, best, _first_unstable(sweep), tuple(_notes(sweep, window))))
     row = runs.slice(0, 1).to_pylist()[0]
     return Tolerance(
         row["study"], row["study_hash"], tuple(window), margin, tuple(arms), tuple(environment_notes(runs))
@@ -317,8 +311,14 @@ def centred_window(sweep: Sweep, lattice: Sequence[float], points: int) -> list[
     if not on_lattice:
         return None
     best = min(on_lattice, key=lambda index: sweep.mean[index])
-    first = list(lattice).index(sweep.rates[best]) - (points - 1) // 2
-    return list(lattice[first : first + points]) if 0 <= first <= len(lattice) - points else None
+    window = around(float(sweep.rates[best]), lattice, points)
+    return window if len(window) == points else None
+
+
+def around(rate: float, lattice: Sequence[float], points: int) -> list[float]:
+    """The run of so many learning rates of a lattice with one of them in its middle, as far as the lattice goes."""
+    first = list(lattice).index(rate) - (points - 1) // 2
+    return list(lattice[max(0, first) : first + points])
 
 
 def _best_rate(sweep: Sweep) -> float | None:
@@ -347,7 +347,7 @@ def _compared(name: str, unit: str, own: dict[int, Bounded], other: dict[int, Bo
     return Quantity(name, unit, own, t_interval(pairs))
 
 
-def _notes(sweep: Sweep, quantities: Sequence[Quantity], window: Sequence[float]) -> Iterator[str]:
+def _notes(sweep: Sweep, window: Sequence[float]) -> Iterator[str]:
     unknown = int(np.isnan(sweep.losses).sum())
     if unknown:
         yield f"{sweep.arm}: {unknown} of {sweep.losses.size} trials are not known (failed, or still to run): partial"

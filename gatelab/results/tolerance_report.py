@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gatelab.results.comparison import Interval
-from gatelab.results.figures import COLOURS, DASHES, curves_by_seed, draw_curves, legend_below, panels, tidy
+from gatelab.results.figures import curves_by_seed, draw_curves, legend_below, line_style, panels, tidy
 from gatelab.results.frames import AXIS, arm_of
 from gatelab.results.measures import measure, with_unit
 from gatelab.results.tables import Column, Grid, finite
@@ -231,36 +231,22 @@ def plot_by_rate(runs: pa.Table, title: str) -> Figure | None:
     return panels(names, draw, "learning rate", title, columns=2)
 
 
-def _style(index: int) -> dict[str, Any]:
-    return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index // len(COLOURS) % len(DASHES)]}
-
-
 def _draw_arm(axes: Axes, index: int, arm: Arm) -> None:
     sweep = arm.sweep
-    known = np.isfinite(sweep.mean)
-    if not known.any():
-        return
-    rates, losses = sweep.rates[known], sweep.losses[:, known]
-    axes.plot(
-        rates,
-        sweep.mean[known],
-        **_style(index),
-        linewidth=1.3,
-        marker="o",
-        markersize=2.5,
-        markeredgewidth=0,
-        label=sweep.arm,
-    )
-    axes.fill_between(
-        rates, np.nanmin(losses, 0), np.nanmax(losses, 0), color=_style(index)["color"], alpha=0.16, linewidth=0
-    )
-    unstable = (sweep.complete & ~np.all(sweep.stable, axis=0))[known]
-    axes.plot(rates[unstable], sweep.mean[known][unstable], "x", color=_style(index)["color"], markersize=6)
+    curves = {
+        seed: (sweep.rates[known], losses[known])
+        for seed, losses in zip(sweep.seeds, sweep.losses, strict=True)
+        if (known := np.isfinite(losses)).any()
+    }
+    draw_curves(axes, index, curves, sweep.arm, marker="o")
+    unstable = sweep.complete & ~np.all(sweep.stable, axis=0)
+    colour = line_style(index)["color"]
+    axes.plot(sweep.rates[unstable], sweep.mean[unstable], "x", color=colour, markersize=6)
 
 
 def _mark(axes: Axes, index: int, arm: Arm, margin: float) -> None:
     """The optimum with its interval, and the upper edge, of one arm."""
-    colour = _style(index)["color"]
+    colour = line_style(index)["color"]
     best, loss, upper = (arm.quantity(name) for name, _ in (OPTIMUM, LOSS, UPPER))
     if not loss.by_seed or not best.by_seed:
         return

@@ -27,7 +27,8 @@ from gatelab.ablations.rate_matrix import SUFFIX, rate_matrix
 from gatelab.ablations.study import StudyPlan, make_study
 from gatelab.orchestrator.driver import Options, Progress, run_study
 from gatelab.orchestrator.planning import plan_search, plan_study, searched, searched_or_given
-from gatelab.orchestrator.rate_search import Round, changed, propose, search
+from gatelab.orchestrator.rate_search import Round, propose, search, window_matrix
+from gatelab.orchestrator.record import changed_since
 from gatelab.results.folders import RunsFolder, read_json, write_json
 from gatelab.results.frames import runs_from_journals, runs_from_mlflow
 from gatelab.results.publish import read_tolerance
@@ -57,7 +58,7 @@ def tried(rates: list[float], loss: Loss) -> Sweep:
     """What two seeds find at learning rates, one a little worse than the other."""
     values = [[loss(math.log10(rate)) + shift for rate in rates] for shift in (0.0, 0.01)]
     losses = np.minimum(np.array(values), INITIAL)
-    return Sweep("a", {}, None, np.array(rates), (0, 1), losses, losses < INITIAL, 1, 0)
+    return Sweep("a", None, np.array(rates), (0, 1), losses, losses < INITIAL, 0)
 
 
 def located(how: ToleranceConfig, loss: Loss) -> Sweep:
@@ -130,7 +131,7 @@ def test_proposals_follow_from_what_is_known_alone() -> None:
     first = propose(sweep, how)
     assert first == propose(sweep, how)
     assert propose(tried([*how.rates[:3], *how.rates[3:]], parabola(-1.7, 0.8, edge=-0.8)), how) == first
-    nothing = Sweep("a", {}, None, sweep.rates, (0,), np.full((1, 7), math.nan), np.zeros((1, 7), bool), 1, 0)
+    nothing = Sweep("a", None, sweep.rates, (0,), np.full((1, 7), math.nan), np.zeros((1, 7), bool), 0)
     assert propose(nothing, how) == []
     diverged = tried(how.rates, lambda x: INITIAL)
     wanted = propose(diverged, how)
@@ -143,7 +144,7 @@ def test_what_failed_is_not_proposed_again() -> None:
     how = ToleranceConfig(extend=1)
     rates = how.lattice[1:]
     losses = np.array([[*tried(rates[:-1], parabola(-1.8, 0.1)).losses[0], math.nan]])
-    sweep = Sweep("a", {}, None, np.array(rates), (0,), losses, np.isfinite(losses), 1, 0)
+    sweep = Sweep("a", None, np.array(rates), (0,), losses, np.isfinite(losses), 0)
     assert 1.0 not in propose(sweep, how)
 
 
@@ -216,6 +217,10 @@ def blank(found: RunsFolder, root: Path) -> RunsFolder:
     shutil.copy(found.database, root / "mlflow.db")
     shutil.copytree(found.data, root / "data")
     return RunsFolder(root)
+
+
+def changed(matrix: Matrix, folder: RunsFolder) -> list[str]:
+    return changed_since(folder, window_matrix(matrix))
 
 
 def segments(folder: RunsFolder) -> int:
