@@ -1,24 +1,43 @@
-"""What a scaling report costs: thousands of bootstrap fits in one batch, against a plain loop of single fits.
+"""What looking at results costs: fits of scaling laws, and the tables, files and pages of a large study.
 
-    python benchmarks/results.py [--bootstraps 4000] [--single 20]
+    python benchmarks/results.py fits [--bootstraps 4000] [--single 20]
+    python benchmarks/results.py study [--trials 1000] [--points 1000]
 
-Three arms, three seeds; five sizes for the law in compute, and five sizes with three numbers of tokens each for the
-law in parameters and tokens. The loops fit a resample at a time, from the law itself as the batch does, with SciPy and
-exact derivatives of the same objective: by least_squares with its Huber loss, and by L-BFGS-B at the tight tolerances
-of published fits. All are timed in turn; the loops on fewer resamples, and their time scaled to as many as the batch
-has. The batch must find fits as good as theirs before anything is timed.
+fits: thousands of bootstrap fits in one batch, against a plain loop of single fits. Three arms, three seeds; five sizes
+for the law in compute, and five sizes with three numbers of tokens each for the law in parameters and tokens. The loops
+fit a resample at a time, from the law itself as the batch does, with SciPy and exact derivatives of the same objective:
+by least_squares with its Huber loss, and by L-BFGS-B at the tight tolerances of published fits. All are timed in turn;
+the loops on fewer resamples, and their time scaled to as many as the batch has. The batch must find fits as good as
+theirs before anything is timed.
+
+study: 50 variants at 20 seeds whose journals hold 20 metrics at 1,000 points each, eight of them by layer, as `run`
+leaves them, in batches of 50 points. Each command runs in a process of its own, so that its time has all imports in it
+and its peak of memory is its own; the files are in the page cache. Peers are what one would write by hand with pandas
+and PyArrow, in a process of their own, too.
 """
 
 import argparse
+import math
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import progress, report
 from scipy.optimize import least_squares, minimize
 
+from gatelab.ablations.matrix import build_matrix
+from gatelab.ablations.study import make_study
+from gatelab.orchestrator.record import study_record, write_record
+from gatelab.results.folders import RunsFolder, write_json
+from gatelab.results.frames import PROVENANCE
+from gatelab.results.journal import Journal
 from gatelab.results.power_laws import HUBER, Cells, Floats, Law, bootstrap, fit
 
 LAWS = {
@@ -147,13 +166,144 @@ def measure(name: str, truth: Law, bootstraps: int, single: int, rounds: int) ->
     return rows
 
 
+WHOLE = (
+    *("train/loss", "train/gradient_norm", "train/learning_rate", "train/tokens_per_second"),
+    *("validation/loss", "validation/bits_per_byte", "attention/entropy", "attention/max_logit"),
+    *("attention/first_token_share", "attention/first_token_share_late", "attention/first_token_share_top_head"),
+    "sdpa/below_1e-2",
+)
+OF_LAYERS = ("attention/entropy", "attention/max_logit", "activation/ffn_residual", "attention/first_token_share")
+LAYERS = 2
+AT_ONCE = 50  # points between two commits of a journal
+
+CHILD = """
+import sys, time
+started = time.perf_counter()
+try:
+    {work}
+except SystemExit as end:
+    assert not end.code, end.code
+seconds = time.perf_counter() - started
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(f"{{seconds}} {{time.process_time()}} {{peak}}", file=sys.stderr)
+"""
+COMMAND = "sys.argv = {arguments}; from gatelab.cli.main import main; main()"
+BY_HAND = {
+    "compare": """
+    import json, pathlib, pandas
+    root = pathlib.Path({root!r})
+    rows = []
+    for trial in json.loads((root / "studies" / {study!r} / "study.json").read_text())["trials"]:
+        outcome = json.loads((root / "trials" / trial["id"] / "outcome.json").read_text())
+        rows.append(trial | outcome["metrics"])
+    wide = pandas.DataFrame(rows).pivot_table(index="seed", columns="variant", values="validation/loss")
+    print(wide.mean().sort_values(), wide.sub(wide.iloc[:, 0], axis=0).agg(["mean", "sem"]).T)
+    """,
+    "export": """
+    import json, pathlib, pyarrow as pa, pyarrow.parquet as pq
+    root = pathlib.Path({root!r})
+    tables = []
+    for trial in json.loads((root / "studies" / {study!r} / "study.json").read_text())["trials"]:
+        for path in sorted((root / "trials" / trial["id"] / "journal").glob("*.arrows")):
+            with pa.OSFile(str(path)) as file:
+                table = pa.ipc.open_stream(file).read_all()
+            for name in ("id", "variant", "seed"):
+                table = table.append_column(name, pa.repeat(pa.scalar(trial[name]), len(table)))
+            tables.append(table)
+    pq.write_table(pa.concat_tables(tables), {target!r} + "/by-hand.parquet", compression="zstd")
+    """,
+}
+"""Command -> the same by hand: means and paired differences of one metric; one table of all values, written."""
+
+
+def fabricate(root: Path, trials: int, points: int) -> str:
+    """Write a study of so many trials as its workers would have left it; return its name."""
+    seeds = max(1, trials // 50)
+    axes = {"model.gate.position": ["none", "query", "key", "value", "sdpa"], "model.layers": list(range(1, 11))}
+    base = {"training": {"tokens": 2 * points, "batch_size": 1, "sequence_length": 2}}
+    baseline = {"model.gate.position": "none"}
+    raw = {"name": "large", "base": base, "axes": axes, "seeds": seeds, "baseline": baseline}
+    matrix = build_matrix(make_study(raw, "benchmark"), lambda config: "data")
+    folder, rng = RunsFolder(root), np.random.default_rng(0)
+    write_record(folder, study_record(matrix))
+    for trial in matrix.trials:
+        files = folder.trial(trial.id)
+        noise = rng.normal(0, 0.05, (points, len(WHOLE) + LAYERS * len(OF_LAYERS))).tolist()
+        with Journal(files.journal, flush_seconds=math.inf) as journal:
+            for step in range(1, points + 1):
+                values = [1 + 5 / math.sqrt(step) + each for each in noise[step - 1]]
+                journal.record(step, dict(zip(WHOLE, values, strict=False)))
+                for layer in range(LAYERS):
+                    begin = len(WHOLE) + layer * len(OF_LAYERS)
+                    journal.record(step, dict(zip(OF_LAYERS, values[begin:], strict=False)), layer)
+                if step % AT_ONCE == 0:
+                    journal.commit()
+        metrics = {"train/mean_tokens_per_second": 1e4, "train/final_loss": values[0], "train/seconds": 60.0}
+        metrics |= dict(zip(WHOLE[4:], values[4:], strict=False)) | {"memory/peak_bytes": 1e9}
+        attempts = [{"started": 1.7e9, "provenance": {name: f"this {name}" for name in PROVENANCE}}]
+        config = trial.config.model_dump(mode="json")
+        write_json(files.description, {"id": trial.id, "config": config, "attempts": attempts})
+        outcome = {"status": "finished", "step": points, "metrics": metrics, "reason": "", "ended": 1.7e9 + 60}
+        write_json(files.outcome, outcome)
+    return "large"
+
+
+def in_a_process(work: str) -> tuple[float, float, float]:
+    """Seconds, seconds of the processor and peak of resident memory in GB of some Python in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", CHILD.format(work=work)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    took, worked, peak = done.stderr.splitlines()[-1].split()
+    return float(took), float(worked), int(peak) / 1e6
+
+
+def study(trials: int, points: int, rounds: int) -> list[dict[str, Any]]:
+    """Medians over rounds in which commands and what is written by hand take turns."""
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        name = fabricate(root / "runs", trials, points)
+        values = trials * points * (len(WHOLE) + LAYERS * len(OF_LAYERS))
+        progress(f"{trials} trials, {values:,} values; load {os.getloadavg()[0]:.1f}")
+        commands = {
+            "compare": (["compare", name, "--format", "csv"], "< 5 s"),
+            "compare --from parquet": (["compare", name, "--format", "csv", "--from", "parquet"], ""),
+            "curves": (["curves", name, "--metric", "train/loss", "-o", f"{root}/curves"], ""),
+            "export": (["export", name], "< 20 s"),
+            "report": (["report", name], "< 30 s"),
+        }
+        found: dict[str, list[tuple[float, float, float]]] = {}
+        in_a_process(COMMAND.format(arguments=["gatelab", "export", name, "--runs", f"{root}/runs"]))
+        for _ in range(rounds):
+            for what, (arguments, _) in commands.items():
+                line = COMMAND.format(arguments=["gatelab", *arguments, "--runs", f"{root}/runs"])
+                found.setdefault(what, []).append(in_a_process(line))
+                if what in BY_HAND:
+                    line = BY_HAND[what].format(root=f"{root}/runs", study=name, target=place)
+                    found.setdefault(f"{what} by hand", []).append(in_a_process(line))
+            progress(", ".join(f"{what} {each[-1][0]:.2f} s" for what, each in found.items()))
+    rows = []
+    for what, measured in found.items():
+        took, worked, peak = (statistics.median(each[part] for each in measured) for part in range(3))
+        target = commands.get(what, ((), ""))[1]
+        rows.append({"what": what, "value": took, "unit": "s", **({"target": target} if target else {})})
+        rows.append({"what": f"{what}: of the processor", "value": worked, "unit": "s"})
+        rows.append({"what": f"{what}: peak memory", "value": peak, "unit": "GB"})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["fits", "study"], nargs="?", default="fits")
     parser.add_argument("--bootstraps", type=int, default=4000)
     parser.add_argument("--single", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    sizes = (arguments.bootstraps, arguments.single, arguments.rounds)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--points", type=int, default=1000)
+    parser.add_argument("--rounds", type=int)
+    given = parser.parse_args()
+    if given.what == "study":
+        report("results: study", study(given.trials, given.points, given.rounds or 3))
+        return
+    sizes = (given.bootstraps, given.single, given.rounds or 5)
     report("results", [row for name, law in LAWS.items() for row in measure(name, law, *sizes)])
 
 

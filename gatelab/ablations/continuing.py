@@ -90,9 +90,9 @@ def continuing_problems(plan: "StudyPlan", earlier: "StudyPlan", overrides: Mapp
 
     if study.name in earlier.names:
         yield Problem("name", "a study that it continues has this name", study.name, line("name"))
-    for seed in study.seeds:
-        if seed not in earlier.study.seeds:
-            seeds = ", ".join(map(str, earlier.study.seeds))
+    for seed in study.common_seeds:
+        if seed not in earlier.study.common_seeds:
+            seeds = ", ".join(map(str, earlier.study.common_seeds))
             yield Problem(
                 "seeds", f"{name}, which this study continues, has not this one (it has {seeds})", seed, line("seeds")
             )

@@ -2,19 +2,22 @@
 
 import functools
 import itertools
+import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
 
+from gatelab.ablations.claims import Claim
 from gatelab.ablations.continuing import clashes
 from gatelab.ablations.errors import Problem
 from gatelab.ablations.identity import canonical_json, canonical_variant, trial_id
 from gatelab.ablations.learning_rates import LEARNING_RATE, RateRule, with_rate
 from gatelab.ablations.matching import NotMatchable, match_model
-from gatelab.ablations.paths import UnknownPath, check_value, get_path, readable, set_path
-from gatelab.ablations.study import Level, StudyPlan, level_label
+from gatelab.ablations.paths import UnknownPath, check_value, get_path, level_label, readable, set_path
+from gatelab.ablations.study import Level, StudyPlan
 from gatelab.ablations.yaml_source import line_of
 from gatelab.models.accounting import count_parameters, flops_per_token, training_memory
 from gatelab.training.config import DataConfig, TrialConfig
@@ -312,15 +315,38 @@ def trials_of(
     plan: StudyPlan, variants: Collection[Variant], identify: Callable[[DataConfig], str], earlier: Matrix | None
 ) -> Iterator[Trial]:
     """The trials of variants: seed by seed, so that a study that is cut short has complete blocks."""
+    seeds = _seeds(plan, variants)
     canonical = {
         variant.label: canonical_variant(variant.config, identify(variant.config.data)) for variant in variants
     }
     parents = {(trial.variant, trial.seed): trial.id for trial in earlier.trials} if earlier else {}
-    for seed in plan.study.seeds:
+    for seed in dict.fromkeys(seed for own in seeds.values() for seed in own):
         for variant in variants:
+            # A variant that continues another's weights has the seeds that there are of those.
+            if seed not in seeds[variant.label] or (variant.parent and (variant.parent, seed) not in parents):
+                continue
             config = variant.config.model_copy(update={"seed": seed})
             parent = None if variant.parent is None else parents[variant.parent, seed]
             yield Trial(trial_id(canonical[variant.label], seed, parent), variant.label, config, parent)
+
+
+def _seeds(plan: StudyPlan, variants: Collection[Variant]) -> dict[str, list[int]]:
+    """The seeds of each variant. Where they are automatic a baseline has sqrt(k) times as many as the k variants that
+    are compared with it: of all ways to share out as many trials the one with the least variance of a difference."""
+    common = plan.study.common_seeds
+    compared = Counter(variant.baseline for variant in variants if variant.baseline != variant.label)
+
+    def own(variant: Variant) -> list[int]:
+        shared = compared[variant.label] if plan.study.seeds == "auto" else 0
+        return list(range(round(len(common) * math.sqrt(shared)))) if shared > 1 else common
+
+    return {variant.label: own(variant) for variant in variants}
+
+
+def claimed_of(matrix: Matrix, claim: Claim) -> list[str]:
+    """The variants that a claim is about: those that it names and that are compared with another."""
+    compared = (variant for variant in matrix.variants if variant.baseline not in (None, variant.label))
+    return [variant.label for variant in compared if claim.is_about(variant.levels)]
 
 
 def _level_labels(combination: Levels) -> tuple[str, ...]:
@@ -401,8 +427,11 @@ def _notes(matrix: Matrix, used_rules: set[int]) -> Iterator[str]:
             "token budgets could share one trunk under wsd if training.schedule.warmup were a number of steps: as a "
             "fraction it is another for each budget"
         )
-    if len(study.seeds) == 1:
+    if len(study.common_seeds) == 1:
         yield "one seed: differences will have no interval"
+    for name, claim in study.claims.items():
+        if not claimed_of(matrix, claim):
+            yield f"claims.{name}: no variant with a baseline of its own is one that it names"
     alone = [variant.label for variant in matrix.variants if variant.baseline is None]
     if alone:
         yield f"without a baseline to compare with: {'; '.join(alone)}"

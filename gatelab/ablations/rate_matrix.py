@@ -7,7 +7,8 @@ from dataclasses import replace
 from gatelab.ablations.errors import Problem
 from gatelab.ablations.learning_rates import LEARNING_RATE, with_rate
 from gatelab.ablations.matrix import Matrix, Variant, trials_of
-from gatelab.ablations.study import Axis, Level, StudyPlan, level_label
+from gatelab.ablations.paths import level_label
+from gatelab.ablations.study import Axis, Level, StudyPlan
 from gatelab.training.config import DataConfig
 
 SUFFIX = "-lr-tolerance"
@@ -39,7 +40,8 @@ def cell_label(variant: str, rate: float) -> str:
 
 
 def _plan(plan: StudyPlan, rates: Collection[float]) -> StudyPlan:
-    study = plan.study.model_copy(update={"name": plan.study.name + SUFFIX})
+    of_its_own = {"name": plan.study.name + SUFFIX, "claims": {}, "seeds": plan.study.common_seeds}
+    study = plan.study.model_copy(update=of_its_own)
     levels = tuple(Level(level_label(rate), {LEARNING_RATE: rate}) for rate in rates)
     return replace(plan, study=study, axes=(*plan.axes, Axis(LEARNING_RATE, levels)))
 

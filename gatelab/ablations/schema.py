@@ -19,15 +19,12 @@ def study_schema() -> dict[str, Any]:
         "additionalProperties": False,
     }
     study["properties"]["base"]["anyOf"] = [{"type": "string"}, {"$ref": "#/$defs/Base"}]
-    study["properties"]["seeds"]["anyOf"] = [{"type": "integer", "minimum": 1}, _without_default(study, "seeds")]
+    study["properties"]["seeds"]["anyOf"] = [
+        {"type": "integer", "minimum": 1},
+        *study["properties"]["seeds"].pop("oneOf"),
+    ]
     study["required"] = []
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **study, "$defs": {**definitions, "Base": base}}
-
-
-def _without_default(study: dict[str, Any], name: str) -> dict[str, Any]:
-    """A property's own type, moved out so that it can be one of several."""
-    own = study["properties"][name]
-    return {key: own.pop(key) for key in ("type", "items") if key in own}
 
 
 def render() -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
+from gatelab.ablations.claims import Claim
 from gatelab.ablations.continuing import (
     continuing_problems,
     find_study,
@@ -19,7 +20,7 @@ from gatelab.ablations.continuing import (
 from gatelab.ablations.errors import Problem, StudyError, nearest
 from gatelab.ablations.identity import digest
 from gatelab.ablations.learning_rates import LEARNING_RATE, RateRule, ToleranceConfig
-from gatelab.ablations.paths import UnknownPath, check_value, flatten, leaf_paths, merge, readable
+from gatelab.ablations.paths import UnknownPath, check_value, flatten, leaf_paths, level_label, merge, readable
 from gatelab.ablations.presets import bases
 from gatelab.ablations.yaml_source import KeyPath, line_of, load_yaml
 from gatelab.configuration import IMPOSSIBLE, Config, Count
@@ -40,14 +41,23 @@ RESERVED = ("variant", "parameters", "flops_per_token")
 """What tables and MLflow call other things: no axis has these names."""
 
 
+AUTO_SEEDS = 6
+"""Seeds of each variant where they are `auto`: the fewest with which an exact sign-flip test can give p < 0.05."""
+
+
 def _parse_seeds(value: Any) -> Any:
+    if value == "auto":
+        return value
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 1:
             raise ValueError("expected at least one seed")
         return list(range(value))
     if not isinstance(value, list) or not value or len(set(map(repr, value))) != len(value):
-        raise ValueError("expected how many (3) or which ([0, 1, 5], each once)")
+        raise ValueError("expected how many (3), which ([0, 1, 5], each once) or auto")
     return value
+
+
+Seed = Annotated[int, Field(ge=0, strict=True)]
 
 
 class Budget(Config):
@@ -81,8 +91,13 @@ class Study(Config):
     the first level of every axis that is not a nuisance; where others are varied, too, not of those that set sizes."""
     match: Literal["none", "parameters", "flops"] = "none"
     """Narrow or widen the feed-forward layer until every variant has its baseline's parameters, or FLOPs per token."""
-    seeds: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], BeforeValidator(_parse_seeds)] = [0]
-    """How many (0, 1, …), or which."""
+    seeds: Annotated[
+        Annotated[list[Seed], Tag("which")] | Annotated[Literal["auto"], Tag("auto")],
+        Discriminator(lambda value: "auto" if value == "auto" else "which"),
+        BeforeValidator(_parse_seeds),
+    ] = [0]
+    """How many (0, 1, …), which, or auto: six, and of a baseline with which k variants are compared sqrt(k) times as
+    many, since its noise is in every difference."""
     learning_rate: Annotated[
         Annotated[Literal["given", "search"], Tag("word")] | Annotated[RateRule, Tag("rule")],
         Discriminator(lambda value: "rule" if isinstance(value, Mapping | RateRule) else "word"),
@@ -95,7 +110,14 @@ class Study(Config):
     """Axes that must be tuned for a fair comparison but are not what is asked; every other axis is scientific."""
     fixed: list[str] = []
     """Paths deliberately held at one value: a caveat on the conclusion, and an answer to the plan's questions."""
+    claims: dict[str, Claim] = {}
+    """What is expected, in words -> how it is judged. Locked when the study is first launched."""
     budget: Budget = Budget()
+
+    @property
+    def common_seeds(self) -> list[int]:
+        """The seeds that every variant has."""
+        return list(range(AUTO_SEEDS)) if self.seeds == "auto" else self.seeds
 
 
 @dataclass(frozen=True)
@@ -134,7 +156,11 @@ class StudyPlan:
     def hash(self) -> str:
         """SHA-256 of what was asked, wherever it was written."""
         asked = self.study.model_dump(mode="json", exclude={"base", "continues"})
-        for name in ("learning_rate", "tolerance"):  # a study that does not mention them has the hash that it had
+        for name in (
+            "learning_rate",
+            "tolerance",
+            "claims",
+        ):  # a study that does not mention them has the hash that it had
             if getattr(self.study, name) == Study.model_fields[name].default:
                 del asked[name]
         before = {} if self.earlier is None else {"continues": self.earlier.hash}
@@ -248,15 +274,6 @@ def _earlier(given: Any, source: str, lines: dict[KeyPath, int], files: Files) -
     return _load(path, {}, {}, files)
 
 
-def level_label(value: Any) -> str:
-    """How a level is written in tables: as in YAML."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "null" if value is None else str(value)
-
-
 def _read_study(
     said: Mapping[str, Any], earlier: StudyPlan | None, lines: dict[KeyPath, int]
 ) -> tuple[Study | None, list[Problem]]:
@@ -277,17 +294,20 @@ def _read_study(
         return None, problems
 
 
-_NO_KEYS = ("str", "function-before", "word", "rule")
+_NO_KEYS = ("str", "function-before", "word", "rule", "which", "auto")
 _SECTIONS: dict[str, type[Config]] = {"budget": Budget, "tolerance": ToleranceConfig, "learning_rate": RateRule}
 
 
 def _study_problems(error: ValidationError, lines: dict[KeyPath, int]) -> Iterator[Problem]:
     for detail in error.errors():
-        # Union members appear in the location as words that are no keys.
-        location = tuple(part for part in detail["loc"] if part not in _NO_KEYS and "[" not in str(part))
+        # Union members appear in the location as words that are no keys; a claim's name may be any words.
+        names = 2 if detail["loc"][0] == "claims" else 0
+        rest = (part for part in detail["loc"][names:] if part not in _NO_KEYS and "[" not in str(part))
+        location = (*detail["loc"][:names], *rest)
         key = ".".join(map(str, location))
         if detail["type"] == "extra_forbidden":
-            fields = _SECTIONS.get(str(location[0]), Study).model_fields
+            section = Claim if location[0] == "claims" and len(location) > 2 else _SECTIONS.get(str(location[0]), Study)
+            fields = section.model_fields
             yield Problem(key, f"unknown key; {nearest(str(location[-1]), fields)}", line=line_of(lines, location))
         elif detail["type"] == "missing":
             yield Problem(key, "required", line=None)
@@ -436,6 +456,19 @@ def _reference_problems(plan: StudyPlan) -> Iterator[Problem]:
             )
         elif any(path in axis.paths for axis in plan.axes):
             yield Problem("fixed", "an axis varies it", path, line_of(plan.lines, ("fixed",)))
+    for name, claim in study.claims.items():
+        for axis_name, levels in claim.variant.items():
+            key, line = (
+                f"claims.{name}.variant.{axis_name}",
+                line_of(plan.lines, ("claims", name, "variant", axis_name)),
+            )
+            if axis_name not in by_name:
+                yield Problem(key, f"no such axis; {nearest(axis_name, by_name)}", line=line)
+                continue
+            known = [level.label for level in by_name[axis_name].levels]
+            for label in claim.labels(levels):
+                if label not in known:
+                    yield Problem(key, f"not a level of this axis (it has {', '.join(known)})", label, line)
     varied = [axis.name for axis in plan.axes if LEARNING_RATE in axis.paths]
     if study.learning_rate != "given" and varied:
         message = f"axis {varied[0]} varies the learning rate"

@@ -30,6 +30,11 @@ TrackingUri = Annotated[
 ]
 Concurrency = Annotated[int | None, typer.Option(min=1, help="Trials at a time \\[default: one for each core or GPU].")]
 GpusPerTrial = Annotated[float | None, typer.Option(min=0, max=1, help="A GPU, or a part of one.")]
+Retries = Annotated[int, typer.Option(min=0, help="How often a trial that fails is tried again.")]
+CheckpointSeconds = Annotated[float, typer.Option(min=1, help="Time between two checkpoints.")]
+SystemMetrics = Annotated[
+    bool, typer.Option("--system-metrics", help="Record processor, memory and GPU as trials train.")
+]
 Address = Annotated[
     str | None, typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster \\[default: Ray is started here].")
 ]

@@ -2,9 +2,10 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Never
+from pathlib import Path
+from typing import Any, Never, Protocol
 
 import typer
 from rich.cells import cell_len
@@ -27,6 +28,7 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False)
 @contextmanager
 def reporting_errors() -> Iterator[None]:
     """Turn what a user can mend into a message and exit code 2."""
+    from gatelab.results.claims import RegisterChanged
     from gatelab.training.corpus import DataError
 
     try:
@@ -35,7 +37,7 @@ def reporting_errors() -> Iterator[None]:
         for line in str(error).splitlines():
             errors.print(f"[red]error[/] {escape(line)}")
         raise typer.Exit(BAD_REQUEST) from error
-    except (NotFound, DataError) as error:
+    except (NotFound, DataError, RegisterChanged) as error:
         fail(str(error.args[0]), error)
 
 
@@ -76,6 +78,43 @@ def print_grid(grid: Grid) -> None:
     console.print(Segments(lines), crop=False, end="")
     for note in grid.notes:
         console.print(f"[dim]{escape(note)}[/]")
+
+
+class Shown(Protocol):
+    """What commands that write tables and plots have to show."""
+
+    @property
+    def grids(self) -> Sequence[Grid]:
+        """The tables, for people."""
+
+    @property
+    def tables(self) -> Sequence[Path]:
+        """The files that hold them, one in each form."""
+
+    @property
+    def plots(self) -> Sequence[Path]:
+        """The files of figures."""
+
+
+def show_written(written: Shown, form: str, problem: str) -> None:
+    """Show what was written: on the terminal the tables and where files lie; or the text of one form, and no more.
+
+    Args:
+        written: tables and plots.
+        form: terminal, or the suffix of a table's form.
+        problem: what kept it from MLflow, or ''.
+    """
+    if form != "terminal":
+        for path in written.tables:
+            if path.suffix == f".{form}":
+                sys.stdout.write(path.read_text(encoding="utf-8"))
+        return
+    for grid in written.grids:
+        print_grid(grid)
+    for path in [*written.tables, *written.plots]:
+        console.print(escape(str(path)))
+    if problem:
+        console.print(f"[yellow]{escape(problem)}[/]")
 
 
 def print_json(value: Any) -> None:

@@ -1,6 +1,5 @@
 """gatelab evaluate and gatelab attention-map: questions to trained models."""
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from gatelab.cli import arguments as args
-from gatelab.cli.console import DONE, SOME_FAILED, console, fail, plural, print_grid, reporting_errors, running_on
+from gatelab.cli.console import DONE, SOME_FAILED, console, fail, plural, reporting_errors, running_on, show_written
 from gatelab.configuration import parse_count
 from gatelab.results.folders import RunsFolder
 
@@ -62,7 +61,7 @@ def evaluate(
     from gatelab.orchestrator import evaluating
     from gatelab.orchestrator.mirroring import add_to_mlflow
     from gatelab.results.beyond import NotEvaluated
-    from gatelab.results.publish import MEASURED_FORMATS, write_evaluation
+    from gatelab.results.publish import write_evaluation
     from gatelab.training.examination import check_rope
 
     folder, name = RunsFolder(runs), args.study_name(study)
@@ -103,14 +102,7 @@ def evaluate(
     except NotEvaluated as error:
         fail(str(error), error)
     problem = add_to_mlflow(folder, name, tracking_uri, [*found.tables, *found.plots])
-    if json:
-        sys.stdout.write(MEASURED_FORMATS["json"](found) + "\n")
-    else:
-        print_grid(found.grid)
-        for path in [*found.tables, *found.plots]:
-            console.print(escape(str(path)))
-        if problem:
-            console.print(f"[yellow]{escape(problem)}[/]")
+    show_written(found, "json" if json else "terminal", problem)
     raise typer.Exit(SOME_FAILED if report.failures else DONE)
 
 
@@ -205,7 +197,7 @@ def attention_map(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder \\[default: the study's].")] = None,
     runs: args.Runs = args.DEFAULT_RUNS,
 ) -> None:
-    """Draw where trained models look in a text, variants side by side, as PNG and SVG.
+    """Draw where trained models look in a text, variants side by side, as PNG, SVG and PDF.
 
     Example: gatelab attention-map quickstart --text "def add(a, b):" --layers 0,3
     Example: gatelab attention-map quickstart --file notes.txt --variant gate=none --variant "gate=sdpa elementwise"

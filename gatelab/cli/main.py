@@ -2,7 +2,7 @@
 
 import typer
 
-from gatelab.cli import evaluate, machine, plan, results, run, scaling, stability, tolerance
+from gatelab.cli import effects, evaluate, machine, plan, report, results, run, scaling, stability, tolerance
 
 app = typer.Typer(
     name="gatelab",
@@ -22,9 +22,11 @@ for command in (
     results.compare,
     results.curves,
     results.diagnose,
+    effects.effects,
     stability.stability,
     evaluate.evaluate,
     evaluate.attention_map,
+    report.report,
     results.export,
     results.ui,
     run.train,

@@ -1,10 +1,12 @@
 """gatelab plan: the matrix of a study, before anything runs."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
+from gatelab.ablations.claims import Claim
 from gatelab.ablations.flags import study_from_flags
 from gatelab.ablations.ladder import ladder
 from gatelab.ablations.matrix import Matrix
@@ -13,9 +15,10 @@ from gatelab.cli import arguments as args
 from gatelab.cli.console import console, duration, plural, print_grid, print_json, quantity, reporting_errors
 from gatelab.orchestrator.record import trial_entry
 from gatelab.results.folders import RunsFolder
-from gatelab.results.tables import Column, Grid
+from gatelab.results.tables import Column, Grid, finite
 
 if TYPE_CHECKING:
+    from gatelab.orchestrator.claim_power import ClaimPower
     from gatelab.orchestrator.planning import Estimate
 
 LISTED = 12  # lines of a list on the terminal; --json has all
@@ -39,6 +42,7 @@ def plan(
     Example: gatelab plan studies/gate-position.yaml
     """
     from gatelab.orchestrator import planning
+    from gatelab.orchestrator.claim_power import claim_powers
 
     with reporting_errors():
         asked = study_from_flags(
@@ -51,13 +55,16 @@ def plan(
         waiting = [
             sum(not planning.is_over_in(folder, trial) for trial in earlier.trials) for earlier in matrix.chain[:-1]
         ]
+        powers = list(claim_powers(matrix, folder))
     if json:
-        print_json(_as_json(matrix, cost, waiting))
+        print_json({**_as_json(matrix, cost, waiting), "claims": finite([asdict(power) for power in powers])})
         return
     print_grid(_grid(matrix, cost))
     console.print()
     for line in [*_summary(matrix, cost), *_continued(matrix, waiting)]:
         console.print(line)
+    for power in powers:
+        console.print(_claim(power, matrix.plan.study.claims[power.claim]))
     for reason in reasons:
         console.print(f"[yellow]learning rates are not known yet[/], and shown as given: {escape(reason)}")
 
@@ -97,10 +104,13 @@ def _grid(matrix: Matrix, cost: "Estimate | None") -> Grid:
 def _summary(matrix: Matrix, cost: "Estimate | None") -> list[str]:
     study = matrix.plan.study
     folded = sum(map(len, matrix.folded.values())) - len(matrix.folded)
+    each = f"{plural(len(matrix.variants), 'variant')} x {plural(len(study.common_seeds), 'seed')}"
+    more = len(matrix.trials) - len(matrix.variants) * len(study.common_seeds)
+    if more > 0:
+        each += f" + {more} of baselines, whose noise is in every difference"
     lines = [
-        f"[bold]{plural(len(matrix.trials), 'trial')}[/] = {plural(len(matrix.variants), 'variant')} x "
-        f"{plural(len(study.seeds), 'seed')}; {plural(matrix.combinations, 'combination')}, {folded} folded as equal, "
-        f"{len(matrix.excluded)} excluded, {len(matrix.impossible)} impossible"
+        f"[bold]{plural(len(matrix.trials), 'trial')}[/] = {each}; {plural(matrix.combinations, 'combination')}, "
+        f"{folded} folded as equal, {len(matrix.excluded)} excluded, {len(matrix.impossible)} impossible"
     ]
     scientific = [axis.name for axis in matrix.plan.axes if axis.name not in study.nuisance]
     for role, names in (("scientific", scientific), ("nuisance", study.nuisance), ("fixed", study.fixed)):
@@ -134,6 +144,28 @@ def _summary(matrix: Matrix, cost: "Estimate | None") -> list[str]:
     elif cost is not None:
         lines.append(f"time not estimated: {escape(cost.reason)}")
     return lines
+
+
+def _claim(power: "ClaimPower", claim: Claim) -> str:
+    """What a study can decide of a claim, in a line."""
+    head = f"[bold]claim[/] {escape(power.claim)} ({escape(power.metric)}, {plural(power.seeds, 'pair')}): "
+    if power.obstacle:
+        return f"{head}[yellow]cannot be supported[/]: {power.obstacle}"
+    what = "margin" if claim.direction == "equivalent" else "difference"
+    if power.noise is None:
+        return (
+            f"{head}smallest detectable {what} {power.detectable:.2g} standard deviations of the differences (80 % "
+            "power); their noise is not known yet: no study with this metric was run here"
+        )
+    parts = [f"smallest detectable {what} {power.detectable:.2g} (80 % power)"]
+    if claim.direction == "equivalent":
+        parts.append(f"power {power.power:.0%} at the margin of {claim.margin:g}, if there is no difference")
+    elif claim.expected is None:
+        parts.append("power: say which difference is expected (expected: …)")
+    else:
+        needed = f"; 80 % takes {power.seeds_needed} seeds" if power.power < 0.8 else ""
+        parts.append(f"power {power.power:.0%} at the expected {claim.expected:g}{needed}")
+    return f"{head}{'; '.join(parts)}; {escape(str(power.noise))}"
 
 
 def _continued(matrix: Matrix, waiting: list[int]) -> list[str]:

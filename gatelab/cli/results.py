@@ -1,16 +1,17 @@
 """gatelab status, compare, curves, diagnose, export, ui: looking at what came out."""
 
 import enum
+import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from gatelab.cli import arguments as args
-from gatelab.cli.console import console, fail, print_grid, print_json, reporting_errors
+from gatelab.cli.console import console, fail, print_grid, print_json, reporting_errors, show_written
 from gatelab.results.folders import RunsFolder
 
 
@@ -19,6 +20,7 @@ class Source(enum.StrEnum):
 
     journal = "journal"
     mlflow = "mlflow"
+    parquet = "parquet"
 
 
 class Format(enum.StrEnum):
@@ -27,6 +29,7 @@ class Format(enum.StrEnum):
     terminal = "terminal"
     markdown = "md"
     latex = "tex"
+    html = "html"
     csv = "csv"
     json = "json"
 
@@ -65,41 +68,72 @@ def status(study: args.StudyName, runs: args.Runs = args.DEFAULT_RUNS, json: arg
 def compare(
     study: args.StudyName,
     metric: Annotated[str, typer.Option(help="The summary metric to compare.")] = "validation/loss",
-    source: Annotated[Source, typer.Option("--from", help="The trials' journals, or MLflow.")] = Source.journal,
+    source: Annotated[
+        Source, typer.Option("--from", help="The trials' journals, MLflow, or what was exported.")
+    ] = Source.journal,
+    parquet: Annotated[
+        Path | None, typer.Option(help="Folder of an export, for --from parquet \\[default: the study's].")
+    ] = None,
     format: Annotated[Format, typer.Option("--format", "-f", help="How to write the table.")] = Format.terminal,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to a file instead.")] = None,
+    margin: Annotated[
+        float | None, typer.Option(min=0, help="A difference within it, in the metric's unit, counts as none.")
+    ] = None,
+    tests: Annotated[bool, typer.Option("--tests", help="Show each test of each difference, too.")] = False,
+    rows: Annotated[str | None, typer.Option(help="A pivot table: AXIS,… down, with --columns AXIS,… across.")] = None,
+    columns: Annotated[str | None, typer.Option(help="AXIS,… across a pivot table.")] = None,
     runs: args.Runs = args.DEFAULT_RUNS,
     tracking_uri: args.TrackingUri = None,
     json: args.Json = False,
 ) -> None:
-    """Compare a study's variants with its baseline: means, paired differences, intervals.
+    """Compare a study's variants with its baseline: means, paired differences, intervals, tests, verdicts.
 
     Example: gatelab compare quickstart --format tex -o table.tex
+    Example: gatelab compare gate-position --rows position --columns granularity --margin 0.005
     """
     from gatelab.results import comparison as comparing
+    from gatelab.results import pivot as pivoting
+    from gatelab.results.export import runs_from_parquet
+    from gatelab.results.forms import render
     from gatelab.results.frames import runs_from_journals, runs_from_mlflow
-    from gatelab.results.publish import FORMATS
-    from gatelab.results.tables import comparison_grid
+    from gatelab.results.stamps import stamp_of
+    from gatelab.results.tables import comparison_grid, tests_grid
 
     folder, name = RunsFolder(runs), args.study_name(study)
+    if parquet is not None and source is not Source.parquet:
+        fail("--parquet needs --from parquet")
     with reporting_errors():
         if source is Source.mlflow:
             frame = runs_from_mlflow(tracking_uri or folder.tracking_uri, name)
+        elif source is Source.parquet:
+            frame = runs_from_parquet(parquet or folder.study(name).path / "parquet", name)
         else:
             frame = runs_from_journals(folder, name)
         try:
-            result = comparing.compare(frame, metric)
+            result = comparing.compare(frame, metric, margin)
         except ValueError as error:
             fail(f"--metric: {error}", error)
+    content: Any = result
+    stamp = stamp_of(frame, "comparison", metric=metric, margin=margin)
+    grids = [comparison_grid(result), *([tests_grid(result)] if tests else [])]
+    if rows is not None or columns is not None:
+        down, across = ([name for name in (given or "").split(",") if name] for given in (rows, columns))
+        try:
+            content = pivoting.pivot(result, down, across)
+        except ValueError as error:
+            fail(f"--rows, --columns: {error}", error)
+        stamp = stamp_of(frame, "pivot", metric=metric, margin=margin, rows=down, columns=across)
+        grids[0] = pivoting.pivot_grid(content)
     chosen = Format.json if json else format
     if chosen is Format.terminal:
         if output is not None:
-            fail("--output needs --format md, tex, csv or json")
-        print_grid(comparison_grid(result))
+            fail("--output needs --format md, tex, html, csv or json")
+        for grid in grids:
+            print_grid(grid)
     elif output is not None:
-        output.write_text(FORMATS[chosen.value](result), encoding="utf-8")
+        output.write_text(render(content, chosen.value, stamp), encoding="utf-8")
     else:
-        sys.stdout.write(FORMATS[chosen.value](result))
+        sys.stdout.write(render(content, chosen.value, stamp))
 
 
 def curves(
@@ -111,7 +145,7 @@ def curves(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder \\[default: the study's].")] = None,
     runs: args.Runs = args.DEFAULT_RUNS,
 ) -> None:
-    """Plot metrics over training, a line for each variant and a band over its seeds, as PNG and SVG.
+    """Plot metrics over training, a line for each variant and a band over its seeds, as PNG, SVG and PDF.
 
     Example: gatelab curves quickstart --metric train/gradient_norm
     """
@@ -142,7 +176,7 @@ def diagnose(
     """
     from gatelab.orchestrator.mirroring import add_to_mlflow
     from gatelab.results.diagnosis import NoDiagnostics
-    from gatelab.results.publish import MEASURED_FORMATS, write_diagnosis
+    from gatelab.results.publish import write_diagnosis
 
     folder, name = RunsFolder(runs), args.study_name(study)
     with reporting_errors():
@@ -151,15 +185,7 @@ def diagnose(
         except NoDiagnostics as error:
             fail(str(error), error)
     problem = add_to_mlflow(folder, name, tracking_uri, [*found.tables, *found.plots])
-    chosen = Format.json if json else format
-    if chosen is not Format.terminal:
-        sys.stdout.write(MEASURED_FORMATS[chosen.value](found))
-        return
-    print_grid(found.grid)
-    for path in [*found.tables, *found.plots]:
-        console.print(escape(str(path)))
-    if problem:
-        console.print(f"[yellow]{escape(problem)}[/]")
+    show_written(found, Format.json if json else format, problem)
 
 
 def export(
@@ -167,7 +193,9 @@ def export(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder \\[default: the study's].")] = None,
     runs: args.Runs = args.DEFAULT_RUNS,
 ) -> None:
-    """Write a study's results as Parquet: runs, metrics, layers.
+    """Write a study's results as Parquet: runs, metrics, layers, evaluations, comparisons, fits.
+
+    Studies that are exported into one folder lie side by side in it.
 
     Example: gatelab export quickstart -o results/
     """
@@ -192,12 +220,18 @@ def ui(
     folder = RunsFolder(runs)
     if tracking_uri is None and not folder.database.exists():
         fail(f"there is no tracking store in {folder.root} yet: gatelab run STUDY.yaml")
+    from gatelab.results.mlflow_pages import study_pages  # MLflow takes seconds to import
+
     uri = tracking_uri or folder.tracking_uri
     console.print(f"MLflow on http://{host}:{port} (store: {escape(uri)})")
+    for name, page in study_pages(uri).items():
+        console.print(f"  {escape(name)}  http://{host}:{port}{escape(page)}", soft_wrap=True, highlight=False)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
+    command += ["--workers", "1"]  # for one person
     if tracking_uri is None:
         command += ["--default-artifact-root", folder.artifacts.as_uri()]
     try:
-        raise typer.Exit(subprocess.call(command))
+        # Jobs are for applications of language models: two more processes that nobody here needs.
+        raise typer.Exit(subprocess.call(command, env={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}))
     except KeyboardInterrupt:
         raise typer.Exit(0) from None

@@ -44,8 +44,9 @@ def run(
     gpus_per_trial: args.GpusPerTrial = None,
     address: args.Address = None,
     tracking_uri: args.TrackingUri = None,
-    retries: Annotated[int, typer.Option(min=0, help="How often a trial that fails is tried again.")] = 1,
-    checkpoint_seconds: Annotated[float, typer.Option(min=1, help="Time between two checkpoints.")] = 60.0,
+    retries: args.Retries = 1,
+    checkpoint_seconds: args.CheckpointSeconds = 60.0,
+    system_metrics: args.SystemMetrics = False,
     json: args.Json = False,
 ) -> None:
     """Run a study: what is finished is kept, what was interrupted goes on, what is new runs.
@@ -56,7 +57,9 @@ def run(
     from gatelab.orchestrator import driver, planning
 
     folder = RunsFolder(runs)
-    options = driver.Options(concurrency, gpus_per_trial, address, tracking_uri, retries, checkpoint_seconds)
+    options = driver.Options(
+        concurrency, gpus_per_trial, address, tracking_uri, retries, checkpoint_seconds, system_metrics
+    )
     console.quiet = json
     with reporting_errors():
         plan = study_from_flags(
@@ -119,8 +122,10 @@ def _run_matrix(
     published = publish.publish(folder, name)
     if not progress.mirror_problem:
         files = [*published.tables, *published.plots]
-        progress.mirror_problem = add_to_mlflow(folder, name, options.tracking_uri, files)
-    print_grid(comparison_grid(published.comparison))
+        verdicts = {row.variant: row.verdict for row in published.comparison.rows}
+        progress.mirror_problem = add_to_mlflow(folder, name, options.tracking_uri, files, verdicts)
+    for grid in (comparison_grid(published.comparison), *published.claims):
+        print_grid(grid)
     _where(folder, name, published.plots, options.tracking_uri)
     if progress.mirror_problem:
         console.print(f"[yellow]{escape(progress.mirror_problem)}[/]; run again to catch up")
@@ -145,13 +150,14 @@ def _failed(report: Mapping[str, Any]) -> int:
 def _where(folder: RunsFolder, study: str, plots: list[Path], tracking_uri: str | None) -> None:
     path = folder.study(study).path
     console.print()
-    console.print(f"tables   {escape(str(path))}/comparison.md, diagnostics.md; .tex, .csv, .json")
+    console.print(f"tables   {escape(str(path))}/comparison.md, diagnostics.md; .tex, .html, .csv, .json")
     if plots:
         names = dict.fromkeys(plot.stem for plot in plots)
-        console.print(f"plots    {escape(str(path))}/{escape(', '.join(names))}; .png, .svg")
-    console.print(f"Parquet  {escape(str(path / 'parquet'))}/runs.parquet, metrics.parquet, layers.parquet, …")
+        console.print(f"plots    {escape(str(path))}/{escape(', '.join(names))}; .png, .svg, .pdf")
+    console.print(f"Parquet  {escape(str(path / 'parquet'))}/runs, metrics, layers, comparisons, fits, …")
     store = tracking_uri or f"{folder.tracking_uri} (to look: gatelab ui)"
     console.print(f"MLflow   {escape(store)}")
+    console.print(f"report   gatelab report {escape(study)}")
 
 
 def train(
@@ -163,7 +169,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     runs: args.Runs = args.DEFAULT_RUNS,
-    checkpoint_seconds: Annotated[float, typer.Option(min=1, help="Time between two checkpoints.")] = 60.0,
+    checkpoint_seconds: args.CheckpointSeconds = 60.0,
 ) -> None:
     """Train one trial in this process, without Ray and MLflow: for debugging.
 

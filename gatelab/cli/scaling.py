@@ -35,6 +35,9 @@ def scaling(
     gpus_per_trial: args.GpusPerTrial = None,
     address: args.Address = None,
     tracking_uri: args.TrackingUri = None,
+    retries: args.Retries = 1,
+    checkpoint_seconds: args.CheckpointSeconds = 60.0,
+    system_metrics: args.SystemMetrics = False,
     json: args.Json = False,
 ) -> None:
     """Fit how loss falls with size and training: exponents, compute-equivalent gain, crossover, with intervals.
@@ -47,7 +50,9 @@ def scaling(
     from gatelab.orchestrator import driver, planning
 
     folder = RunsFolder(runs)
-    options = driver.Options(concurrency, gpus_per_trial, address, tracking_uri)
+    options = driver.Options(
+        concurrency, gpus_per_trial, address, tracking_uri, retries, checkpoint_seconds, system_metrics
+    )
     console.quiet = json
     code = DONE
     with reporting_errors():
@@ -88,6 +93,6 @@ def _report(folder: RunsFolder, study: str, bootstraps: int, options: "driver.Op
         print_grid(grid)
     path = escape(str(folder.study(study).path))
     console.print(f"\ntables   {path}/scaling.md; .tex, .csv, .json")
-    console.print(f"plot     {path}/scaling.png; .svg")
+    console.print(f"plot     {path}/scaling.png; .svg, .pdf")
     if problem:
         console.print(f"[yellow]{escape(problem)}[/]")

@@ -1,14 +1,12 @@
 """gatelab stability: how stable training was, and what led to a divergence."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from gatelab.cli import arguments as args
-from gatelab.cli.console import console, fail, print_grid, reporting_errors
+from gatelab.cli.console import fail, reporting_errors, show_written
 from gatelab.cli.results import Format
 from gatelab.results.folders import RunsFolder
 
@@ -28,7 +26,7 @@ def stability(
     Example: gatelab stability learning-rates-lr-tolerance --variant "arm=none, learning_rate=1"
     """
     from gatelab.orchestrator.mirroring import add_to_mlflow
-    from gatelab.results.publish import STABILITY_FORMATS, write_stability
+    from gatelab.results.publish import write_stability
     from gatelab.results.stability import NoSteps
 
     folder, name = RunsFolder(runs), args.study_name(study)
@@ -39,13 +37,4 @@ def stability(
         except NoSteps as error:
             fail(f"{name}: {error}", error)
     problem = add_to_mlflow(folder, name, tracking_uri, [*written.tables, *written.plots])
-    chosen = Format.json if json else format
-    if chosen is not Format.terminal:
-        sys.stdout.write(STABILITY_FORMATS[chosen.value](written.report))
-        return
-    for grid in written.grids:
-        print_grid(grid)
-    for path in [*written.tables, *written.plots]:
-        console.print(escape(str(path)))
-    if problem:
-        console.print(f"[yellow]{escape(problem)}[/]")
+    show_written(written, Format.json if json else format, problem)

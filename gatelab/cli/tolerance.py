@@ -50,6 +50,9 @@ def lr_tolerance(
     gpus_per_trial: args.GpusPerTrial = None,
     address: args.Address = None,
     tracking_uri: args.TrackingUri = None,
+    retries: args.Retries = 1,
+    checkpoint_seconds: args.CheckpointSeconds = 60.0,
+    system_metrics: args.SystemMetrics = False,
     json: args.Json = False,
 ) -> None:
     """Search the learning rates of each variant: optimum, sensitivity, edges, with intervals over seeds.
@@ -67,7 +70,9 @@ def lr_tolerance(
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is an interrupt
     folder = RunsFolder(runs)
-    options = driver.Options(concurrency, gpus_per_trial, address, tracking_uri)
+    options = driver.Options(
+        concurrency, gpus_per_trial, address, tracking_uri, retries, checkpoint_seconds, system_metrics
+    )
     console.quiet = json
     how = {"rates": _numbers(rates), "extend": extend, "margin": margin, "resolution": resolution}
     with reporting_errors():
@@ -164,7 +169,7 @@ def _report(
         console.print(escape(line))
     path = folder.study(study).path
     console.print(f"\ntables   {escape(str(path))}/tolerance.md; .tex, .csv, .json")
-    console.print(f"plots    {escape(str(path))}/tolerance, tolerance-measures; .png, .svg")
+    console.print(f"plots    {escape(str(path))}/tolerance, tolerance-measures; .png, .svg, .pdf")
     console.print(
         f"Optuna   {escape(str(path))}/optuna.log (to look: pip install optuna-dashboard; optuna-dashboard FILE)"
     )

@@ -19,7 +19,7 @@ from gatelab.ablations.matrix import Matrix, Trial
 from gatelab.ablations.trunks import Branch, branches
 from gatelab.orchestrator.cluster import CannotRun, connected, share
 from gatelab.orchestrator.mirroring import MirrorThread
-from gatelab.orchestrator.record import study_record, write_record
+from gatelab.orchestrator.record import register_claims, study_record, write_record
 from gatelab.orchestrator.worker import EvaluationPrinter, Task, TrialWorker, run_task
 from gatelab.results.folders import RunsFolder, read_json, write_json
 from gatelab.results.journal import JournalTail
@@ -47,6 +47,8 @@ class Options:
     retries: int = 1
     """How often a trial that failed is tried again."""
     checkpoint_seconds: float = 60.0
+    system_metrics: bool = False
+    """Whether trials record what their machine is doing."""
 
 
 @dataclass
@@ -131,6 +133,7 @@ def run_study(
         identities = _prepare_data(pending, folder)
         record = study_record(matrix)
         write_record(folder, record)
+        register_claims(folder, matrix)
         with MirrorThread(folder, record, options.tracking_uri or folder.tracking_uri) as mirror:
             if pending:
                 with connected(options.address):
@@ -187,6 +190,7 @@ def _task(
     branch: Branch | None = None,
     milestones: Iterable[int] = (),
     device: str = "auto",
+    system_metrics: bool = False,
 ) -> Task:
     return Task(
         trial_id=trial.id,
@@ -199,6 +203,7 @@ def _task(
         parent=trial.parent,
         branch=branch,
         milestones=tuple(sorted(milestones)),
+        system_metrics=system_metrics,
     )
 
 
@@ -223,9 +228,8 @@ class _Driver:
         for branch in self.branches.values():
             self.milestones.setdefault(branch.trunk, set()).add(branch.step)
         # Seed by seed, and of each seed first the trunks that others wait for.
-        self.pending = sorted(
-            pending, key=lambda trial: (matrix.plan.study.seeds.index(trial.seed), trial.id in self.branches)
-        )
+        place = {seed: index for index, seed in enumerate(dict.fromkeys(trial.seed for trial in matrix.trials))}
+        self.pending = sorted(pending, key=lambda trial: (place[trial.seed], trial.id in self.branches))
         self.failures: dict[str, int] = {}
         self.stop_file = folder.root.resolve() / f"stop-{os.getpid()}-{time.time_ns()}"
         self.workers: dict[Any, Any] = {}  # running task -> its worker
@@ -275,6 +279,7 @@ class _Driver:
             self.options.checkpoint_seconds,
             self.branches.get(trial.id),
             self.milestones.get(trial.id, ()),
+            system_metrics=self.options.system_metrics,
         )
         reference = worker.run.remote(task)
         self.workers[reference], self.tasks[reference] = worker, trial

@@ -53,8 +53,15 @@ class MirrorThread:
                 return
 
 
-def add_to_mlflow(folder: RunsFolder, study: str, tracking_uri: str | None, files: Iterable[Path]) -> str:
-    """Bring a study in MLflow up to date and put files beside its record; return what kept it from that, or ''.
+def add_to_mlflow(
+    folder: RunsFolder,
+    study: str,
+    tracking_uri: str | None,
+    files: Iterable[Path],
+    verdicts: Mapping[str, str] | None = None,
+) -> str:
+    """Bring a study in MLflow up to date, put files beside its record, and on each trial the verdict on its variant,
+    where there is one; return what kept it from that, or ''.
 
     The default store is left alone where there is none yet: `gatelab run` creates it. Raises NotFound.
     """
@@ -66,6 +73,7 @@ def add_to_mlflow(folder: RunsFolder, study: str, tracking_uri: str | None, file
             mirror = _mirror(folder, record, tracking_uri or folder.tracking_uri)
             mirror.sync()
             mirror.add_files(files)
+            mirror.add_verdicts(verdicts or {})
     except filelock.Timeout:
         return "the study is being run: MLflow gets this with the next command after that"
     except Exception as error:  # whatever a store or its network may raise

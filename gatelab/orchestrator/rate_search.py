@@ -282,5 +282,5 @@ class _Account:
 
 def _name(matrix: Matrix, variant: Variant, kind: str) -> str:
     """The name of a variant's study in Optuna. One that has changed is another."""
-    asked = [kind, variant.config.training.tokens, matrix.plan.study.seeds]
+    asked = [kind, variant.config.training.tokens, matrix.plan.study.common_seeds]
     return f"{variant.label} [{digest(asked)[:8]}]"

@@ -15,6 +15,7 @@ import torch
 
 from gatelab.ablations.trunks import Branch
 from gatelab.orchestrator.provenance import code_version
+from gatelab.orchestrator.system_metrics import SystemMetrics
 from gatelab.results.folders import RunsFolder, TrialFolder, read_json, write_json
 from gatelab.results.journal import Journal, continue_from
 from gatelab.results.measures import sums_up
@@ -42,6 +43,7 @@ class Task:
     parent: str | None = None  # id of the trial whose final weights this one starts from
     branch: Branch | None = None  # where it leaves a longer trial, which keeps a checkpoint there
     milestones: tuple[int, ...] = ()  # steps at which shorter trials leave this one
+    system_metrics: bool = False
 
 
 class EvaluationPrinter:
@@ -127,9 +129,10 @@ def _train(task: Task, folder: TrialFolder, recorder: Callable[[Journal], Record
         if trunk is not None and task.branch is not None:
             continue_from(folder.journal, runs.trial(task.branch.trunk).journal, task.branch.step)
         with Journal(folder.journal) as journal:
+            watched = recorder(journal)
             outcome = train(
                 trial,
-                recorder(journal),
+                SystemMetrics(watched, device) if task.system_metrics else watched,
                 folder.path,
                 str(device),
                 dataset=dataset,

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gatelab.results.figures import panels
+from gatelab.results.frames import named
 from gatelab.results.measures import with_unit
 from gatelab.results.tables import Column, Grid
 
@@ -122,8 +123,8 @@ def ring_rows(metrics: pa.Table) -> pa.Table:
 
     found is the step at which it was written; of a step that two events share there is one row, the earlier one's.
     """
-    rows = metrics.filter(pc.starts_with(metrics["name"], "autopsy/"))
-    parts = pc.extract_regex(rows["name"], r"^autopsy/(?P<name>.+)/(?P<before>\d+)$")
+    rows = metrics.filter(named(metrics, "autopsy/*"))
+    parts = pc.extract_regex(rows["name"].cast(pa.utf8()), r"^autopsy/(?P<name>.+)/(?P<before>\d+)$")
     before = pc.cast(pc.struct_field(parts, "before"), pa.int64())
     return pa.table(
         {

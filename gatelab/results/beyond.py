@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from gatelab.results.comparison import Comparison, compare
 from gatelab.results.figures import Variants, curves_by_seed, draw_curves, panels
 from gatelab.results.folders import RunsFolder
-from gatelab.results.frames import answers, metrics_of
+from gatelab.results.frames import Answers, metrics_of, study_answers
 from gatelab.results.measures import measure
 
 LENGTH = re.compile(r"length/(?P<length>\d+)/(?P<rope>[^/]+)/loss")
@@ -39,17 +39,22 @@ def beyond(runs: pa.Table) -> list[Comparison]:
 
 def answer_notes(folder: RunsFolder, study: str) -> list[str]:
     """How much was asked for the metrics that count, and in what trials' answers differ. Raises NotFound."""
+    return notes_of_answers(study_answers(folder, folder.study(study).read()))
+
+
+def notes_of_answers(found: Answers) -> list[str]:
+    """The same of answers that have been read."""
     amounts: dict[str, set[str]] = {}
     origins: dict[str, set[str]] = {"code": set(), "device": set()}
-    for trial in folder.study(study).read()["trials"]:
-        newest = {name: answer for answer in answers(folder.trial(trial["id"])) for name in answer["metrics"]}
+    for each in found.values():
+        newest = {name: answer for answer in each for name in answer["metrics"]}
         for answer in newest.values():
             kind, amount = answer["question"]["kind"], answer["question"]["amount"]
             amounts.setdefault(kind, set()).add(f"{amount:,} {AMOUNTS[kind]}" if amount else "all documents")
             for name, values in origins.items():
                 values.add(answer["provenance"][name])
-    notes = [f"{kind}: {' or '.join(sorted(each))}." for kind, each in sorted(amounts.items())]
-    mixed = [kind for kind, each in amounts.items() if len(each) > 1]
+    notes = [f"{kind}: {' or '.join(sorted(values))}." for kind, values in sorted(amounts.items())]
+    mixed = [kind for kind, values in amounts.items() if len(values) > 1]
     mixed += [name for name, values in origins.items() if len(values) > 1]
     if mixed:
         notes.append(f"Answers differ in {', '.join(sorted(mixed))}: ask all trials again with one setting.")

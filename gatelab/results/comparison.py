@@ -1,36 +1,59 @@
-"""The comparison of a study's variants with their baseline: means over seeds, paired differences, intervals.
+"""The comparison of a study's variants with their baseline: means over seeds, paired differences, tests, verdicts.
 
 Differences are paired by seed: the same seed means the same data order and the same initial weights where two
-variants share them. Intervals are Student's t at 95 %, which holds its level at few seeds where a bootstrap does not.
+variants share them. Intervals are Student's t at 95 %; verdicts allow for the number of variants (Dunnett).
 """
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.special import stdtrit
 
+from gatelab.results import statistics
 from gatelab.results.frames import AXIS, OUTCOMES, axes_of, metrics_of
 from gatelab.results.measures import measure
+from gatelab.results.statistics import LEVEL, Alternative, Interval, Mean, Noise, mean_of, t_interval
 
 DEFAULT_METRIC = "validation/loss"
 UNFINISHED = ("running", "interrupted", "waiting")
 ENVIRONMENT = ("code", "data", "device", "precision", "threads", "torch", "python")
+SPEED = "train/mean_tokens_per_second"
+ENOUGH = 8
+"""Degrees of freedom from which on the correlation over seeds is known well enough to weigh unpaired seeds by it."""
+UNEQUAL = 0.01
+"""p-value of Bartlett's test below which a table says that its variants scatter differently."""
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean and its 95 % t-interval; bounds are nan where there are fewer than two values."""
+class Evidence:
+    """What is tested of a variant's difference to its baseline; nan where its seeds do not allow it."""
 
-    mean: float
-    low: float
-    high: float
-    n: int
+    sd: float
+    """Standard deviation of the paired differences."""
+    p: float
+    """Of the two-sided t-test of the difference."""
+    sign_flip: float
+    """p of the exact two-sided sign-flip test of the paired differences."""
+    sign_flip_smallest: float
+    """The smallest p that this test can have with so many pairs."""
+    dunnett: float
+    """p of Dunnett's two-sided test, which allows for all variants that are compared with the same baseline."""
+    family: int
+    """How many these are; 0 where Dunnett's test could not be made."""
+    q: float = math.nan
+    """p of the t-test, adjusted by Benjamini and Hochberg for all rows of the table."""
+    equivalence: float = math.nan
+    """p of two one-sided t-tests that the difference lies within the margin."""
+    detectable: float = math.nan
+    """The smallest true difference that so many pairs detect with 80 % power at 5 %, two-sided: from the noise of all
+    variants that are compared with the same baseline, or else from the variant's own."""
+    correlation: float = math.nan
+    """Over seeds, of the variants that are compared with the same baseline."""
 
 
 @dataclass(frozen=True)
@@ -41,31 +64,24 @@ class ComparisonRow:
     levels: dict[str, str | None]
     baseline: str | None
     value: Interval  # over the seeds that finished
-    delta: Interval | None  # paired differences to the baseline; None for the baseline itself or without one
+    delta: Interval | None  # differences to the baseline; None for the baseline itself or without one
     outcomes: dict[str, int]  # trials by outcome
     reasons: tuple[str, ...]  # why trials diverged or failed
     parameters: int
     added_parameters: int | None
     tokens_per_second: float  # median over trials; nan if unknown
+    verdict: str
+    """baseline, better, worse, equivalent, undecided or not evaluable; of a metric without a direction lower or higher
+    in the place of better and worse."""
+    why: str = ""
+    """Why it is not evaluable."""
+    evidence: Evidence | None = None
     best: bool = False
 
     @property
     def is_baseline(self) -> bool:
         """Whether others are compared with it."""
         return self.baseline == self.variant
-
-    @property
-    def verdict(self) -> str:
-        """What the interval says of the difference: lower, higher, undecided, or why it says nothing."""
-        if self.is_baseline:
-            return "baseline"
-        if self.delta is None or self.delta.n == 0:
-            return "no pairs"
-        if self.delta.n == 1:
-            return "single seed"
-        if self.delta.high < 0:
-            return "lower"
-        return "higher" if self.delta.low > 0 else "undecided"  # and where a difference is not a number
 
 
 @dataclass(frozen=True)
@@ -75,36 +91,29 @@ class Comparison:
     study: str
     study_hash: str
     metric: str
+    margin: float | None  # differences within it do not matter
     axes: tuple[str, ...]
     rows: tuple[ComparisonRow, ...]
     notes: tuple[str, ...]
 
 
-def compare(runs: pa.Table, metric: str = DEFAULT_METRIC) -> Comparison:
+def compare(runs: pa.Table, metric: str = DEFAULT_METRIC, margin: float | None = None) -> Comparison:
     """Compare the variants of a `runs` frame by a summary metric: best mean first, if the metric has a direction.
 
-    Trials that diverged, failed or have not finished have no value: they are counted beside the mean, never in it.
-    Raises ValueError for an unknown metric.
+    Trials that diverged, failed or have not finished have no value: they are counted beside the mean, never in it. A
+    difference within `margin`, in the metric's unit, counts as none. Raises ValueError for an unknown metric.
     """
     known = metrics_of(runs)
     if metric not in known:
         near = difflib.get_close_matches(metric, known, n=3) or known
         raise ValueError(f"no trial has {metric!r}, but for example {', '.join(near)}")
-    trials = runs.to_pylist()
-    axes = axes_of(runs)
-    by_variant: dict[str, list[dict[str, Any]]] = {}
-    for trial in trials:
-        by_variant.setdefault(trial["variant"], []).append(trial)
-    values = {
-        variant: {
-            trial["seed"]: trial[metric]
-            for trial in members
-            if trial["outcome"] == "finished" and trial[metric] is not None
-        }
-        for variant, members in by_variant.items()
-    }
-    rows = [_row(variant, members, values, axes) for variant, members in by_variant.items()]
-    better = measure(metric).better
+    fixed = [name for name in runs.column_names if name not in known]
+    trials = runs.select([*fixed, *{metric: None, SPEED: None}]).to_pylist()
+    by_variant = _by_variant(trials)
+    found = contrasts(runs, metric)
+    axes, better = axes_of(runs), measure(metric).better
+    rows = [_row(variant, members, metric, axes, found.get(variant), margin) for variant, members in by_variant.items()]
+    rows = [_judged(row, better, found.get(row.variant)) for row in _adjusted(rows)]
     if better:
         sign = -1.0 if better == "higher" else 1.0
         rows.sort(key=lambda row: (math.isnan(row.value.mean), sign * row.value.mean))
@@ -114,40 +123,128 @@ def compare(runs: pa.Table, metric: str = DEFAULT_METRIC) -> Comparison:
         study=trials[0]["study"],
         study_hash=trials[0]["study_hash"],
         metric=metric,
+        margin=margin,
         axes=axes,
         rows=tuple(rows),
-        notes=tuple(_notes(runs, rows)),
+        notes=(*_notes(runs, rows), *_noise_notes(found)),
     )
 
 
-def t_interval(values: Sequence[float]) -> Interval:
-    """Mean of a sample and its two-sided 95 % interval by Student's t."""
-    n = len(values)
-    if n == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    mean = float(np.mean(values))
-    if n == 1:
-        return Interval(mean, math.nan, math.nan, 1)
-    half = float(stdtrit(n - 1, 0.975)) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, n)
+@dataclass(frozen=True)
+class Contrast:
+    """A variant beside its baseline, seed by seed."""
+
+    baseline: str
+    pairs: dict[int, float]
+    """seed -> difference, of the seeds that both finished."""
+    difference: Mean
+    """Their mean; where the baseline was given seeds of its own, with what these add."""
+    noise: Noise | None
+    """Of all variants that are compared with the baseline; None if this one is not among them, or nothing is known."""
+    tested: float
+    """The difference of which Dunnett's variance is: over the seeds that all have."""
+    baseline_seeds: int
+    """From how many seeds the baseline's part of that is."""
+    obstacle: str
+    """Why nothing can be said of the difference, or ''."""
+
+    def dunnett_p(self, null: float = 0.0, alternative: Alternative = "two-sided") -> float:
+        """p of Dunnett's test against a difference of `null`; nan where it cannot be made."""
+        if self.noise is None:
+            return math.nan
+        return self.noise.dunnett_p(self.tested - null, self.baseline_seeds, alternative)
+
+
+def contrasts(runs: pa.Table, metric: str) -> dict[str, Contrast]:
+    """Each variant of a `runs` frame that is compared with another, beside that one."""
+    columns = ["variant", "baseline", "seed", "outcome", metric]
+    by_variant = _by_variant(runs.select(columns).to_pylist())
+    values = {variant: _values(members, metric) for variant, members in by_variant.items()}
+    groups: dict[str, dict[str, dict[int, float]]] = {}  # baseline -> those that are compared with it
+    for variant, members in by_variant.items():
+        baseline = members[0]["baseline"]
+        # Of one that diverged nothing is tested, and its missing seeds would be missing for all.
+        if baseline in by_variant and (variant == baseline or all(t["outcome"] != "diverged" for t in members)):
+            groups.setdefault(baseline, {})[variant] = values[variant]
+    noise = {baseline: statistics.noise_of(members, baseline) for baseline, members in groups.items()}
+    found = {}
+    for variant, members in by_variant.items():
+        baseline = members[0]["baseline"]
+        if baseline in by_variant and baseline != variant:
+            found[variant] = _contrast(
+                members, by_variant[baseline], values[variant], values[baseline], noise.get(baseline)
+            )
+    return found
+
+
+def _contrast(
+    members: Sequence[Mapping[str, Any]],
+    base: Sequence[Mapping[str, Any]],
+    own: Mapping[int, float],
+    other: Mapping[int, float],
+    noise: Noise | None,
+) -> Contrast:
+    pairs = {seed: own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())}
+    difference = mean_of(list(pairs.values()))
+    if noise is not None and members[0]["variant"] not in noise.variants:
+        noise = None
+    tested, baseline_seeds = math.nan, 0
+    if noise is not None:
+        # Dunnett's variance is of as many pairs for every variant; a difference over others would not have it.
+        tested, baseline_seeds = mean_of([pairs[seed] for seed in noise.seeds]).value, len(noise.seeds)
+    planned, planned_base = ({trial["seed"] for trial in trials} for trials in (members, base))
+    if planned < planned_base and noise is not None and noise.df >= ENOUGH:
+        difference = statistics.augmented_difference(own, other, noise.correlation)
+        tested, baseline_seeds = difference.value, len(other)
+    obstacle = _obstacle(members, base, difference)
+    return Contrast(members[0]["baseline"], pairs, difference, noise, tested, baseline_seeds, obstacle)
+
+
+def _obstacle(members: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], difference: Mean) -> str:
+    """Why nothing can be said of a difference, or ''."""
+    # The seeds that are left would be those that did not diverge: a choice in favour of what diverges.
+    lost, lost_base = ([t["seed"] for t in trials if t["outcome"] == "diverged"] for trials in (members, base))
+    if lost:
+        return f"{len(lost)} of {len(members)} seeds diverged"
+    if lost_base:
+        return f"its baseline diverged at seed {', '.join(map(str, lost_base))}"
+    if difference.n < 2:
+        return "single seed" if difference.n else "no pairs"
+    return "" if math.isfinite(difference.value) and math.isfinite(difference.error) else "a value is not a number"
+
+
+def _by_variant(trials: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    by_variant: dict[str, list[dict[str, Any]]] = {}
+    for trial in trials:
+        by_variant.setdefault(trial["variant"], []).append(trial)
+    return by_variant
+
+
+def _values(members: Sequence[Mapping[str, Any]], metric: str) -> dict[int, float]:
+    """seed -> value of the trials that finished."""
+    return {
+        trial["seed"]: trial[metric]
+        for trial in members
+        if trial["outcome"] == "finished" and trial[metric] is not None
+    }
 
 
 def _row(
-    variant: str, members: list[dict[str, Any]], values: dict[str, dict[int, float]], axes: Sequence[str]
+    variant: str,
+    members: Sequence[Mapping[str, Any]],
+    metric: str,
+    axes: Sequence[str],
+    contrast: Contrast | None,
+    margin: float | None,
 ) -> ComparisonRow:
     first = members[0]
-    baseline = first["baseline"]
-    delta = None
-    if baseline is not None and baseline != variant:
-        own, other = values[variant], values.get(baseline, {})
-        delta = t_interval([own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())])
-    speeds = [speed for trial in members if (speed := trial["train/mean_tokens_per_second"]) is not None]
+    speeds = [speed for trial in members if (speed := trial[SPEED]) is not None]
     return ComparisonRow(
         variant=variant,
         levels={axis: first[AXIS + axis] for axis in axes},
-        baseline=baseline,
-        value=t_interval(list(values[variant].values())),
-        delta=delta,
+        baseline=first["baseline"],
+        value=t_interval(list(_values(members, metric).values())),
+        delta=None if contrast is None else contrast.difference.interval(),
         outcomes={
             outcome: count for outcome in OUTCOMES if (count := sum(trial["outcome"] == outcome for trial in members))
         },
@@ -155,7 +252,52 @@ def _row(
         parameters=first["parameters"],
         added_parameters=first["added_parameters"],
         tokens_per_second=float(np.median(speeds)) if speeds else math.nan,
+        verdict="",
+        evidence=None if contrast is None else _evidence(contrast, margin),
     )
+
+
+def _evidence(contrast: Contrast, margin: float | None) -> Evidence:
+    """The tests of a difference, but for what the whole table adjusts."""
+    pairs, noise = list(contrast.pairs.values()), contrast.noise
+    n, sd = len(pairs), mean_of(pairs).error * math.sqrt(len(pairs))
+    return Evidence(
+        sd=sd,
+        p=contrast.difference.p(),
+        sign_flip=statistics.sign_flip_p(pairs),
+        sign_flip_smallest=statistics.smallest_sign_flip_p(n) if n else math.nan,
+        dunnett=contrast.dunnett_p(),
+        family=len(noise.variants) - 1 if noise else 0,
+        equivalence=math.nan if margin is None else statistics.equivalence_p(contrast.difference, margin),
+        detectable=statistics.detectable(noise.sd if noise else sd, n),
+        correlation=noise.correlation if noise else math.nan,
+    )
+
+
+def _adjusted(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    """Rows with the q-values that their p-values have together."""
+    q_values = statistics.benjamini_hochberg([row.evidence.p if row.evidence else math.nan for row in rows])
+    return [
+        replace(row, evidence=replace(row.evidence, q=q)) if row.evidence else row
+        for row, q in zip(rows, q_values, strict=True)
+    ]
+
+
+def _judged(row: ComparisonRow, better: str, contrast: Contrast | None) -> ComparisonRow:
+    """A row with its verdict."""
+    if row.is_baseline:
+        return replace(row, verdict="baseline")
+    if contrast is None or row.evidence is None:
+        return replace(row, verdict="not evaluable", why="no baseline")
+    if contrast.obstacle:
+        return replace(row, verdict="not evaluable", why=contrast.obstacle)
+    if row.evidence.equivalence <= LEVEL:
+        return replace(row, verdict="equivalent")
+    adjusted = row.evidence.q if math.isnan(row.evidence.dunnett) else row.evidence.dunnett
+    if max(row.evidence.p, adjusted) > LEVEL:
+        return replace(row, verdict="undecided")
+    side = "lower" if contrast.difference.value < 0 else "higher"
+    return replace(row, verdict=side if not better else "better" if side == better else "worse")
 
 
 def environment_notes(runs: pa.Table) -> Iterator[str]:
@@ -174,3 +316,21 @@ def _notes(runs: pa.Table, rows: Sequence[ComparisonRow]) -> Iterator[str]:
     for row in rows:
         for reason in row.reasons:
             yield f"{row.variant}, {reason}"
+
+
+def _noise_notes(found: Mapping[str, Contrast]) -> Iterator[str]:
+    """What Dunnett's test assumes, where it does not hold."""
+    groups: dict[str, list[Contrast]] = {}
+    for contrast in found.values():
+        if contrast.noise is not None:
+            groups.setdefault(contrast.baseline, []).append(contrast)
+    for baseline, members in groups.items():
+        named = f" (baseline {baseline})" if len(groups) > 1 else ""
+        seeds = members[0].noise.seeds if members[0].noise else ()
+        dropped = sorted({seed for contrast in members for seed in contrast.pairs} - set(seeds))
+        if dropped:
+            yield (
+                f"Dunnett's test leaves out seed {', '.join(map(str, dropped))}, which not all variants finished{named}"
+            )
+        if statistics.unequal_variances_p([list(contrast.pairs.values()) for contrast in members]) < UNEQUAL:
+            yield f"variants scatter differently over seeds, which Dunnett's test takes to be alike{named}"

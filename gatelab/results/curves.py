@@ -1,17 +1,51 @@
 """Curves over training: a line for each variant, a band over its seeds, and the paired difference to the baseline."""
 
-import math
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gatelab.results.figures import Curve, Variants, curves_by_seed, differences_to_baselines, draw_curves, tidy
+from gatelab.results.figures import (
+    Curve,
+    Variants,
+    averaged,
+    averaged_rows,
+    curves_by_seed,
+    differences_to_baselines,
+    draw_curves,
+    legend_below,
+    tidy,
+)
+from gatelab.results.folders import RunsFolder
+from gatelab.results.frames import each_journal, metrics_from_journals
 from gatelab.results.measures import with_unit
 
-SPANS = 200  # points of a line; a metric recorded at more steps is averaged over spans first
+
+class NotRecorded(ValueError):
+    """A metric that no trial has recorded."""
+
+
+INSIDE = 6
+"""Lines of a figure whose names have room within it."""
+
+
+def read_curves(folder: RunsFolder, study: str, metric: str, last: int) -> pa.Table:
+    """A metric of the whole model in long form, as `plot_curves` shows it, of all trials of a study.
+
+    Of a trial that recorded it at many steps up to `last`, the last one that any trial has reached, means over spans:
+    all values of all trials may be more than fit in memory. Raises NotFound, and NotRecorded, which names the
+    metrics that there are.
+    """
+    rows = metrics_from_journals(folder, study, [metric], False, lambda rows: averaged_rows(rows, last))
+    if not len(rows):
+        every = each_journal(folder, folder.study(study).read()["trials"], layers=False)
+        raise _unknown(metric, {name for rows in every for name in pc.unique(rows["name"]).to_pylist()})
+    return rows
+
+
+def _unknown(metric: str, known: set[str]) -> NotRecorded:
+    return NotRecorded(f"metric {metric!r} was not recorded (there are: {', '.join(sorted(known)) or 'none yet'})")
 
 
 def plot_curves(metrics: pa.Table, metric: str, variants: Variants, title: str) -> Figure:
@@ -24,16 +58,14 @@ def plot_curves(metrics: pa.Table, metric: str, variants: Variants, title: str) 
         title: above the figure.
 
     Lines are means over the seeds that have reached a step; bands reach from the lowest to the highest seed.
-    Non-finite values are left out. Raises ValueError if the metric was not recorded.
+    Non-finite values are left out. Raises NotRecorded.
     """
     of_model = metrics.filter(pc.is_null(metrics["layer"]))
     rows = of_model.filter(pc.equal(of_model["name"], metric))
     if not rows.num_rows:
-        known = sorted(of_model["name"].unique().to_pylist())
-        raise ValueError(f"metric {metric!r} was not recorded (there are: {', '.join(known) or 'none yet'})")
-    last, points = pc.max(rows["step"]).as_py(), pc.count_distinct(rows["step"]).as_py()
-    span = math.ceil(last / SPANS) if points > SPANS else 1
-    curves = {variant: _by_seed(rows.filter(pc.equal(rows["variant"], variant)), span, last) for variant in variants}
+        raise _unknown(metric, set(of_model["name"].unique().to_pylist()))
+    last = pc.max(rows["step"]).as_py()
+    curves = {variant: _by_seed(rows.filter(pc.equal(rows["variant"], variant)), last) for variant in variants}
     differences = differences_to_baselines(curves, variants)
     unit = with_unit(metric).removeprefix(metric)
     compared = any(differences.values())
@@ -43,9 +75,15 @@ def plot_curves(metrics: pa.Table, metric: str, variants: Variants, title: str) 
     for index, variant in enumerate(variants):
         seeds = len(curves[variant])
         draw_curves(top, index, curves[variant], f"{variant} ({seeds} seed{'s' if seeds != 1 else ''})")
-    top.set_title(title, fontsize=10)
     top.set_ylabel(metric + unit)
-    top.legend(frameon=False, fontsize=8, title="mean; band: range over seeds", title_fontsize=7)
+    how = "mean; band: range over seeds"
+    if len(variants) > INSIDE:
+        top.set_title(f"{title} ({how})", fontsize=10)
+        handles, labels = top.get_legend_handles_labels()
+        legend_below(figure, dict(zip(labels, handles, strict=True)))
+    else:
+        top.set_title(title, fontsize=10)
+        top.legend(frameon=False, fontsize=8, title=how, title_fontsize=7)
     _focus(top, [curve for own in curves.values() for curve in own.values()])
     if compared:
         bottom = panels[1, 0]
@@ -61,22 +99,9 @@ def plot_curves(metrics: pa.Table, metric: str, variants: Variants, title: str) 
     return figure
 
 
-def _by_seed(rows: pa.Table, span: int, last: int) -> dict[int, Curve]:
-    """The curve of each seed, averaged over spans of steps."""
-    return {seed: _average(curve, span, last) for seed, curve in curves_by_seed(rows).items()}
-
-
-def _average(curve: Curve, span: int, last: int) -> Curve:
-    """Means over spans. A span that a trial has not finished yet is left out: others have more of it."""
-    steps, values = curve
-    if span == 1:
-        return curve
-    index = (steps - 1) // span
-    counts = np.bincount(index)
-    ends = np.minimum((np.flatnonzero(counts) + 1) * span, last)
-    means = np.bincount(index, values)[counts > 0] / counts[counts > 0]
-    over = ends <= steps[-1]
-    return ends[over], means[over]
+def _by_seed(rows: pa.Table, last: int) -> dict[int, Curve]:
+    """The curve of each seed, averaged over spans of steps where it has many points."""
+    return {seed: averaged(curve, last) for seed, curve in curves_by_seed(rows).items()}
 
 
 def _focus(axes: Axes, curves: list[Curve]) -> None:

@@ -15,6 +15,7 @@ from gatelab.results.comparison import Comparison, compare
 from gatelab.results.figures import (
     Curve,
     Variants,
+    averaged_rows,
     curves_by_seed,
     differences_to_baselines,
     draw_curves,
@@ -22,7 +23,8 @@ from gatelab.results.figures import (
     panels,
     tidy,
 )
-from gatelab.results.frames import metrics_of
+from gatelab.results.folders import RunsFolder
+from gatelab.results.frames import metrics_from_journals, metrics_of, named
 from gatelab.results.measures import measure, with_unit
 from gatelab.results.tables import Grid, measures_grid
 
@@ -66,10 +68,39 @@ TABLE = (
     *("train/loss_spikes", "train/gradient_spikes"),
 )
 GATE_TABLE = ("mean", "below_0.1", "first_token_mean")
+AT_LAST = ("histogram/gate/*", "validation/position/*")
+"""Metrics, as patterns, of which figures show the last evaluation, by layer or of the whole model."""
+DRAWN = {*LAYER_PANELS, *TRAINING_PANELS, *FLOORS, *FLOORS.values(), "gate/*", "weight_norm/gate_*", *AT_LAST}
+"""All that figures show."""
 
 
 class NoDiagnostics(ValueError):
     """A study whose trials recorded no diagnostics."""
+
+
+def read_diagnostics(folder: RunsFolder, study: str, last: int) -> pa.Table:
+    """What the figures show of a study's values, in long form. Raises NotFound.
+
+    Of layers, histograms and positions each trial's last evaluation; of the whole model all evaluations, or means over
+    spans of the steps up to `last`, the last one that any trial has reached, where they are many.
+    """
+
+    def keep(rows: pa.Table) -> pa.Table:
+        parts, rest = [], rows
+        for pattern in AT_LAST:
+            mine = named(rest, pattern)
+            parts.append(_of_last_step(rest.filter(mine)))
+            rest = rest.filter(pc.invert(mine))
+        of_layers = pc.is_valid(rest["layer"])
+        parts.append(_of_last_step(rest.filter(of_layers)))
+        return pa.concat_tables([*parts, averaged_rows(rest.filter(pc.invert(of_layers)), last)])
+
+    return metrics_from_journals(folder, study, DRAWN, keep=keep)
+
+
+def _of_last_step(rows: pa.Table) -> pa.Table:
+    """Of one trial's rows those of the last step."""
+    return rows.filter(pc.equal(rows["step"], pc.max(rows["step"])))
 
 
 def plot_by_layer(metrics: pa.Table, variants: Variants, title: str) -> Figure:
@@ -100,7 +131,7 @@ def plot_over_training(metrics: pa.Table, variants: Variants, title: str) -> Fig
 
 def plot_gates(metrics: pa.Table, variants: Variants, title: str) -> Figure | None:
     """Distributions of gate scores by layer, a panel for each gate, at the last evaluation. None without gates."""
-    last = _at_last_step(metrics.filter(pc.starts_with(metrics["name"], "histogram/gate/")))
+    last = _at_last_step(metrics.filter(named(metrics, "histogram/gate/*")))
     shares = {
         (variant, position): histogram
         for variant in variants
@@ -140,7 +171,7 @@ def plot_by_position(metrics: pa.Table, variants: Variants, title: str) -> Figur
 
     Raises NoDiagnostics.
     """
-    rows = _at_last_step(metrics.filter(pc.starts_with(metrics["name"], "validation/position/")))
+    rows = _at_last_step(metrics.filter(named(metrics, "validation/position/*")))
     if not len(rows):
         raise NoDiagnostics("no trial has been evaluated yet")
     seen = [float(np.sqrt(np.prod(_bounds(name)))) for name in rows["name"].to_pylist()]
@@ -198,7 +229,7 @@ def _values(runs: pa.Table, name: str) -> str:
 
 def _of_diagnostics(metrics: pa.Table, layers: bool) -> pa.Table:
     """The rows of layers, or of the whole model. Raises NoDiagnostics if no trial was measured."""
-    of_autopsies = pc.starts_with(metrics["name"], "autopsy/")  # of no evaluation
+    of_autopsies = named(metrics, "autopsy/*")  # of no evaluation
     rows = metrics.filter(pc.and_not((pc.is_valid if layers else pc.is_null)(metrics["layer"]), of_autopsies))
     if not pc.any(pc.equal(rows["name"], "attention/entropy")).as_py():
         raise NoDiagnostics("no trial has recorded diagnostics yet, or evaluation.diagnostic_tokens is 0")

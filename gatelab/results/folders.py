@@ -4,6 +4,7 @@ gatelab-runs/
   data/<identity>/            prepared tokens and their manifest
   trials/<trial id>/          trial.json, journal/, checkpoints/, outcome.json, log.txt
   studies/<name>/             study.json (the matrix), study-<hash>.json (each matrix there was), tables and plots
+  noise.parquet               how metrics scatter over seeds, of every study that was run here
   mlflow.db                   the default tracking store
   mlflow-artifacts/
 """
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_ROOT = Path("gatelab-runs")
+PAGE = "report.html"
+"""A study's report, in its folder."""
 
 
 class NotFound(LookupError):
@@ -84,6 +87,11 @@ class StudyFolder:
         """located.json: what a learning-rate search found, there once one has come to its end."""
         return self.path / "located.json"
 
+    @property
+    def claims(self) -> Path:
+        """claims.json: what was claimed when, the first entry from the first launch."""
+        return self.path / "claims.json"
+
     def read(self) -> dict[str, Any]:
         """The study record. Raises NotFound."""
         if not self.record.exists():
@@ -112,6 +120,11 @@ class RunsFolder:
     def study(self, name: str) -> StudyFolder:
         """Folder of a study, which need not exist."""
         return StudyFolder(self.root / "studies" / name)
+
+    @property
+    def noise(self) -> Path:
+        """noise.parquet: how metrics scattered over seeds in the studies that were run here."""
+        return self.root / "noise.parquet"
 
     @property
     def database(self) -> Path:

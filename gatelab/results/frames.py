@@ -4,15 +4,18 @@
 artifact of its MLflow run) says which trials there are; journals and outcomes, or MLflow runs, what came of them.
 """
 
+import fnmatch
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import filelock
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gatelab.results.folders import RunsFolder, TrialFolder, read_json
-from gatelab.results.journal import read_journal
+from gatelab.results.journal import JournalTail, read_journal
 from gatelab.results.measures import sums_up
 
 SUMMARY = (
@@ -37,6 +40,29 @@ AXIS = "axis/"
 
 SUMMED_UP = ("finished", "diverged")
 """Outcomes with summary metrics."""
+
+TEXT = pa.dictionary(pa.int32(), pa.utf8())
+"""Texts that many rows share."""
+
+METRICS = pa.schema(
+    [
+        ("trial", TEXT),
+        ("variant", TEXT),
+        ("seed", pa.int64()),
+        ("step", pa.int64()),
+        ("layer", pa.int16()),  # null: of the whole model
+        ("name", TEXT),
+        ("value", pa.float64()),
+        ("time", pa.timestamp("ms")),
+    ]
+)
+"""Columns of values in long form."""
+
+AT_ONCE = 1 << 16
+"""Rows of a journal that are looked at together."""
+
+Answers = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Trial -> what it answered after its training, the newest last."""
 
 
 def runs_schema(axes: list[str], also: Iterable[str] = ()) -> pa.Schema:
@@ -69,18 +95,20 @@ def axes_of(runs: pa.Table) -> tuple[str, ...]:
     return tuple(name.removeprefix(AXIS) for name in runs.column_names if name.startswith(AXIS))
 
 
+def short_axes(axes: Iterable[str]) -> dict[str, str]:
+    """Axis -> its last part, where no other axis ends alike."""
+    ends = {axis: axis.rpartition(".")[2] for axis in axes}
+    counts = Counter(ends.values())
+    return {axis: end if counts[end] == 1 else axis for axis, end in ends.items()}
+
+
 def arm_of(trial: Mapping[str, Any], without: Collection[str]) -> str:
     """The label of a row of `runs` by its levels on all axes but some: which of the compared changes it is."""
     every = {name.removeprefix(AXIS): level for name, level in trial.items() if name.startswith(AXIS)}
-    ends = [name.rpartition(".")[2] for name in every]
-
-    def short(name: str) -> str:
-        end = name.rpartition(".")[2]
-        return end if ends.count(end) == 1 else name
-
+    short = short_axes(every)
     # An axis that makes no difference to it has no level.
     levels = {name: level for name, level in every.items() if level is not None and name not in without}
-    return ", ".join(f"{short(name)}={level}" for name, level in levels.items()) or "base"
+    return ", ".join(f"{short[name]}={level}" for name, level in levels.items()) or "base"
 
 
 def metrics_of(runs: pa.Table) -> tuple[str, ...]:
@@ -120,8 +148,9 @@ def runs_from_journals(folder: RunsFolder, study: str) -> pa.Table:
     return runs_of_record(folder, folder.study(study).read())
 
 
-def runs_of_record(folder: RunsFolder, record: Mapping[str, Any]) -> pa.Table:
-    """`runs` of the trials that a study's record names."""
+def runs_of_record(folder: RunsFolder, record: Mapping[str, Any], answers: Answers | None = None) -> pa.Table:
+    """`runs` of the trials that a study's record names. What they answered is read, if it has not been."""
+    answers = study_answers(folder, record) if answers is None else answers
     rows = []
     for trial in record["trials"]:
         files = folder.trial(trial["id"])
@@ -129,7 +158,7 @@ def runs_of_record(folder: RunsFolder, record: Mapping[str, Any]) -> pa.Table:
         if outcome["status"] in ("running", "interrupted"):
             outcome["step"] = max(read_journal(files.journal)["step"].to_pylist(), default=0)
         if outcome["status"] in SUMMED_UP:
-            outcome["metrics"] = {**outcome.get("metrics", {}), **evaluations(files)}
+            outcome["metrics"] = {**outcome.get("metrics", {}), **_newest(answers[trial["id"]])}
         rows.append(_run_row(record, trial, outcome, provenance(files)))
     return _runs(record, rows)
 
@@ -142,13 +171,22 @@ def _runs(record: Mapping[str, Any], rows: list[dict[str, Any]]) -> pa.Table:
 
 def evaluations(files: TrialFolder) -> dict[str, float]:
     """What evaluations of a trial after its training found, by metric; the newest where several found the same."""
-    return {name: value for answer in answers(files) for name, value in answer["metrics"].items()}
+    return _newest(answers(files))
+
+
+def _newest(found: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    return {name: value for answer in found for name, value in answer["metrics"].items()}
 
 
 def answers(files: TrialFolder) -> list[dict[str, Any]]:
     """The answers that a trained trial has given, each with its question and provenance, the newest last."""
     found = [answer for path in files.evaluations.glob("*.json") if (answer := read_json(path)) is not None]
     return sorted(found, key=lambda answer: float(answer["evaluated"]))
+
+
+def study_answers(folder: RunsFolder, record: Mapping[str, Any]) -> Answers:
+    """The answers of the trials that a study's record names."""
+    return {trial["id"]: answers(folder.trial(trial["id"])) for trial in record["trials"]}
 
 
 def trial_state(files: TrialFolder) -> dict[str, Any]:
@@ -179,27 +217,114 @@ def _is_locked(files: TrialFolder) -> bool:
     return False
 
 
-def metrics_from_journals(folder: RunsFolder, study: str) -> pa.Table:
-    """All values of a study in long form: trial, variant, seed, step, layer, name, value, time. Raises NotFound."""
-    tables = []
-    for trial in folder.study(study).read()["trials"]:
-        journal = read_journal(folder.trial(trial["id"]).journal)
-        for index, (name, kind) in enumerate((("trial", pa.utf8()), ("variant", pa.utf8()), ("seed", pa.int64()))):
-            value = trial["id"] if name == "trial" else trial[name]
-            journal = journal.add_column(index, name, pa.repeat(pa.scalar(value, kind), len(journal)))
-        tables.append(journal)
-    return pa.concat_tables(tables)
+def metrics_from_journals(
+    folder: RunsFolder,
+    study: str,
+    names: Collection[str] = ("*",),
+    layers: bool | None = None,
+    keep: Callable[[pa.Table], pa.Table] = lambda rows: rows,
+) -> pa.Table:
+    """Values of a study in long form, in `METRICS`: of each trial what `keep` makes of those that are asked for.
+
+    See `each_journal`. A whole study may be more than memory holds. Raises NotFound.
+    """
+    each = each_journal(folder, folder.study(study).read()["trials"], names, layers)
+    return together(keep(rows) for rows in each)
+
+
+def together(tables: Iterable[pa.Table]) -> pa.Table:
+    """Rows of several trials as one table."""
+    return pa.concat_tables([METRICS.empty_table(), *tables]).unify_dictionaries()
+
+
+def each_journal(
+    folder: RunsFolder, trials: Sequence[Mapping[str, Any]], names: Collection[str] = ("*",), layers: bool | None = None
+) -> Iterator[pa.Table]:
+    """Values of each trial, an entry of a study's record, in `METRICS`, steps ascending. Holds one trial at a time.
+
+    Args:
+        folder: where their journals lie.
+        trials: whose values.
+        names: of metrics, patterns as those of file names; all others are left out.
+        layers: of layers only (True), of the whole model only (False), or both.
+    """
+    ids, variants = [trial["id"] for trial in trials], list(dict.fromkeys(trial["variant"] for trial in trials))
+    of_trials, of_variants = pa.array(ids, pa.utf8()), pa.array(variants, pa.utf8())
+    for index, trial in enumerate(trials):
+        parts = [_chosen(rows, names, layers) for rows in _in_parts(JournalTail(folder.trial(trial["id"]).journal))]
+        rows = pa.Table.from_batches(parts, _VALUES).unify_dictionaries()
+        own = {
+            "trial": _constant(index, of_trials, len(rows)),
+            "variant": _constant(variants.index(trial["variant"]), of_variants, len(rows)),
+            "seed": pa.repeat(pa.scalar(trial["seed"], pa.int64()), len(rows)),
+        }
+        yield pa.table([*own.values(), *rows.columns], METRICS)
+
+
+_VALUES = pa.schema([METRICS.field(name) for name in ("step", "layer", "name", "value", "time")])
+
+
+def _in_parts(journal: JournalTail) -> Iterator[pa.RecordBatch]:
+    """What is new in a journal in batches of some size: those that were written may hold a step each."""
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in journal.batches():
+        held.append(batch)
+        count += len(batch)
+        if count >= AT_ONCE:
+            yield pa.concat_batches(held)
+            held, count = [], 0
+    if held:
+        yield pa.concat_batches(held)
+
+
+def _chosen(rows: pa.RecordBatch, names: Collection[str], layers: bool | None) -> pa.RecordBatch:
+    """Rows of a journal with names that fit, in `_VALUES`."""
+    texts = rows["name"].dictionary_encode()
+    known = texts.dictionary.to_pylist()
+    fitting = [index for index, name in enumerate(known) if _fits(name, names)]
+    rows = pa.record_batch([rows[name] if name != "name" else texts for name in _VALUES.names], schema=_VALUES)
+    if len(fitting) < len(known):
+        rows = rows.filter(pc.is_in(texts.indices, pa.array(fitting, pa.int32())))
+    if layers is not None:
+        rows = rows.filter((pc.is_valid if layers else pc.is_null)(rows["layer"]))
+    return rows
+
+
+def _constant(index: int, texts: pa.Array, length: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(index, pa.int32()), length), texts)
+
+
+def _fits(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def named(rows: pa.Table, *patterns: str) -> pa.ChunkedArray:
+    """Which rows in long form have a name that fits one of some patterns, as those of file names."""
+    fitting = [name for name in pc.unique(rows["name"]).to_pylist() if _fits(name, patterns)]
+    return pc.is_in(rows["name"], pa.array(fitting, pa.utf8()))
+
+
+EVALUATIONS = pa.schema(
+    [("trial", pa.utf8()), ("variant", pa.utf8()), ("seed", pa.int64()), ("name", pa.utf8()), ("value", pa.float64())]
+)
+"""Columns of answers in long form."""
 
 
 def evaluation_rows(folder: RunsFolder, study: str) -> pa.Table:
-    """All answers of a study's trials in long form: trial, variant, seed, name, value. Raises NotFound."""
+    """All answers of a study's trials in long form, in `EVALUATIONS`. Raises NotFound."""
+    record = folder.study(study).read()
+    return evaluations_of_record(record, study_answers(folder, record))
+
+
+def evaluations_of_record(record: Mapping[str, Any], answers: Answers) -> pa.Table:
+    """All answers of the trials that a study's record names in long form, in `EVALUATIONS`."""
     rows = [
         {"trial": trial["id"], "variant": trial["variant"], "seed": trial["seed"], "name": name, "value": value}
-        for trial in folder.study(study).read()["trials"]
-        for name, value in evaluations(folder.trial(trial["id"])).items()
+        for trial in record["trials"]
+        for name, value in _newest(answers[trial["id"]]).items()
     ]
-    schema = {"trial": pa.utf8(), "variant": pa.utf8(), "seed": pa.int64(), "name": pa.utf8(), "value": pa.float64()}
-    return pa.Table.from_pylist(rows, pa.schema(schema.items()))
+    return pa.Table.from_pylist(rows, EVALUATIONS)
 
 
 def runs_from_mlflow(tracking_uri: str, study: str) -> pa.Table:

@@ -6,7 +6,7 @@ which readers leave out. Steps never decrease within a segment, and a batch neve
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -112,25 +112,30 @@ class JournalTail:
 
     def read(self) -> pa.Table:
         """New rows, steps ascending. Steps that a later attempt trains again are not repeated."""
-        batches = []
+        return pa.Table.from_batches(self.batches(), SCHEMA)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The same batch by batch, for who keeps but a part of each."""
         for path in sorted(self._folder.glob("*.arrows")):
             for batch in self._new_batches(path):
-                fresh = batch.filter(pc.greater(batch["step"], self._last_step))
-                if fresh.num_rows:
-                    self._last_step = fresh["step"][-1].as_py()
-                    batches.append(fresh)
-        return pa.Table.from_batches(batches, SCHEMA)
+                if batch.num_rows and batch["step"][0].as_py() <= self._last_step:
+                    batch = batch.filter(pc.greater(batch["step"], self._last_step))
+                if batch.num_rows:
+                    self._last_step = batch["step"][-1].as_py()
+                    yield batch
 
-    def _new_batches(self, path: Path) -> list[pa.RecordBatch]:
-        if path.stat().st_size <= self._offsets.get(path, 0):
-            return []
-        batches = []
+    def _new_batches(self, path: Path) -> Iterator[pa.RecordBatch]:
+        begin = self._offsets.get(path, 0)
+        if path.stat().st_size <= begin:
+            return
         with pa.OSFile(str(path)) as file:
-            file.seek(self._offsets.get(path, 0))
-            while (batch := _next_batch(file)) is not None:
-                batches.append(batch)
-                self._offsets[path] = file.tell()
-        return batches
+            file.seek(begin)
+            # A stream begins with its schema, which what follows a batch does not.
+            source = pa.BufferReader(_SCHEMA_MESSAGE + file.read()) if begin else file
+            ahead = len(_SCHEMA_MESSAGE) if begin else 0
+            for batch in _whole_batches(source):
+                self._offsets[path] = begin + source.tell() - ahead
+                yield batch
 
 
 def read_journal(folder: Path) -> pa.Table:
@@ -138,12 +143,16 @@ def read_journal(folder: Path) -> pa.Table:
     return JournalTail(folder).read()
 
 
-def _next_batch(file: pa.NativeFile) -> pa.RecordBatch | None:
-    """The next whole batch of a stream; None at its end or where it is torn."""
+def _whole_batches(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
+    """The batches of a stream up to its end or to where it is torn."""
+    # Batches are small: to hand their columns to threads takes longer than to read them.
+    options = pa.ipc.IpcReadOptions(use_threads=False)
     try:
-        message = pa.ipc.read_message(file)
-        if message.type == "schema":
-            message = pa.ipc.read_message(file)
-        return pa.ipc.read_record_batch(message, SCHEMA)
-    except (EOFError, OSError, pa.ArrowInvalid):
-        return None
+        stream = pa.ipc.open_stream(source, options=options)
+        while True:
+            yield stream.read_next_batch()
+    except (StopIteration, OSError, pa.ArrowInvalid):
+        return
+
+
+_SCHEMA_MESSAGE = SCHEMA.serialize().to_pybytes()

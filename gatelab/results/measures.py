@@ -35,6 +35,9 @@ MEASURES: dict[str, Measure] = {
     "train/*_spikes": COUNT,
     "train/*_steps": COUNT,
     "memory/peak_bytes": Measure("bytes", "lower"),
+    "system/*_percentage": Measure("%"),
+    "system/*_megabytes": Measure("MB"),
+    "system/*_watts": Measure("W"),
     "attention/entropy*": Measure("nats"),
     "attention/max_logit": SIZE,
     "attention/logit_bound": SIZE,
@@ -52,6 +55,9 @@ MEASURES: dict[str, Measure] = {
 
 PER_STEP = ("train/loss", "train/gradient_norm", "train/learning_rate", "train/tokens_per_second")
 """Metrics of the whole model that no single number sums up."""
+
+SYSTEM = "system/"
+"""Begins the names of what a trial's machine was doing, sampled now and then: no single number sums it up either."""
 
 OF_LAYERS = (
     "gradient_norm",
@@ -76,7 +82,7 @@ def with_unit(name: str) -> str:
 
 def sums_up(name: str) -> bool:
     """Whether a metric of the whole model is one number for each trial: a column of `runs`."""
-    return name not in PER_STEP and not _is_detail(name)
+    return name not in PER_STEP and not name.startswith(SYSTEM) and not _is_detail(name)
 
 
 @functools.cache

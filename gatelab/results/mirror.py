@@ -16,10 +16,18 @@ import pyarrow as pa
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
-from gatelab.results.folders import RunsFolder, TrialFolder, read_json
+from gatelab.results.folders import PAGE, RunsFolder, TrialFolder, read_json
 from gatelab.results.frames import SUMMED_UP, evaluations, provenance, trial_state
 from gatelab.results.journal import SCHEMA, JournalTail
 from gatelab.results.measures import is_mirrored
+from gatelab.results.mlflow_pages import (
+    COMPARISON,
+    DESCRIPTION_TAG,
+    VIEW_TAG,
+    dataset_input,
+    saved_view,
+    study_description,
+)
 from gatelab.results.tracking import Run, RunIndex
 
 BATCH = 1_000  # most metrics that MLflow takes at once
@@ -28,6 +36,14 @@ BUCKETS = 1_000
 are sent, and a non-finite one if there is one. Journals keep every value."""
 
 OVER = ("finished", "diverged", "failed")
+
+FIGURES = (".png", ".svg", ".pdf")
+"""Suffixes of figures."""
+
+
+def kind_of(path: Path) -> str:
+    """The folder of artifacts that a file goes to."""
+    return "figures" if path.suffix in FIGURES else "report" if path.name == PAGE else "tables"
 
 
 class Mirror:
@@ -55,25 +71,46 @@ class Mirror:
             raise
 
     def add_files(self, paths: Iterable[Path]) -> None:
-        """Put files beside the study's record, figures and tables each in a folder. Raises what MLflow raises."""
+        """Put files beside the study's record, figures, tables and pages each in a folder, and show the comparison.
+
+        Raises what MLflow raises.
+        """
         if self._index is None:
             self._index = self._connect()
-        assert self._index.study_run_id is not None
+        client, study = self._index.client, self._index.study_run
+        assert study is not None
         for path in paths:
-            kind = "figures" if path.suffix in (".png", ".svg") else "tables"
-            self._index.client.log_artifact(self._index.study_run_id, str(path), kind)
+            client.log_artifact(study.run_id, str(path), kind_of(path))
+            if path.name == COMPARISON:
+                described = study_description(self._record, path.read_text(encoding="utf-8"))
+                client.set_tag(study.run_id, DESCRIPTION_TAG, described)
+
+    def add_verdicts(self, verdicts: Mapping[str, str]) -> None:
+        """Tag each trial with what the comparison says of its variant. Raises what MLflow raises."""
+        if self._index is None:
+            self._index = self._connect()
+        for trial in self._record["trials"]:
+            run, verdict = self._index.runs.get(trial["id"]), verdicts.get(trial["variant"])
+            if run is not None and verdict is not None and run.tags.get("gatelab.verdict") != verdict:
+                self._index.client.set_tag(run.run_id, "gatelab.verdict", verdict)
+                run.tags["gatelab.verdict"] = verdict
 
     def _connect(self) -> RunIndex:
         # A server knows where its artifacts go; a database does not.
         served = self._uri.startswith(("http://", "https://"))
         index = RunIndex.open_or_create(self._uri, self._record["name"], None if served else self._folder.artifacts)
-        if index.study_run_id is None:
-            tags = {"gatelab.kind": "study", "mlflow.note.content": self._record.get("question", "")}
+        if index.study_run is None:
+            tags = {"gatelab.kind": "study", DESCRIPTION_TAG: study_description(self._record)}
             run = index.client.create_run(index.experiment_id, tags=tags, run_name=f"study {self._record['name']}")
-            index.study_run_id = run.info.run_id
+            index.study_run = Run(run.info.run_id, tags)
             index.client.set_terminated(run.info.run_id)
-        index.client.set_tag(index.study_run_id, "gatelab.study_hash", self._record["hash"])
-        index.client.log_dict(index.study_run_id, dict(self._record), "study.json")
+        known = index.study_run.tags.get("gatelab.study_hash")
+        if known != self._record["hash"] or VIEW_TAG not in index.experiment_tags:
+            # Only then: what people have since made of the view or the description stays.
+            index.client.set_experiment_tag(index.experiment_id, VIEW_TAG, saved_view(self._record))
+            index.client.set_experiment_tag(index.experiment_id, DESCRIPTION_TAG, study_description(self._record))
+            index.client.set_tag(index.study_run.run_id, "gatelab.study_hash", self._record["hash"])
+        index.client.log_dict(index.study_run.run_id, dict(self._record), "study.json")
         return index
 
     def _sync_trial(self, index: RunIndex, trial: Mapping[str, Any]) -> int:
@@ -89,6 +126,8 @@ class Mirror:
         run = index.runs.get(trial_id)
         if run is None:
             run = index.runs[trial_id] = self._create_run(index, trial)
+        if not run.described:
+            self._describe(index.client, run, trial)
         tail = self._tails.setdefault(trial_id, JournalTail(files.journal))
         rows = pa.concat_tables([self._held.get(trial_id, SCHEMA.empty_table()), tail.read()])
         span = max(1, math.ceil(self._record["variants"][trial["variant"]]["steps"] / BUCKETS))
@@ -105,7 +144,6 @@ class Mirror:
         return sent
 
     def _create_run(self, index: RunIndex, trial: Mapping[str, Any]) -> Run:
-        variant = self._record["variants"][trial["variant"]]
         files = self._folder.trial(trial["id"])
         description = read_json(files.description) or {}
         attempts = description.get("attempts") or [{"started": 0}]
@@ -125,6 +163,11 @@ class Mirror:
             tags=tags,
             run_name=f"{trial['variant']}, seed={trial['seed']}",
         )
+        return Run(run.info.run_id, tags)
+
+    def _describe(self, client: MlflowClient, run: Run, trial: Mapping[str, Any]) -> None:
+        """Give a run its parameters and what it trains on."""
+        variant = self._record["variants"][trial["variant"]]
         params = {
             **variant["levels"],
             "seed": trial["seed"],
@@ -132,8 +175,13 @@ class Mirror:
             "parameters": variant["parameters"],
             "flops_per_token": variant["flops_per_token"],
         }
-        index.client.log_batch(run.info.run_id, params=[Param(name, str(value)) for name, value in params.items()])
-        return Run(run.info.run_id, tags)
+        client.log_batch(run.run_id, params=[Param(name, str(value)) for name, value in params.items()])
+        description = read_json(self._folder.trial(trial["id"]).description) or {}
+        identity = next((a["provenance"].get("data") for a in reversed(description.get("attempts", []))), None)
+        if identity:
+            source = description.get("config", {}).get("data", {}).get("source", "")
+            client.log_inputs(run.run_id, datasets=[dataset_input(self._folder.data, identity, source)])
+        run.described = True
 
     def _send(self, client: MlflowClient, run: Run, rows: pa.Table, span: int, upto: int) -> int:
         metrics = [metric for metric in thin(_mirrored(rows), span) if metric.step > run.mirrored]
@@ -161,10 +209,12 @@ class Mirror:
         status = outcome["status"]
         tags = {
             "gatelab.outcome": status,
-            "gatelab.reason": str(outcome.get("reason", ""))[:8000],
             "gatelab.step": str(outcome["step"]),
             "gatelab.provenance": json.dumps(origin),
         }
+        reason = str(outcome.get("reason", ""))[:8000]
+        if reason or "gatelab.reason" in run.tags:
+            tags |= {"gatelab.reason": reason, DESCRIPTION_TAG: reason}
         changed = {name: value for name, value in tags.items() if run.tags.get(name) != value}
         if not changed:
             return

@@ -139,6 +139,23 @@ def scaling(runs: pa.Table, ladder: Sequence[str], *, bootstraps: int = 4000, se
     return replace(report, notes=(*_notes(report, reasons), *notes))
 
 
+def scaling_of_record(record: Mapping[str, Any], runs: pa.Table, bootstraps: int = 4000) -> Scaling:
+    """The scaling report of a study's record, of its `runs`, and at which learning rates. Raises NotScalable."""
+    report = scaling(runs, record.get("ladder", []), bootstraps=bootstraps)
+    return replace(report, notes=(*report.notes, _learning_rates(record)))
+
+
+def _learning_rates(record: Mapping[str, Any]) -> str:
+    """At which learning rates a study's sizes were trained, and why at these."""
+    axis = record["ladder"][0]
+    levels: dict[float, set[str]] = {}
+    for variant in record["variants"].values():
+        levels.setdefault(variant["learning_rate"], set()).add(variant["levels"].get(axis, "–"))
+    rules = {"given": "as given", "search": "each the optimum of a search"}
+    each = "; ".join(f"{rate:g} ({', '.join(sorted(of))})" for rate, of in levels.items())
+    return f"Learning rates, {rules.get(record['learning_rate'], record['learning_rate'])}: {each}."
+
+
 def _rungs(runs: pa.Table, ladder: Sequence[str]) -> tuple[list[Rung], tuple[str, ...]]:
     """Every variant as a rung of its arm, and what is to be said of all trials."""
     trials: dict[str, list[dict[str, Any]]] = {}

@@ -7,7 +7,7 @@ docs/stability.md defines each number.
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 
 from gatelab.results.autopsies import NEEDED, Autopsy, autopsies, plot_autopsy
 from gatelab.results.comparison import UNFINISHED
-from gatelab.results.figures import Curve, Variants, curves_by_seed, draw_curves, line_style, panels
+from gatelab.results.figures import SPANS, Curve, Variants, curves_by_seed, draw_curves, extremes, line_style, panels
 from gatelab.results.folders import RunsFolder, read_json
+from gatelab.results.frames import each_journal, named, runs_of_record, together
 from gatelab.results.measures import with_unit
 from gatelab.results.tables import Column, Grid, finite
 
@@ -35,8 +36,6 @@ CHUNK = 4096  # windows in memory at a time
 
 AUTOPSY_FIGURES = 4
 """Trials whose autopsy is drawn."""
-SPANS = 200
-"""Points of a line over training: of a metric recorded at more steps the largest of each span is shown."""
 PANELS = ("train/gradient_norm", "attention/max_logit", "activation/ffn_residual", "attention/first_token_share")
 
 SCORES = {
@@ -54,6 +53,10 @@ SCORES = {
 }
 """Number of a trial -> its row in the table. weight_norm/gate_POSITION follow."""
 GATES = "weight_norm/gate_"
+SERIES = ("train/loss", "train/gradient_norm", "attention/max_logit", "attention/first_token_share")
+"""Metrics of the whole model that scores are made of."""
+READ = {*SERIES, *PANELS, f"{GATES}*", "autopsy/*"}
+"""All that is read of journals, as patterns."""
 COUNTERS = {"train/loss": "train/loss", "train/gradient_norm": "train/gradient"}
 """Series -> begin of the names of its robust counters."""
 
@@ -124,7 +127,7 @@ def spike_score(values: Series) -> float:
 def _spikes(values: Series) -> npt.NDArray[np.bool_]:
     """Which of the values, all finite, are spikes."""
     means, deviations = np.full(len(values), np.nan), np.full(len(values), np.nan)
-    for end in range(NEEDED, min(WINDOW, len(values))):
+    for end in _suspects(values[:WINDOW]):
         means[end], deviations[end] = values[:end].mean(), values[:end].std()
     if len(values) > WINDOW:
         # Sums that are carried along would lose all precision at the first huge value.
@@ -138,6 +141,21 @@ def _spikes(values: Series) -> npt.NDArray[np.bool_]:
     return spikes
 
 
+def _suspects(values: Series) -> npt.NDArray[np.intp]:
+    """Places of values that may be spikes among all before them: the windows of all others need not be looked at."""
+    ends = np.arange(NEEDED, len(values))
+    if not len(ends):
+        return ends
+    offsets = values - np.median(values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        means = np.cumsum(offsets)[ends - 1] / ends
+        squares = np.cumsum(offsets**2)[ends - 1] / ends
+        variances = squares - means**2
+        near = np.abs(offsets[ends] - means) < 0.9 * THRESHOLD * np.sqrt(np.maximum(variances, 0))
+        exact = variances > 1e-9 * squares  # else rounding may have left nothing of it; neither if it is not a number
+    return ends[~(near & exact)]
+
+
 def stability(runs: pa.Table, metrics: pa.Table, settings: Mapping[str, Settings] | None = None) -> Stability:
     """How stable each variant's trials were, those that diverged included.
 
@@ -149,41 +167,92 @@ def stability(runs: pa.Table, metrics: pa.Table, settings: Mapping[str, Settings
     Raises NoSteps if no trial has trained yet.
     """
     settings = settings or {}
-    of_trials = _by_trial(metrics)
-    trials = [trial for trial in runs.to_pylist() if "train/loss" in of_trials.get(trial["trial"], {})]
-    if not trials:
-        raise NoSteps("no trial has trained yet: there is nothing to show of its stability")
-    layers = metrics.filter(pc.is_valid(metrics["layer"]))
+    found = []
+    for trial in runs.to_pylist():
+        rows = metrics.filter(pc.equal(metrics["trial"], trial["trial"]))
+        found.append(_measured(trial, rows, settings.get(trial["trial"])))
+    return _joined(runs, found)
+
+
+def read_stability(
+    folder: RunsFolder, study: str, variants: Collection[str] = ()
+) -> tuple[pa.Table, pa.Table, Stability]:
+    """A study, or some of its variants: its `runs`, what figures show of its values, and how stable it was.
+
+    Reads one journal after the other; the values of all may be more than fit in memory. Raises NotFound, NoSteps.
+    """
+    record = folder.study(study).read()
+    trials = [trial for trial in record["trials"] if not variants or trial["variant"] in variants]
+    runs = runs_of_record(folder, {**record, "trials": trials})
+    settings = settings_of(folder, study)
+    found, drawn = [], []
+    for trial, rows in zip(runs.to_pylist(), each_journal(folder, trials, READ), strict=True):
+        found.append(_measured(trial, rows, settings.get(trial["trial"])))
+        drawn.append(_extremes(rows))
+    joined = _joined(runs, found)
+    events = {one.trial for one in _drawn(joined.autopsies)}
+    of_events = [trial for trial in trials if trial["id"] in events]
+    return runs, together([*drawn, *each_journal(folder, of_events, ("train/loss", "autopsy/*"))]), joined
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One trial that has trained."""
+
+    trial: Mapping[str, Any]
+    scores: dict[str, float]
+    end: int | None  # step at which it diverged, if it did
+    tokens: int | None  # trained on by then
+    autopsies: tuple[Autopsy, ...]
+
+
+def _measured(trial: Mapping[str, Any], rows: pa.Table, settings: Settings | None) -> _Measured | None:
+    """The numbers of a trial, a row of `runs`, from its own values; None if it has not trained yet."""
+    series = _series(rows)
+    if not COUNTERS.keys() <= series.keys():
+        return None
+    layers = rows.filter(pc.is_valid(rows["layer"]))
     at_layers = {"activation/ffn_residual": _over_layers(layers, "activation/ffn_residual", "max")}
-    gates = sorted(name for name in pc.unique(layers["name"]).to_pylist() if name.startswith(GATES))
-    at_layers |= {name: _over_layers(layers, name, "mean") for name in gates}
+    at_layers |= {name: _over_layers(layers, name, "mean") for name in _gates(layers)}
+    end = _end(trial, series) if trial["outcome"] == "diverged" else None
+    return _Measured(
+        trial,
+        dict(_scores(trial, series, at_layers, settings)),
+        end,
+        None if end is None or settings is None else end * settings.tokens_per_step,
+        tuple(autopsies([trial], rows)),
+    )
+
+
+def _joined(runs: pa.Table, found: Iterable[_Measured | None]) -> Stability:
+    """The numbers of trials as those of their variants."""
+    trained = [one for one in found if one is not None]
+    if not trained:
+        raise NoSteps("no trial has trained yet: there is nothing to show of its stability")
+    gates = sorted({name for one in trained for name in one.scores if name.startswith(GATES)})
     variants = []
-    for variant in dict.fromkeys(trial["variant"] for trial in trials):
-        members = [trial for trial in trials if trial["variant"] == variant]
-        found = [
-            dict(_scores(trial, of_trials[trial["trial"]], at_layers, settings.get(trial["trial"])))
-            for trial in members
-        ]
-        names = [name for name in (*SCORES, *gates) if any(name in one for one in found)]
-        ends = [(trial, _end(trial, of_trials[trial["trial"]])) for trial in members if trial["outcome"] == "diverged"]
-        tokens = [end * settings[trial["trial"]].tokens_per_step for trial, end in ends if trial["trial"] in settings]
+    for variant in dict.fromkeys(one.trial["variant"] for one in trained):
+        members = [one for one in trained if one.trial["variant"] == variant]
+        names = [name for name in (*SCORES, *gates) if any(name in one.scores for one in members)]
+        ends = [one.end for one in members if one.end is not None]
+        tokens = [one.tokens for one in members if one.tokens is not None]
         variants.append(
             VariantStability(
                 variant=variant,
-                baseline=members[0]["baseline"],
+                baseline=members[0].trial["baseline"],
                 trials=len(members),
                 diverged=len(ends),
-                steps_to_divergence=float(np.median([end for _, end in ends])) if ends else math.nan,
+                steps_to_divergence=float(np.median(ends)) if ends else math.nan,
                 tokens_to_divergence=float(np.median(tokens)) if tokens else math.nan,
-                scores={name: _spread([one[name] for one in found if name in one]) for name in names},
+                scores={name: _spread([one.scores[name] for one in members if name in one.scores]) for name in names},
             )
         )
     return Stability(
-        study=trials[0]["study"],
-        study_hash=trials[0]["study_hash"],
+        study=trained[0].trial["study"],
+        study_hash=trained[0].trial["study_hash"],
         variants=tuple(variants),
-        autopsies=tuple(autopsies(trials, metrics)),
-        notes=tuple(_notes(runs)),
+        autopsies=tuple(autopsy for one in trained for autopsy in one.autopsies),
+        notes=tuple(stability_notes(runs)),
     )
 
 
@@ -199,17 +268,42 @@ def settings_of(folder: RunsFolder, study: str) -> dict[str, Settings]:
     return found
 
 
-def _by_trial(metrics: pa.Table) -> dict[str, dict[str, Curve]]:
-    """Of each trial the series of the whole model that scores are made of, by name: steps and values."""
-    names = ("train/loss", "train/gradient_norm", "attention/max_logit", "attention/first_token_share")
-    rows = metrics.filter(pc.and_(pc.is_null(metrics["layer"]), pc.is_in(metrics["name"], pa.array(names))))
-    found: dict[str, dict[str, Curve]] = {}
-    for trial in pc.unique(rows["trial"]).to_pylist():
-        mine = rows.filter(pc.equal(rows["trial"], trial))
-        for name in pc.unique(mine["name"]).to_pylist():
-            own = mine.filter(pc.equal(mine["name"], name))
-            found.setdefault(trial, {})[name] = own["step"].to_numpy(), own["value"].to_numpy()
+def _series(rows: pa.Table) -> dict[str, Curve]:
+    """Of one trial the series of the whole model that scores are made of, by name: steps and values."""
+    rows = rows.filter(pc.and_(pc.is_null(rows["layer"]), named(rows, *SERIES)))
+    found = {}
+    for name in pc.unique(rows["name"]).to_pylist():
+        own = rows.filter(pc.equal(rows["name"], name))
+        found[name] = own["step"].to_numpy(), own["value"].to_numpy()
     return found
+
+
+def _gates(rows: pa.Table) -> list[str]:
+    """Norms of gates' weights that there are."""
+    return sorted(name for name in pc.unique(rows["name"]).to_pylist() if name.startswith(GATES))
+
+
+def _lines(metrics: pa.Table) -> dict[str, tuple[pa.Table, pa.Table]]:
+    """Measures that are drawn over training: of each its values, and the line that they make, joined over layers."""
+    layers, whole = metrics.filter(pc.is_valid(metrics["layer"])), metrics.filter(pc.is_null(metrics["layer"]))
+    joined = {"activation/ffn_residual": "max"} | dict.fromkeys(_gates(layers), "mean")
+    found = {}
+    for name in dict.fromkeys((*PANELS, *joined)):
+        of = layers if name in joined else whole
+        own = of.filter(pc.equal(of["name"], name))
+        if len(own):
+            found[name] = own, _over_layers(own, name, joined[name]) if name in joined else own
+    return found
+
+
+def _extremes(rows: pa.Table) -> pa.Table:
+    """Of one trial's values those that its lines over training need to show all extremes."""
+    parts = [rows.slice(0, 0)]
+    for own, line in _lines(rows).values():
+        steps = line["step"].to_numpy()
+        kept = steps[extremes((steps, line["value"].to_numpy()))]
+        parts.append(own.filter(pc.is_in(own["step"], pa.array(kept))))
+    return pa.concat_tables(parts)
 
 
 def _over_layers(layers: pa.Table, name: str, how: str) -> pa.Table:
@@ -260,7 +354,8 @@ def _end(trial: Mapping[str, Any], series: Mapping[str, Curve]) -> int:
     return int(lost[0]) if len(lost) else int(trial["step"])
 
 
-def _notes(runs: pa.Table) -> Iterator[str]:
+def stability_notes(runs: pa.Table) -> Iterator[str]:
+    """What of a `runs` frame is not as it will be, or not as it should be."""
     outcomes = runs["outcome"].to_pylist()
     if unfinished := sum(outcome in UNFINISHED for outcome in outcomes):
         yield f"{unfinished} trials have not finished: the table will change"
@@ -295,8 +390,6 @@ def stability_grid(found: Stability) -> Grid:
         *([f"0 for every variant and seed: {'; '.join(zeros)}."] if zeros else []),
         *found.notes,
     ]
-    if len(variants) > MOST_LINES:
-        notes.append("Too many variants for a figure over training: choose some with --variant.")
     wide = len(variants) > MOST_COLUMNS
     table = [("variant" if wide else "measure", *(one.variant for one in variants)), *rows]
     if wide:
@@ -345,21 +438,11 @@ def plot_stability(runs: pa.Table, metrics: pa.Table, variants: Variants, title:
 
     Lines and bands are of the trials that did not diverge; those that did are thin lines up to a cross at their end.
     """
-    layers = metrics.filter(pc.is_valid(metrics["layer"]))
-    whole = metrics.filter(pc.is_null(metrics["layer"]))
-    frames = {
-        name: _over_layers(layers, name, "max")
-        if name == "activation/ffn_residual"
-        else whole.filter(pc.equal(whole["name"], name))
-        for name in PANELS
-    }
-    gates = sorted(name for name in pc.unique(layers["name"]).to_pylist() if name.startswith(GATES))
-    frames |= {name: _over_layers(layers, name, "mean") for name in gates}
-    shown = {name: rows for name, rows in frames.items() if len(rows)}
+    shown = {name: line for name, (_, line) in _lines(metrics).items()}
     diverged = {trial["trial"] for trial in runs.to_pylist() if trial["outcome"] == "diverged"}
     headings = {
         "activation/ffn_residual": "activation/ffn_residual, largest layer",
-        **{name: f"{name}, mean over layers" for name in gates},
+        **{name: f"{name}, mean over layers" for name in shown if name.startswith(GATES)},
     }
 
     def draw(axes: Axes, name: str) -> None:
@@ -395,7 +478,8 @@ def _thinned(curves: Mapping[int, Curve]) -> dict[int, Curve]:
     for seed, (steps, values) in curves.items():
         span = math.ceil(int(steps[-1]) / SPANS)
         starts = np.flatnonzero(np.diff((steps - 1) // span, prepend=-1))
-        thin[seed] = (steps, values) if len(steps) <= SPANS else (steps[starts], np.maximum.reduceat(values, starts))
+        begins = (steps[starts] - 1) // span * span + 1  # the same for all seeds, whatever is left of a span
+        thin[seed] = (steps, values) if len(steps) <= SPANS else (begins, np.maximum.reduceat(values, starts))
     return thin
 
 
@@ -403,11 +487,6 @@ def plot_all(runs: pa.Table, metrics: pa.Table, found: Stability) -> dict[str, F
     """The figures of a study's stability by the names of their files: over training, and of the first trials with an
     autopsy that of their divergence, or of their first spike."""
     variants = {one.variant: one.baseline for one in found.variants}
-    chosen: dict[str, Autopsy] = {}
-    for one in found.autopsies:
-        if one.steps >= NEEDED and (one.diverged or one.trial not in chosen):
-            chosen[one.trial] = one
-    ranked = sorted(chosen.values(), key=lambda one: not one.diverged)[:AUTOPSY_FIGURES]
     training = (
         {}
         if len(variants) > MOST_LINES
@@ -415,5 +494,17 @@ def plot_all(runs: pa.Table, metrics: pa.Table, found: Stability) -> dict[str, F
     )
     return {
         **training,
-        **{f"stability-autopsy-{one.trial[:12]}-{one.found}": plot_autopsy(metrics, one) for one in ranked},
+        **{
+            f"stability-autopsy-{one.trial[:12]}-{one.found}": plot_autopsy(metrics, one)
+            for one in _drawn(found.autopsies)
+        },
     }
+
+
+def _drawn(found: Iterable[Autopsy]) -> list[Autopsy]:
+    """The autopsies that are drawn, one of each trial, those of divergences first."""
+    chosen: dict[str, Autopsy] = {}
+    for one in found:
+        if one.steps >= NEEDED and (one.diverged or one.trial not in chosen):
+            chosen[one.trial] = one
+    return sorted(chosen.values(), key=lambda one: not one.diverged)[:AUTOPSY_FIGURES]

@@ -4,12 +4,15 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from html import escape
 from typing import Any
 
-from gatelab.results.comparison import UNFINISHED, Comparison, ComparisonRow, Interval
+from gatelab.results.comparison import UNFINISHED, Comparison, ComparisonRow, Evidence
+from gatelab.results.frames import short_axes
 from gatelab.results.measures import measure, with_unit
+from gatelab.results.statistics import NO_INTERVAL
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,13 @@ class Grid:
 def comparison_grid(comparison: Comparison) -> Grid:
     """A comparison for people: every variant, what is missing or diverged spelled out."""
     shown_axes = [axis for axis in comparison.axes if any(row.levels[axis] is not None for row in comparison.rows)]
-    columns = [Column(_short(axis, shown_axes)) for axis in shown_axes] or [Column("variant")]
+    names = short_axes(shown_axes)
+    columns = [Column(names[axis]) for axis in shown_axes] or [Column("variant")]
     columns += [
         Column(with_unit(comparison.metric), numeric=True),
         Column("Δ to baseline", numeric=True),
         Column("95 % interval", numeric=True),
+        Column("p", numeric=True),
         Column("verdict"),
         Column("seeds", numeric=True),
         Column("parameters", numeric=True),
@@ -47,29 +52,102 @@ def comparison_grid(comparison: Comparison) -> Grid:
     ]
     rows = []
     for row in comparison.rows:
-        names = [row.levels[axis] or "–" for axis in shown_axes] or [row.variant]
-        rows.append((*names, *_cells(row)))
-    directed = measure(comparison.metric).better
-    notes = [
-        f"Mean over seeds{', best first' if directed else ''}; Δ: mean of the differences to the baseline at equal "
-        f"seeds, with Student's t-interval.{' * best mean.' if directed else ''}"
-    ]
-    if any(row.value.n == 1 for row in comparison.rows):
-        notes.append("† a single seed: no interval, no verdict.")
+        levels = [row.levels[axis] or "–" for axis in shown_axes] or [row.variant]
+        rows.append((*levels, *_cells(row)))
     return Grid(
         f"{comparison.study}: {comparison.metric}",
         tuple(columns),
         tuple(rows),
         tuple(row.best for row in comparison.rows),
-        (*notes, *comparison.notes),
+        (*_legend(comparison), *comparison.notes),
     )
+
+
+def _legend(comparison: Comparison) -> Iterator[str]:
+    """What the numbers of a comparison are, and what they cannot say."""
+    directed = measure(comparison.metric).better
+    yield (
+        f"Mean over seeds{', best first and in bold' if directed else ''}; Δ: mean of the differences to the baseline "
+        "at equal seeds, with Student's t-interval."
+    )
+    tested = [row for row in comparison.rows if row.evidence is not None and not math.isnan(row.evidence.p)]
+    if tested:
+        families = sorted({row.evidence.family for row in tested if row.evidence and row.evidence.family})
+        allowing = f", which allows for {' or '.join(map(str, families))} variants," if families[-1:] > [1] else ""
+        words = "better or worse" if directed else "lower or higher"
+        equal = (
+            "" if comparison.margin is None else f"; equivalent: within ±{comparison.margin:g} by two t-tests at 5 %"
+        )
+        yield (
+            f"p: Dunnett's test{allowing} two-sided. Verdict: {words} where p ≤ 0.05 and the interval leaves out 0"
+            f"{equal}; else undecided."
+        )
+        baselines = {row.baseline for row in tested}
+        if len(baselines) > 1:
+            yield (
+                f"Each of {len(baselines)} baselines is a family of its own; over all {len(tested)} comparisons of the "
+                "table see q (--tests)."
+            )
+        smallest = max(row.evidence.sign_flip_smallest for row in tested if row.evidence)
+        if smallest > 0.05:
+            pairs = min(row.delta.n for row in tested if row.delta)
+            yield (
+                f"With {pairs} pairs the exact sign-flip test cannot give a p below {smallest:.3g}: the t-test takes "
+                "differences to be normal."
+            )
+        sizes = [row.evidence.detectable for row in tested if row.evidence and math.isfinite(row.evidence.detectable)]
+        if sizes:
+            low, high = (f"{size:.2g}" for size in (min(sizes), max(sizes)))
+            yield (
+                f"Detectable with these seeds: a difference of {low if low == high else f'{low} to {high}'} (80 % "
+                "power at 5 %, one comparison)."
+            )
+    for row in comparison.rows:
+        if row.why and row.why != "no baseline":
+            yield f"† not evaluable: {row.variant}: {row.why}."
+
+
+def tests_grid(comparison: Comparison) -> Grid:
+    """What was tested of each variant's difference to its baseline, test by test."""
+    headings = ["pairs", "Δ", "sd of Δ", "p (t)", "p (sign flip)", "smallest", "p (Dunnett)", "for", "q (BH)"]
+    if comparison.margin is not None:
+        headings.append(f"p (within ±{comparison.margin:g})")
+    columns = [Column("variant"), *(Column(name, True) for name in (*headings, "detectable", "correlation", "gain"))]
+    rows = []
+    for row in comparison.rows:
+        if row.evidence is None or row.delta is None:
+            continue
+        evidence = row.evidence
+        margin = [] if comparison.margin is None else [_p(evidence.equivalence)]
+        gain = 1 / (1 - evidence.correlation) if evidence.correlation < 1 else math.nan
+        rows.append(
+            (
+                row.variant,
+                str(row.delta.n),
+                _or_dash(row.delta.mean, "+.4f"),
+                _or_dash(evidence.sd, ".2g"),
+                *(_p(p) for p in (evidence.p, evidence.sign_flip, evidence.sign_flip_smallest, evidence.dunnett)),
+                str(evidence.family or "–"),
+                _p(evidence.q),
+                *margin,
+                *(_or_dash(value, ".2g") for value in (evidence.detectable, evidence.correlation, gain)),
+            )
+        )
+    notes = (
+        "Δ and its p by Student's t, two-sided; sign flip: exact over pairs, with the smallest p that it could give; "
+        "Dunnett: allows for so many variants against one baseline; q: Benjamini and Hochberg over the table.",
+        "detectable: the true difference that so many pairs detect with 80 % power at 5 %; correlation: of variants "
+        "over seeds; gain: how many times as many seeds an unpaired comparison would need.",
+    )
+    title = f"{comparison.study}: tests of {comparison.metric}"
+    return Grid(title, tuple(columns), tuple(rows), (False,) * len(rows), notes)
 
 
 def measures_grid(title: str, comparisons: Sequence[Comparison], notes: Sequence[str]) -> Grid:
     """Several comparisons of one study in one table: a row for each measure, a column for each variant.
 
     A cell holds the mean and, in parentheses, the paired difference to the baseline with half the width of its
-    interval; an asterisk marks an interval without 0.
+    interval, and the verdict where there is one.
     """
     variants = {row.variant: row for row in comparisons[0].rows}
     order = sorted(variants, key=lambda variant: not variants[variant].is_baseline)
@@ -82,7 +160,7 @@ def measures_grid(title: str, comparisons: Sequence[Comparison], notes: Sequence
     seeds = sorted({row.value.n for row in variants.values()})
     legend = (
         f"Mean over {' or '.join(map(str, seeds))} seeds (difference to the baseline at equal seeds ± half of its 95 % "
-        "t-interval); * the interval does not hold 0, which it misses once in twenty by chance."
+        "t-interval, and the verdict if there is one: at 5 %, allowing for the variants, not for how many measures)."
     )
     if zeros:
         notes = [*notes, f"0 for every variant and seed: {', '.join(zeros)}."]
@@ -100,8 +178,8 @@ def _mean_and_difference(row: ComparisonRow) -> str:
     if row.delta.n == 1:
         return f"{mean} ({row.delta.mean:+.2g})"
     half = (row.delta.high - row.delta.low) / 2
-    mark = "*" if row.verdict in ("lower", "higher") else ""
-    return f"{mean} ({row.delta.mean:+.2g} ± {half:.2g}){mark}"
+    verdict = f", {row.verdict}" if row.verdict not in ("undecided", "not evaluable") else ""
+    return f"{mean} ({row.delta.mean:+.2g} ± {half:.2g}{verdict})"
 
 
 def comparison_json(comparison: Comparison) -> str:
@@ -111,30 +189,66 @@ def comparison_json(comparison: Comparison) -> str:
 
 def comparison_dict(comparison: Comparison) -> dict[str, Any]:
     """A comparison as JSON values; numbers that do not exist are None."""
-    rows = [{**asdict(row), "is_baseline": row.is_baseline, "verdict": row.verdict} for row in comparison.rows]
+    rows = [{**asdict(row), "is_baseline": row.is_baseline} for row in comparison.rows]
     whole: dict[str, Any] = finite({**asdict(comparison), "rows": rows})
     return whole
+
+
+def comparison_records(comparison: Comparison) -> list[dict[str, Any]]:
+    """A comparison as flat rows, with full precision: those of CSV and of the Parquet table `comparisons`."""
+    rows = []
+    for row in comparison.rows:
+        delta, counts = row.delta or NO_INTERVAL, row.outcomes
+        evidence = (
+            asdict(row.evidence)
+            if row.evidence
+            else {field.name: math.nan for field in fields(Evidence)} | {"family": 0}
+        )
+        rows.append(
+            {
+                "study": comparison.study,
+                "variant": row.variant,
+                "baseline": row.baseline,
+                **{axis: row.levels[axis] for axis in comparison.axes},
+                "metric": comparison.metric,
+                **{name: getattr(row.value, name) for name in ("mean", "low", "high", "n")},
+                **{f"delta{end}": getattr(delta, name) for end, name in _DELTA.items()},
+                "pairs": delta.n,
+                "verdict": row.verdict,
+                "why": row.why,
+                "margin": math.nan if comparison.margin is None else comparison.margin,
+                **{_TESTS.get(name, name): value for name, value in evidence.items()},
+                **{name: counts.get(name, 0) for name in ("finished", "diverged", "failed")},
+                "unfinished": sum(counts.get(name, 0) for name in UNFINISHED),
+                "parameters": row.parameters,
+                "added_parameters": row.added_parameters,
+                "tokens_per_second": row.tokens_per_second,
+            }
+        )
+    return rows
+
+
+_DELTA = {"": "mean", "_low": "low", "_high": "high"}
+_TESTS = {
+    "sd": "delta_sd",
+    "p": "p_t",
+    "sign_flip": "p_sign_flip",
+    "sign_flip_smallest": "p_sign_flip_smallest",
+    "dunnett": "p_dunnett",
+    "family": "dunnett_variants",
+    "q": "q_benjamini_hochberg",
+    "equivalence": "p_equivalence",
+}
 
 
 def comparison_csv(*comparisons: Comparison) -> str:
     """Comparisons of one study for spreadsheets, with full precision; numbers that do not exist are empty."""
     out = io.StringIO()
-    axes = comparisons[0].axes
-    headings = ["variant", *axes, "metric", "mean", "low", "high", "n", "delta", "delta_low", "delta_high"]
-    headings += ["pairs", "verdict", "finished", "diverged", "failed", "unfinished", "parameters", "added_parameters"]
-    writer = csv.writer(out)
-    writer.writerow([*headings, "tokens_per_second"])
-    for comparison in comparisons:
-        for row in comparison.rows:
-            delta = row.delta or Interval(math.nan, math.nan, math.nan, 0)
-            counts = row.outcomes
-            cells: list[Any] = [row.variant, *(row.levels[axis] for axis in axes), comparison.metric]
-            cells += [row.value.mean, row.value.low, row.value.high, row.value.n]
-            cells += [delta.mean, delta.low, delta.high, delta.n, row.verdict]
-            cells += [counts.get(name, 0) for name in ("finished", "diverged", "failed")]
-            cells += [sum(counts.get(name, 0) for name in UNFINISHED), row.parameters, row.added_parameters]
-            cells.append(row.tokens_per_second)
-            writer.writerow(["" if cell is None or cell != cell else cell for cell in cells])
+    rows = [row for comparison in comparisons for row in comparison_records(comparison)]
+    writer = csv.DictWriter(out, list(rows[0]))
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: "" if cell is None or cell != cell else cell for name, cell in row.items()})
     return out.getvalue()
 
 
@@ -185,9 +299,39 @@ def to_latex(grid: Grid) -> str:
     )
 
 
+def to_html(grid: Grid) -> str:
+    """An HTML table that scrolls within its own box where it is too wide, and the notes beneath.
+
+    It needs no style sheet: columns of numbers are aligned to the right, emphasised rows are strong.
+    """
+    aligned = [' style="text-align: right"' if column.numeric else "" for column in grid.columns]
+
+    def cells(row: tuple[str, ...], strong: bool) -> str:
+        texts = [f"<strong>{escape(cell)}</strong>" if strong and cell else escape(cell) for cell in row]
+        first = f'<th scope="row"{aligned[0]}>{texts[0]}</th>'
+        return first + "".join(f"<td{place}>{text}</td>" for place, text in zip(aligned[1:], texts[1:], strict=True))
+
+    heads = "".join(
+        f'<th scope="col"{place}>{escape(column.heading).replace("/", "/<wbr>")}</th>'  # names of metrics may break
+        for place, column in zip(aligned, grid.columns, strict=True)
+    )
+    rows = [
+        ('<tr class="emphasised">' if strong else "<tr>") + cells(row, strong) + "</tr>"
+        for row, strong in zip(grid.rows, grid.emphasised, strict=True)
+    ]
+    return "\n".join(
+        [
+            f'<div class="grid" role="group" tabindex="0" aria-label="{escape(grid.title)}" style="overflow-x: auto">',
+            f"<table>\n<caption>{escape(grid.title)}</caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>",
+            *rows,
+            "</tbody>\n</table>\n</div>",
+            *(f'<p class="note">{escape(note)}</p>' for note in grid.notes),
+        ]
+    )
+
+
 def _cells(row: ComparisonRow) -> list[str]:
-    mark = ("*" if row.best else "") + ("†" if row.value.n == 1 else "")
-    value = "–" if math.isnan(row.value.mean) else f"{_number(row.value.mean)}{mark}"
+    value = "–" if math.isnan(row.value.mean) else _number(row.value.mean)
     if row.is_baseline or row.delta is None or row.delta.n == 0:
         delta, interval = "–", "–"
     else:
@@ -195,7 +339,18 @@ def _cells(row: ComparisonRow) -> list[str]:
         interval = "–" if row.delta.n == 1 else f"[{row.delta.low:+.4f}, {row.delta.high:+.4f}]"
     added = "–" if row.added_parameters is None else f"{row.added_parameters:+,}" if row.added_parameters else "0"
     speed = "–" if math.isnan(row.tokens_per_second) else f"{row.tokens_per_second:,.0f}"
-    return [value, delta, interval, row.verdict, _seeds(row), f"{row.parameters:,}", added, speed]
+    p = _p(row.evidence.dunnett) if row.evidence else "–"
+    verdict = f"{row.verdict}{'†' if row.why and row.baseline else ''}"
+    return [value, delta, interval, p, verdict, _seeds(row), f"{row.parameters:,}", added, speed]
+
+
+def _p(value: float) -> str:
+    """A p-value: 0.032, <0.001, – if there is none."""
+    return "–" if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _or_dash(value: float, form: str) -> str:
+    return f"{value:{form}}" if math.isfinite(value) else "–"
 
 
 def _number(value: float) -> str:
@@ -206,11 +361,6 @@ def _seeds(row: ComparisonRow) -> str:
     """'3', or '2 + 1 diverged' where not all finished."""
     others = [f"{count} {name}" for name, count in row.outcomes.items() if name != "finished"]
     return " + ".join([str(row.value.n), *others])
-
-
-def _short(axis: str, axes: list[str]) -> str:
-    end = axis.rsplit(".", 1)[-1]
-    return end if sum(other.rsplit(".", 1)[-1] == end for other in axes) == 1 else axis
 
 
 _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}"}
@@ -225,6 +375,11 @@ _LATEX |= {
     "≤": r"$\leq$",
     "α": r"$\alpha$",
     "β": r"$\beta$",
+    "η": r"$\eta$",
+    "²": "$^2$",
+    "<": "$<$",
+    ">": "$>$",
+    "|": r"\textbar{}",  # which LaTeX's oldest encoding, its default, has no room for
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
 }

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gatelab.results.comparison import Interval, environment_notes, t_interval
+from gatelab.results.comparison import environment_notes
 from gatelab.results.frames import AXIS, arm_of
+from gatelab.results.statistics import Interval, t_interval
 
 RATE = "training.optimizer.learning_rate"
 
@@ -253,6 +254,12 @@ def tolerance(runs: pa.Table, lattice: Sequence[float], window: Sequence[float],
     return Tolerance(
         row["study"], row["study_hash"], tuple(window), margin, tuple(arms), tuple(environment_notes(runs))
     )
+
+
+def tolerance_of_record(record: Mapping[str, Any], runs: pa.Table) -> Tolerance:
+    """What the search of a study's record found, of its `runs`, by the record's rules. Raises NotSearched."""
+    rules = record["tolerance"]
+    return tolerance(runs, rules["lattice"], rules["rates"], rules["margin"])
 
 
 LOSS = ("loss at the optimum", "nats/token")

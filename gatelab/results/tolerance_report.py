@@ -12,10 +12,10 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gatelab.results.comparison import Interval
 from gatelab.results.figures import curves_by_seed, draw_curves, legend_below, line_style, panels, tidy
 from gatelab.results.frames import AXIS, arm_of
 from gatelab.results.measures import measure, with_unit
+from gatelab.results.statistics import Interval
 from gatelab.results.tables import Column, Grid, finite
 from gatelab.results.tolerance import LOSS, OPTIMUM, RATE, STABLE, UPPER, Arm, Quantity, Tolerance
 

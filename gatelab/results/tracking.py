@@ -21,6 +21,7 @@ class Run:
     run_id: str
     tags: dict[str, str]
     latest: dict[str, float] = field(default_factory=dict)  # metric -> its value at the last step
+    described: bool = False  # whether its parameters and its dataset are there
 
     @property
     def of_model(self) -> dict[str, float]:
@@ -39,7 +40,8 @@ class RunIndex:
 
     client: MlflowClient
     experiment_id: str
-    study_run_id: str | None
+    experiment_tags: dict[str, str]
+    study_run: Run | None
     runs: dict[str, Run]  # by trial id
 
     @classmethod
@@ -52,13 +54,14 @@ class RunIndex:
         experiment = client.get_experiment_by_name(study)
         if experiment is None:
             raise NotFound(f"no MLflow experiment {study!r} in {tracking_uri}")
-        return cls._read(client, experiment.experiment_id)
+        return cls._read(client, experiment.experiment_id, experiment.tags)
 
     @classmethod
     def open_or_create(cls, tracking_uri: str, study: str, artifacts: Path | None) -> "RunIndex":
         """Look up a study, or create its experiment (a deleted one is brought back)."""
         client = MlflowClient(tracking_uri)
         experiment = client.get_experiment_by_name(study)
+        known: dict[str, str] = {} if experiment is None else experiment.tags
         if experiment is None:
             location = None if artifacts is None else (artifacts / study).as_uri()
             # The kind decides which of MLflow's page layouts opens: runs and charts, not traces.
@@ -68,11 +71,11 @@ class RunIndex:
             experiment_id = experiment.experiment_id
             if experiment.lifecycle_stage == "deleted":
                 client.restore_experiment(experiment_id)
-        return cls._read(client, experiment_id)
+        return cls._read(client, experiment_id, known)
 
     @classmethod
-    def _read(cls, client: MlflowClient, experiment_id: str) -> "RunIndex":
-        index = cls(client, experiment_id, None, {})
+    def _read(cls, client: MlflowClient, experiment_id: str, tags: dict[str, str]) -> "RunIndex":
+        index = cls(client, experiment_id, dict(tags), None, {})
         token = None
         while True:
             page = client.search_runs(
@@ -80,20 +83,21 @@ class RunIndex:
             )
             for run in page:
                 if run.data.tags.get("gatelab.kind") == "study":
-                    index.study_run_id = run.info.run_id
+                    index.study_run = Run(run.info.run_id, dict(run.data.tags))
                 elif trial := run.data.tags.get("gatelab.trial"):
                     latest = {name: _from_store(value) for name, value in run.data.metrics.items()}
-                    index.runs[trial] = Run(run.info.run_id, dict(run.data.tags), latest)
+                    described = bool(run.data.params and run.inputs and run.inputs.dataset_inputs)
+                    index.runs[trial] = Run(run.info.run_id, dict(run.data.tags), latest, described)
             token = page.token
             if not token:
                 return index
 
     def study_record(self) -> dict[str, Any]:
         """The record of the study, from its run's artifacts."""
-        if self.study_run_id is None:
+        if self.study_run is None:
             raise NotFound(f"MLflow experiment {self.experiment_id} was not written by gatelab")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        path = self.client.download_artifacts(self.study_run_id, "study.json")
+        path = self.client.download_artifacts(self.study_run.run_id, "study.json")
         record: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
         return record
 

@@ -23,12 +23,13 @@ def test_main_job_end_to_end(gatelab: Gatelab, study_file: Path, tmp_path: Path)
     """One command gives a table, plots, Parquet and a tracking store; the others read them; again starts nothing."""
     first = gatelab("run", study_file)
     assert first.returncode == 0, first.stderr
-    for said in ("validation/loss [nats/token]", "baseline", "Parquet", "MLflow", "comparison.md"):
+    where = ("Parquet", "MLflow", "comparison.md", "gatelab report tiny")
+    for said in ("validation/loss [nats/token]", "baseline", *where):
         assert said in first.stdout
     study = tmp_path / "gatelab-runs/studies/tiny"
     for name in ("comparison.md", "comparison.tex", "curves-validation-loss.png", "curves-validation-loss.svg"):
         assert (study / name).stat().st_size > 100
-    assert pq.read_table(study / "parquet/runs.parquet").num_rows == 4
+    assert pq.read_table(study / "parquet/runs").num_rows == 4
 
     again = gatelab("run", study_file, "--json")
     assert again.returncode == 0
@@ -37,10 +38,10 @@ def test_main_job_end_to_end(gatelab: Gatelab, study_file: Path, tmp_path: Path)
 
     status = json.loads(gatelab("status", "tiny", "--json").stdout)
     assert status["counts"] == {"finished": 4, "diverged": 0, "failed": 0, "running": 0, "interrupted": 0, "waiting": 0}
-    from_journal, from_mlflow = (
-        gatelab("compare", study_file, "--json", "--from", source) for source in ("journal", "mlflow")
+    from_journal, from_mlflow, from_parquet = (
+        gatelab("compare", study_file, "--json", "--from", source) for source in ("journal", "mlflow", "parquet")
     )
-    assert from_journal.stdout == from_mlflow.stdout
+    assert from_journal.stdout == from_mlflow.stdout == from_parquet.stdout
     assert {row["verdict"] for row in json.loads(from_journal.stdout)["rows"]} <= {
         "baseline",
         "lower",
@@ -53,7 +54,7 @@ def test_main_job_end_to_end(gatelab: Gatelab, study_file: Path, tmp_path: Path)
     assert gatelab("curves", "tiny", "--metric", "train/gradient_norm", "-o", "plots").returncode == 0
     assert (tmp_path / "plots/curves-train-gradient_norm.svg").exists()
     assert gatelab("export", "tiny", "-o", "frames").returncode == 0
-    assert pq.read_table(tmp_path / "frames/layers.parquet")["layer"].null_count == 0
+    assert pq.read_table(tmp_path / "frames/layers")["layer"].null_count == 0
 
 
 def test_interrupted_and_killed_equals_undisturbed(gatelab: Gatelab, study_file: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def artifacts(folder: RunsFolder) -> set[str]:
 
 
 def files(kind: str, stem: str) -> set[str]:
-    suffixes = {"figures": ("png", "svg"), "tables": ("md", "tex", "csv", "json")}[kind]
+    suffixes = {"figures": ("png", "svg", "pdf"), "tables": ("md", "tex", "html", "csv", "json")}[kind]
     return {f"{kind}/{stem}.{suffix}" for suffix in suffixes}
 
 
@@ -54,7 +54,7 @@ def test_diagnose_shows_what_run_wrote(command: Command, finished_study: Path) -
     assert "Attention uniform over the past would show" in shown.stdout
 
     table = json.loads(command("diagnose", "tiny.yaml", "--json", "-o", "plots").stdout)
-    values = {(c["metric"], row["variant"]): row["value"]["mean"] for c in table for row in c["rows"]}
+    values = {(c["metric"], row["variant"]): row["value"]["mean"] for c in table["comparisons"] for row in c["rows"]}
     assert 0 < values["attention/first_token_share", "position=sdpa"] < 1
     assert values["gate/sdpa/mean", "position=none"] is None
     stems = ("diagnostics-layers", "diagnostics-training", "diagnostics-gates", "loss-by-position")
@@ -101,7 +101,7 @@ def test_evaluate_asks_once_and_keeps_the_answers(command: Command, finished_stu
     again = command(*asked, "--json")
     assert again.exit_code == 0, again.output
     assert {path: path.read_bytes() for path in folder.root.glob("trials/*/evaluations/*.json")} == kept
-    table = {c["metric"]: {row["variant"]: row for row in c["rows"]} for c in json.loads(again.stdout)}
+    table = {c["metric"]: {row["variant"]: row for row in c["rows"]} for c in json.loads(again.stdout)["comparisons"]}
     assert set(table) == {
         f"length/{length}/{rope}/loss" for length in ("000016", "000032") for rope in ("plain", "yarn")
     }
@@ -125,16 +125,16 @@ def test_evaluate_asks_once_and_keeps_the_answers(command: Command, finished_stu
     )
     assert json.loads(here.stdout) == json.loads(there.stdout)
     assert command("export", "tiny", "-o", "frames").exit_code == 0
-    assert "length/000032/yarn/loss" in pq.read_table("frames/runs.parquet").column_names
+    assert "length/000032/yarn/loss" in pq.read_table("frames/runs").column_names
 
 
 def test_attention_maps_are_drawn(command: Command, finished_study: Path) -> None:
-    """PNG and SVG of all variants side by side, of a text or a file, of chosen layers and heads."""
+    """PNG, SVG and PDF of all variants side by side, of a text or a file, of chosen layers and heads."""
     (finished_study / "notes.txt").write_text("def heap(a, b):\n    return a")
     for number, chosen in enumerate((["--text", "def heap"], ["--file", "notes.txt", "--heads", "all", "--seed", "1"])):
         result = command("attention-map", "tiny", *chosen, "--layers", "0", "--tokens", "12", "-o", f"maps{number}")
         assert result.exit_code == 0, result.output
-        assert result.stdout.split() == [f"maps{number}/attention-map.png", f"maps{number}/attention-map.svg"]
+        assert result.stdout.split() == [f"maps{number}/attention-map.{suffix}" for suffix in ("png", "svg", "pdf")]
         assert matplotlib.image.imread(result.stdout.split()[0]).std() > 0.05
     svg = (finished_study / "maps1" / "attention-map.svg").read_text()
     assert all(f"position={position}, seed=1" in svg for position in ("none", "sdpa"))

@@ -60,7 +60,7 @@ def test_stability_shows_every_variant(command: Command, finished_study: Path) -
     [study] = client.search_runs([experiment.experiment_id], "tags.`gatelab.kind` = 'study'")
     kept = {file.path for kind in ("figures", "tables") for file in client.list_artifacts(study.info.run_id, kind)}
     assert kept >= {f"tables/stability.{suffix}" for suffix in ("md", "tex", "csv", "json")}
-    assert kept >= {f"figures/stability-training.{suffix}" for suffix in ("png", "svg")}
+    assert kept >= {f"figures/stability-training.{suffix}" for suffix in ("png", "svg", "pdf")}
 
 
 def test_where_there_is_nothing_to_show_it_says_so(command: Command, tmp_path: Path) -> None:

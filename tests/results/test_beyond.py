@@ -223,12 +223,13 @@ def test_each_answer_is_compared_with_the_baseline(laboratory: Any) -> None:
 
 
 def test_tables_and_figures_lie_where_the_study_lies(laboratory: Any) -> None:
-    """JSON and CSV have the numbers in full, Markdown a row for each answer; figures are PNG and SVG."""
+    """JSON and CSV have the numbers in full, Markdown a row for each answer; figures are PNG, SVG and PDF."""
     lab = answered(laboratory, seeds=2)
     written = write_evaluation(lab.folder, lab.name)
     folder = lab.folder.study(lab.name).path
     stems = ("loss-by-length", "loss-by-position-beyond", "retrieval")
-    assert [path.name for path in written.plots] == [f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg")]
+    suffixes = ("png", "svg", "pdf")
+    assert [path.name for path in written.plots] == [f"{stem}.{suffix}" for stem in stems for suffix in suffixes]
     assert all(path.parent == folder and path.stat().st_size > 5_000 for path in written.plots)
     from_json = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     with (folder / "evaluation.csv").open(encoding="utf-8", newline="") as file:
@@ -238,7 +239,9 @@ def test_tables_and_figures_lie_where_the_study_lies(laboratory: Any) -> None:
         for name in ANSWERS
         for variant, label in enumerate(lab.variants)
     }
-    assert {(c["metric"], r["variant"]): r["value"]["mean"] for c in from_json for r in c["rows"]} == from_csv
+    assert {
+        (c["metric"], r["variant"]): r["value"]["mean"] for c in from_json["comparisons"] for r in c["rows"]
+    } == from_csv
     table = [line for line in (folder / "evaluation.md").read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
     assert [line.split("|")[1].partition(" [")[0].strip() for line in table[2:]] == sorted(ANSWERS)
     assert "length/000016/plain/loss" in (folder / "evaluation.tex").read_text(encoding="utf-8")
@@ -322,6 +325,9 @@ def test_figures_and_tables_can_be_had_from_mlflow(tracked: Any, tmp_path: Path)
     contents = {
         "a.png": b"\x89PNG",
         "a.svg": b"<svg/>",
+        "a.pdf": b"%PDF",
+        "b.html": b"<table>",
+        "report.html": b"<!DOCTYPE html>",
         "b.md": b"| a |",
         "b.csv": b"a\n",
         "b.tex": b"%",
@@ -343,8 +349,9 @@ def test_figures_and_tables_can_be_had_from_mlflow(tracked: Any, tmp_path: Path)
     copies = Path(client.download_artifacts(study.info.run_id, "", str(tmp_path)))
     read = {path.relative_to(copies).as_posix(): path.read_bytes() for path in copies.rglob("*.*") if path not in paths}
     assert json.loads(read.pop("study.json")) == json.loads(json.dumps(lab.record))
-    kinds = {".png": "figures", ".svg": "figures"}
-    assert read == {f"{kinds.get(Path(name).suffix, 'tables')}/{name}": value for name, value in contents.items()}
+    figures, pages = ("a.png", "a.svg", "a.pdf"), ("report.html",)
+    kinds = dict.fromkeys(figures, "figures") | dict.fromkeys(pages, "report")
+    assert read == {f"{kinds.get(name, 'tables')}/{name}": value for name, value in contents.items()}
     assert runs_from_mlflow(lab.folder.tracking_uri, lab.name)["outcome"].to_pylist() == ["finished"]
 
 

@@ -5,14 +5,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+from statsmodels.stats.weightstats import DescrStatsW
 
+from gatelab.results import statistics, tables
 from gatelab.results.comparison import DEFAULT_METRIC, Comparison, ComparisonRow, compare, t_interval
 from gatelab.results.frames import runs_schema
+from gatelab.results.tables import comparison_grid, comparison_records
 
 SPEED = "train/mean_tokens_per_second"
 
@@ -31,7 +39,7 @@ def build_frame(values: Mapping[str, Mapping[int, Any]], metric: str = DEFAULT_M
             else:
                 row |= {metric: result}
             rows.append(row | common)
-    return pa.Table.from_pylist(rows, runs_schema(["axis"]))
+    return pa.Table.from_pylist(rows, runs_schema(["axis"], [metric]))
 
 
 def by_variant(comparison: Comparison) -> dict[str, ComparisonRow]:
@@ -79,43 +87,47 @@ def test_differences_are_paired_by_seed(pairs: list[tuple[float, float]], data: 
     assert row.delta is not None
     assert row.delta.n == len(common)
     if len(common) == 1:
-        assert row.verdict == "single seed"
+        assert (row.verdict, row.why) == ("not evaluable", "single seed")
         return
     test = scipy.stats.ttest_rel([own[seed] for seed in common], [other[seed] for seed in common])
     expected = test.confidence_interval(0.95)
     assert [row.delta.low, row.delta.high] == pytest.approx([expected.low, expected.high], rel=1e-9, abs=1e-9)
     if test.pvalue < 0.049:
-        assert row.verdict == ("lower" if test.statistic < 0 else "higher")
+        assert row.verdict == ("better" if test.statistic < 0 else "worse")
     elif test.pvalue > 0.051:
         assert row.verdict == "undecided"
 
 
-def test_verdicts_follow_the_interval() -> None:
-    """A reader may rely on the word: lower or higher only where zero is outside the interval."""
-    rows = by_variant(
-        compare(
-            build_frame(
-                {
-                    "base": {0: 2.0, 1: 2.5, 2: 3.0},
-                    "good": {0: 1.9, 1: 2.41, 2: 2.89},  # always about 0.1 less, although the seeds differ by more
-                    "bad": {0: 2.1, 1: 2.59, 2: 3.11},
-                    "noisy": {0: 1.0, 1: 2.6, 2: 3.2},
-                    "once": {1: 2.4},
-                    "elsewhere": {7: 2.0, 8: 2.1},
-                    "lost": {0: "failed"},
-                }
-            )
-        )
-    )
-    assert {name: row.verdict for name, row in rows.items()} == {
-        "base": "baseline",
-        "good": "lower",
-        "bad": "higher",
-        "noisy": "undecided",
-        "once": "single seed",
-        "elsewhere": "no pairs",
-        "lost": "no pairs",
+def test_verdicts_follow_the_tests() -> None:
+    """A reader may rely on the word: decided where zero is outside the interval, and a reason where nothing can be."""
+    values: dict[str, dict[int, Any]] = {
+        "base": {0: 2.0, 1: 2.5, 2: 3.0},
+        "good": {0: 1.9, 1: 2.41, 2: 2.89},  # always about 0.1 less, although the seeds differ by more
+        "bad": {0: 2.1, 1: 2.59, 2: 3.11},
+        "same": {0: 2.001, 1: 2.499, 2: 3.0},
+        "near": {0: 2.02, 1: 2.49, 2: 3.01},
+        "once": {1: 2.4},
+        "elsewhere": {7: 2.0, 8: 2.1},
+        "lost": {0: "failed"},
+        "partly": {0: 1.0, 1: 1.5, 2: "diverged"},
     }
+    rows = by_variant(compare(build_frame(values), margin=0.01))
+    assert {name: (row.verdict, row.why) for name, row in rows.items()} == {
+        "base": ("baseline", ""),
+        "good": ("better", ""),
+        "bad": ("worse", ""),
+        "same": ("equivalent", ""),
+        "near": ("undecided", ""),
+        "once": ("not evaluable", "single seed"),
+        "elsewhere": ("not evaluable", "no pairs"),
+        "lost": ("not evaluable", "no pairs"),
+        "partly": ("not evaluable", "1 of 3 seeds diverged"),
+    }
+    gone = by_variant(compare(build_frame({**values, "base": {0: 2.0, 1: 2.5, 2: "diverged"}})))
+    assert (gone["good"].verdict, gone["good"].why) == ("not evaluable", "its baseline diverged at seed 2")
+    shares = "attention/first_token_share"
+    undirected = by_variant(compare(build_frame(values, shares), shares))
+    assert (undirected["good"].verdict, undirected["bad"].verdict) == ("lower", "higher")
     assert rows["base"].delta is None
     assert rows["base"].is_baseline
     assert rows["good"].delta is not None
@@ -149,7 +161,7 @@ def test_variants_without_a_value_stay_in_the_table() -> None:
     assert [row.best for row in comparison.rows] == [True, False, False, False]
     broken = by_variant(comparison)["broken"]
     assert (math.isnan(broken.value.mean), broken.value.n, broken.outcomes) == (True, 0, {"diverged": 3})
-    assert by_variant(comparison)["better"].verdict == "no pairs"  # its baseline has no value
+    assert by_variant(comparison)["better"].why == "its baseline diverged at seed 0, 1, 2"  # its baseline has no value
     nothing = compare(build_frame({"broken": gone}))
     assert not nothing.rows[0].best
 
@@ -196,4 +208,273 @@ def test_a_difference_that_is_no_number_decides_nothing(odd: float) -> None:
     """Infinite perplexities have no difference: no verdict may come of it."""
     frame = build_frame({"base": {0: odd, 1: 1.0}, "other": {0: odd, 1: 2.0}})
     with np.errstate(invalid="ignore"):
-        assert by_variant(compare(frame))["other"].verdict == "undecided"
+        assert by_variant(compare(frame))["other"].verdict == "not evaluable"
+
+
+# --- Tests of the differences ---
+
+
+def study_of(spreads: Mapping[str, float], seeds: int = 6, base_seeds: int = 0, shift: float = 0.0) -> dict[str, Any]:
+    """Values of variants that scatter around a baseline, which has more seeds if told."""
+    generator = np.random.default_rng(5)
+    base = generator.normal(2, 0.5, max(seeds, base_seeds))
+    values = {"base": dict(enumerate(base.tolist()))}
+    for number, (name, spread) in enumerate(spreads.items()):
+        own = base[:seeds] + shift * number + generator.normal(0, spread, seeds)
+        values[name] = dict(enumerate(own.tolist()))
+    return values
+
+
+def differences_of(values: Mapping[str, Mapping[int, float]], name: str) -> np.ndarray:
+    return np.array([value - values["base"][seed] for seed, value in values[name].items()])
+
+
+def test_each_test_is_that_of_an_independent_library() -> None:
+    """What a table says of a difference, number by number: SciPy's and statsmodels'."""
+    values = study_of({"a": 0.1, "b": 0.1, "c": 0.1}, shift=-0.06)
+    comparison = compare(build_frame(values), margin=0.1)
+    rows = by_variant(comparison)
+    frame = pd.DataFrame([{"v": name, "s": seed, "y": y} for name, of in values.items() for seed, y in of.items()])
+    anova = anova_lm(ols("y ~ C(v) + C(s)", frame).fit())
+    error, between = anova.loc["Residual", "mean_sq"], anova.loc["C(s)", "mean_sq"]
+    assert anova.loc["Residual", "df"] == 15
+    whole = scipy.stats.multivariate_t(shape=np.full((3, 3), 0.5) + 0.5 * np.eye(3), df=15, seed=2)
+    for name in "abc":
+        evidence, differences = rows[name].evidence, differences_of(values, name)
+        assert evidence is not None
+        assert evidence.p == pytest.approx(scipy.stats.ttest_1samp(differences, 0).pvalue)
+        assert evidence.sd == pytest.approx(differences.std(ddof=1))
+        flips = scipy.stats.permutation_test(
+            (differences,), np.sum, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
+        )
+        assert (evidence.sign_flip, evidence.sign_flip_smallest) == (pytest.approx(flips.pvalue), 1 / 32)
+        edge = np.full(3, abs(differences.mean()) / math.sqrt(2 * error / 6))
+        assert evidence.dunnett == pytest.approx(1 - whole.cdf(edge, lower_limit=-edge, maxpts=50_000), abs=5e-5)
+        assert evidence.family == 3
+        assert evidence.equivalence == pytest.approx(DescrStatsW(differences).ttost_mean(-0.1, 0.1)[0])
+        assert evidence.correlation == pytest.approx((between - error) / (between + 3 * error))
+        detectable = TTestPower().solve_power(nobs=6, alpha=0.05, power=0.8) * math.sqrt(2 * error)
+        assert evidence.detectable == pytest.approx(detectable, rel=1e-4)
+    p_values = [rows[name].evidence.p for name in "abc"]
+    q_values = [rows[name].evidence.q for name in "abc"]
+    assert q_values == pytest.approx(multipletests(p_values, method="fdr_bh")[1].tolist())
+    assert rows["base"].evidence is None
+
+
+def test_many_variants_need_more_than_one_does() -> None:
+    """Of twenty variants one is below 5 % by chance: it is undecided among twenty, and better by itself."""
+    base = {seed: 2.0 + 0.1 * seed for seed in range(6)}
+    noise = (0.6, -1.0, 0.2, -0.4, 1.0, -0.4)
+    values: dict[str, Any] = {"base": base, "lucky": {seed: base[seed] - 0.07 + 0.07 * noise[seed] for seed in base}}
+    alone = by_variant(compare(build_frame(values)))["lucky"]
+    for number in range(19):
+        turned = noise[number % 6 :] + noise[: number % 6]
+        values[f"v{number}"] = {seed: base[seed] + 0.07 * turned[seed] for seed in base}
+    among = by_variant(compare(build_frame(values)))["lucky"]
+    assert alone.evidence is not None
+    assert among.evidence is not None
+    assert alone.evidence.p == among.evidence.p < 0.05
+    assert (alone.verdict, among.verdict) == ("better", "undecided")
+    assert among.evidence.dunnett > 0.05 >= alone.evidence.dunnett
+
+
+def test_a_noisy_variant_is_not_carried_by_quiet_ones() -> None:
+    """The pooled variance of Dunnett's test is too small for it: its own interval must leave out 0, too."""
+    quiet = {f"quiet {number}": 0.001 for number in range(8)}
+    values = study_of(quiet)
+    base = values["base"]
+    values["noisy"] = {seed: base[seed] + offset for seed, offset in enumerate((1.05, -0.35, 0.95, -0.25, 0.85, 0.45))}
+    comparison = compare(build_frame(values))
+    row = by_variant(comparison)["noisy"]
+    assert row.evidence is not None
+    assert row.evidence.dunnett < 0.05 < row.evidence.p
+    assert row.verdict == "undecided"
+    assert "variants scatter differently over seeds, which Dunnett's test takes to be alike" in comparison.notes
+    alike = compare(build_frame(study_of({"a": 0.1, "b": 0.1, "c": 0.1})))
+    assert not alike.notes
+
+
+def test_further_seeds_of_a_baseline_sharpen_each_difference() -> None:
+    """A baseline of twelve seeds and four variants of six: the differences weigh the unpaired seeds by correlation."""
+    values = study_of(dict.fromkeys("abcd", 0.4), base_seeds=12)
+    rows = by_variant(compare(build_frame(values)))
+    noise = statistics.noise_of(values, "base")
+    assert noise is not None
+    assert 0.1 < noise.correlation < 0.95
+    r, base = noise.correlation, np.array(list(values["base"].values()))
+    assert rows["base"].value.n == 12
+    for name in "abcd":
+        own = np.array(list(values[name].values()))
+        part, rest = own - r * base[:6], (1 - r) * base
+        welch = scipy.stats.ttest_ind(part, rest, equal_var=False)
+        interval = welch.confidence_interval(0.95)
+        row = rows[name]
+        assert row.delta is not None
+        assert row.evidence is not None
+        assert (row.delta.mean, row.delta.n) == (pytest.approx(part.mean() - rest.mean()), 6)
+        assert [row.delta.low, row.delta.high] == pytest.approx([interval.low, interval.high])
+        assert row.evidence.p == pytest.approx(welch.pvalue)
+        assert row.evidence.dunnett == pytest.approx(noise.dunnett_p(row.delta.mean, 12))
+        assert row.evidence.sd == pytest.approx((own - base[:6]).std(ddof=1))  # of the pairs
+
+
+@pytest.mark.parametrize("case", ["too few to tell", "lost, not left out"])
+def test_pairs_alone_count_where_that_is_all_that_is_known(case: str) -> None:
+    """With few degrees of freedom the correlation is a guess; seeds that a variant lost are no seeds it never had."""
+    values: dict[str, Any] = study_of(dict.fromkeys("abcd", 0.4), base_seeds=12)
+    if case == "too few to tell":
+        values = {"base": values["base"], "a": {seed: values["a"][seed] for seed in range(5)}}
+    else:
+        for name in "abcd":
+            values[name] |= dict.fromkeys(range(6, 12), "failed")
+    row = by_variant(compare(build_frame(values)))["a"]
+    pairs = [seed for seed, value in values["a"].items() if not isinstance(value, str)]
+    differences = [values["a"][seed] - values["base"][seed] for seed in pairs]
+    expected = scipy.stats.ttest_1samp(differences, 0)
+    assert row.delta is not None
+    assert row.evidence is not None
+    assert (row.delta.mean, row.delta.n) == (pytest.approx(np.mean(differences)), len(pairs))
+    assert row.evidence.p == pytest.approx(expected.pvalue)
+
+
+def test_what_diverged_takes_no_part_in_the_tests_of_others() -> None:
+    """Its missing seeds would be missing for all, and it has no difference to allow for."""
+    values: dict[str, Any] = study_of({"a": 0.1, "b": 0.1})
+    before = by_variant(compare(build_frame(values)))
+    values["gone"] = {**values["a"], 0: "diverged"}
+    after = by_variant(compare(build_frame(values)))
+    for name in "ab":
+        assert before[name].evidence is not None
+        assert after[name].evidence is not None
+        assert before[name].evidence.dunnett == after[name].evidence.dunnett
+        assert after[name].evidence.family == 2
+    assert after["gone"].evidence is not None
+    assert (after["gone"].evidence.family, repr(after["gone"].evidence.dunnett)) == (0, "nan")
+
+
+def test_seeds_that_only_some_have_are_left_out_of_dunnetts_test_and_named() -> None:
+    """The t-test of a variant uses all of its pairs; the test for all uses the seeds that all have, and says so."""
+    values: dict[str, Any] = study_of({"a": 0.1, "b": 0.1})
+    values["b"][4] = "failed"
+    comparison = compare(build_frame(values))
+    rows = by_variant(comparison)
+    assert "Dunnett's test leaves out seed 4, which not all variants finished" in comparison.notes
+    kept = {name: {seed: of[seed] for seed in (0, 1, 2, 3, 5)} for name, of in values.items()}
+    fewer = by_variant(compare(build_frame(kept)))
+    assert rows["a"].evidence is not None
+    assert fewer["a"].evidence is not None
+    assert rows["a"].evidence.dunnett == pytest.approx(fewer["a"].evidence.dunnett)
+    assert rows["a"].delta is not None
+    assert rows["a"].delta.n == 6
+
+
+def test_baselines_have_families_of_their_own() -> None:
+    """A study that compares size by size allows for the variants of each size, and q for all of them."""
+    values: dict[str, Any] = study_of({"a": 0.1, "b": 0.1, "c": 0.1})
+    for name, of in study_of({"d": 0.2}, seeds=5).items():
+        label = "big base" if name == "base" else name
+        values[label] = {seed: {DEFAULT_METRIC: value - 1, "baseline": "big base"} for seed, value in of.items()}
+    values["d"][3] = {"outcome": "failed", "baseline": "big base"}
+    values["b"][5] = "failed"
+    comparison = compare(build_frame(values))
+    rows = by_variant(comparison)
+    families = {name: row.evidence.family for name, row in rows.items() if row.evidence}
+    assert families == {"a": 3, "b": 3, "c": 3, "d": 1}
+    assert rows["d"].evidence is not None
+    assert rows["d"].evidence.dunnett == pytest.approx(rows["d"].evidence.p, abs=1e-6)
+    assert (
+        "Dunnett's test leaves out seed 5, which not all variants finished (baseline base)" in comparison.notes
+        and not any("big base" in note for note in comparison.notes)
+    )
+    p_values = {name: row.evidence.p for name, row in rows.items() if row.evidence}
+    q_values = [rows[name].evidence.q for name in p_values]
+    assert q_values == pytest.approx(multipletests(list(p_values.values()), method="fdr_bh")[1].tolist())
+
+
+def test_without_common_seeds_q_takes_dunnetts_place() -> None:
+    """Variants at other seeds each cannot be tested together, but many tests are still many tests."""
+    base = {seed: 2.0 + 0.1 * seed for seed in range(8)}
+    values: dict[str, Any] = {"base": base}
+    values |= {f"v{at}": {at: base[at] - 0.1, at + 1: base[at + 1] - 0.104} for at in (0, 2, 4, 6)}
+    rows = by_variant(compare(build_frame(values)))
+    found = rows["v0"].evidence
+    assert found is not None
+    assert (found.family, repr(found.dunnett)) == (0, "nan")
+    assert found.q <= 0.05
+    assert rows["v0"].verdict == "better"
+    values["v0"] = {0: base[0] - 0.1, 1: base[1] - 0.112}  # 3.6 % by itself
+    values |= {f"v{at}": {at: base[at] - 0.1, at + 1: base[at + 1] + 0.1} for at in (2, 4, 6)}
+    rows = by_variant(compare(build_frame(values)))
+    assert rows["v0"].evidence is not None
+    assert rows["v0"].evidence.p < 0.05 < rows["v0"].evidence.q
+    assert rows["v0"].verdict == "undecided"
+
+
+@pytest.mark.parametrize(("margin", "verdict"), [(None, "better"), (0.05, "better"), (0.15, "equivalent")])
+def test_a_difference_within_the_margin_counts_as_none(margin: float | None, verdict: str) -> None:
+    """Significant and too small to matter: with a margin it is equivalent, whatever the p-value of a difference."""
+    values = study_of({"a": 0.005})
+    values["a"] = {seed: value - 0.1 for seed, value in values["a"].items()}
+    comparison = compare(build_frame(values), margin=margin)
+    row = by_variant(comparison)["a"]
+    assert (row.verdict, comparison.margin) == (verdict, margin)
+
+
+def test_the_legend_says_what_the_numbers_can_show() -> None:
+    """How many variants are allowed for, which p a few pairs cannot reach, what would have been detected."""
+    values = study_of({"a": 0.1, "b": 0.1}, seeds=4)
+    comparison = compare(build_frame(values), margin=0.01)
+    notes = comparison_grid(comparison).notes
+    [tests] = [note for note in notes if note.startswith("p: Dunnett's test")]
+    assert "allows for 2 variants" in tests
+    assert "within ±0.01" in tests
+    assert any(note.startswith("With 4 pairs the exact sign-flip test cannot give a p below 0.125") for note in notes)
+    evidence = by_variant(comparison)["a"].evidence
+    assert evidence is not None
+    assert any(f"a difference of {evidence.detectable:.2g} " in note for note in notes)
+    enough = comparison_grid(compare(build_frame(study_of({"a": 0.1, "b": 0.1})))).notes
+    assert not any("sign-flip" in note for note in enough)
+    lost = comparison_grid(compare(build_frame({**values, "lost": {0: "failed"}}))).notes
+    assert "† not evaluable: lost: no pairs." in lost
+
+
+def test_the_table_of_tests_and_records_have_every_number() -> None:
+    """`--tests` for people, CSV and Parquet for programs: the evidence of each row, digit for digit."""
+    values: dict[str, Any] = study_of({"a": 0.1, "b": 0.1}) | {"lost": {0: "failed"}, "once": {2: 1.0}}
+    for margin in (None, 0.05):
+        comparison = compare(build_frame(values), margin=margin)
+        grid = tables.tests_grid(comparison)
+        headings = [column.heading for column in grid.columns]
+        assert (f"p (within ±{margin})" in headings) == (margin is not None)
+        shown = {row[0]: dict(zip(headings, row, strict=True)) for row in grid.rows}
+        assert set(shown) == {"a", "b", "lost", "once"}
+        records = {record["variant"]: record for record in comparison_records(comparison)}
+        assert set(records) == {"base", *shown}
+        for name, row in by_variant(comparison).items():
+            record = records[name]
+            assert (record["verdict"], record["why"], record["baseline"]) == (row.verdict, row.why, "base")
+            assert repr(record["margin"]) == ("nan" if margin is None else str(margin))
+            if row.evidence is None:
+                assert math.isnan(record["p_dunnett"])
+                continue
+            evidence = row.evidence
+            numbers = {
+                "delta_sd": evidence.sd,
+                "p_t": evidence.p,
+                "p_sign_flip": evidence.sign_flip,
+                "p_sign_flip_smallest": evidence.sign_flip_smallest,
+                "p_dunnett": evidence.dunnett,
+                "dunnett_variants": evidence.family,
+                "q_benjamini_hochberg": evidence.q,
+                "p_equivalence": evidence.equivalence,
+                "detectable": evidence.detectable,
+                "correlation": evidence.correlation,
+            }
+            assert {key: repr(record[key]) for key in numbers} == {key: repr(value) for key, value in numbers.items()}
+            cell = shown[name]["p (Dunnett)"]
+            assert cell == ("–" if math.isnan(evidence.dunnett) else f"{evidence.dunnett:.3f}")
+        assert shown["a"]["pairs"] == "6"
+        evidence = by_variant(comparison)["a"].evidence
+        assert evidence is not None
+        assert shown["a"]["gain"] == f"{1 / (1 - evidence.correlation):.2g}"
+        assert {shown["lost"][name] for name in ("p (t)", "Δ", "gain", "for", "detectable")} == {"–"}

@@ -159,7 +159,7 @@ def test_an_unknown_metric_is_answered_with_the_known() -> None:
 
 
 def test_figures_are_written_for_the_screen_and_for_print(laboratory: Any, tmp_path: Path) -> None:
-    """PNG and SVG, of the journals of a study, with its words in them and not blank."""
+    """PNG, SVG and PDF, of the journals of a study, with its words in them and not blank."""
     lab = laboratory(("none", "sdpa"), seeds=2)
     for variant in (0, 1):
         for seed in (0, 1):
@@ -170,8 +170,9 @@ def test_figures_are_written_for_the_screen_and_for_print(laboratory: Any, tmp_p
         step: pytest.approx(np.mean([lab.loss(1, seed, step) for seed in (0, 1)])) for step in range(1, 21)
     }
     with mpl.rc_context({"svg.fonttype": "none"}):
-        png, svg = save_figure(figure, tmp_path / "plots" / "curves-train.loss")
-    assert (png.name, svg.name) == ("curves-train.loss.png", "curves-train.loss.svg")
+        png, svg, pdf = save_figure(figure, tmp_path / "plots" / "curves-train.loss")
+    assert {path.name for path in (png, svg, pdf)} == {f"curves-train.loss.{end}" for end in ("png", "svg", "pdf")}
+    assert pdf.read_bytes().startswith(b"%PDF")
     image = matplotlib.image.imread(png)
     assert min(image.shape[:2]) > 500
     assert image[..., :3].std() > 0.05

@@ -353,7 +353,7 @@ def test_each_measure_is_compared_by_a_paired_t_test(complete: Any) -> None:
                 )
 
 
-CELL = re.compile(r"(?P<mean>[\d.]+)( \((?P<delta>[+-][\d.e-]+)( ± (?P<half>[\d.e-]+))?\))?(?P<sure>\*?)")
+CELL = re.compile(r"(?P<mean>[\d.]+)( \((?P<delta>[+-][\d.e-]+)( ± (?P<half>[\d.e-]+)(?P<sure>, \w+)?)?\))?")
 
 
 def read(cell: str) -> tuple[float, float | None, float | None, bool]:
@@ -365,7 +365,7 @@ def read(cell: str) -> tuple[float, float | None, float | None, bool]:
 
 
 def test_the_table_shows_means_and_differences(complete: Any) -> None:
-    """Cell by cell: the baseline's mean first, then means with differences, – where there is nothing, * where sure."""
+    """Cell by cell: the baseline's mean first, then means with differences, and a verdict where sure."""
     comparisons = compared(complete)
     grid = diagnosis_grid(comparisons, runs_from_journals(complete.folder, complete.name))
     headings = [column.heading for column in grid.columns]
@@ -418,10 +418,10 @@ def test_a_published_study_has_its_diagnostics(complete: Any) -> None:
     published = publish(complete.folder, complete.name)
     folder = complete.folder.study(complete.name).path
     written = {path.name: path.read_text(encoding="utf-8") for path in published.tables}
-    assert {f"diagnostics.{suffix}" for suffix in ("md", "tex", "csv", "json")} <= written.keys()
+    assert {f"diagnostics.{suffix}" for suffix in ("md", "tex", "html", "csv", "json")} <= written.keys()
     from_json = {
         (comparison["metric"], row["variant"]): row
-        for comparison in json.loads(written["diagnostics.json"], parse_constant=pytest.fail)
+        for comparison in json.loads(written["diagnostics.json"], parse_constant=pytest.fail)["comparisons"]
         for row in comparison["rows"]
     }
     from_csv = {(row["metric"], row["variant"]): row for row in csv.DictReader(written["diagnostics.csv"].splitlines())}
@@ -442,15 +442,18 @@ def test_a_published_study_has_its_diagnostics(complete: Any) -> None:
     assert written["diagnostics.tex"].count(r"\\") == 1 + len(TABLE)
     stems = ("diagnostics-layers", "diagnostics-training", "diagnostics-gates", "loss-by-position")
     plots = [path for path in published.plots if path.stem in stems]
-    assert [path.name for path in plots] == [f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg")]
+    suffixes = ("png", "svg", "pdf")
+    assert [path.name for path in plots] == [f"{stem}.{suffix}" for stem in stems for suffix in suffixes]
     for path in plots:
         assert path.parent == folder
         if path.suffix == ".png":
             image = matplotlib.image.imread(path)
             assert min(image.shape[:2]) > 500
             assert image[..., :3].std() > 0.05
-        else:
+        elif path.suffix == ".svg":
             assert ElementTree.parse(path).getroot().tag.endswith("svg")
+        else:
+            assert path.read_bytes().startswith(b"%PDF")
 
 
 def test_values_that_are_not_finite_are_left_out(laboratory: Any) -> None:

@@ -1,23 +1,37 @@
 """Frames: the same from journals and from MLflow, whatever has become of the trials."""
 
+import fnmatch
 import math
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from gatelab.results import frames
 from gatelab.results.comparison import compare
-from gatelab.results.folders import NotFound
+from gatelab.results.folders import NotFound, RunsFolder
 from gatelab.results.frames import (
+    METRICS,
     PROVENANCE,
     SUMMARY,
     axes_of,
+    each_journal,
     metrics_from_journals,
+    named,
     runs_from_journals,
     runs_from_mlflow,
     runs_schema,
+    together,
 )
+from gatelab.results.journal import Journal, read_journal
 from gatelab.results.mirror import Mirror
+from gatelab.results.publish import publish
 from gatelab.results.tables import comparison_csv, comparison_grid, comparison_json, to_markdown
 
 
@@ -247,3 +261,84 @@ def test_a_study_that_is_not_there_is_named(tracked: Any, tracked_root: Any) -> 
         runs_from_journals(lab.folder, "nothing")
     with pytest.raises(NotFound, match="no MLflow experiment 'nothing'"):
         runs_from_mlflow(lab.folder.tracking_uri, "nothing")
+
+
+NAMES = ("train/loss", "gate/sdpa/mean", "gate/sdpa/below_0.1", "attention/entropy", "histogram/gate/sdpa/00")
+PATTERNS = st.lists(st.sampled_from([*NAMES, "gate/*", "*/gate/*", "train/*", "none"]), max_size=3)
+ROWS = st.lists(  # segments of commits of values
+    st.lists(
+        st.lists(
+            st.tuples(st.integers(0, 3), st.sampled_from(NAMES), st.none() | st.integers(0, 2), st.floats(width=32)),
+            max_size=6,
+        ),
+        max_size=4,
+    ),
+    max_size=3,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(ROWS, min_size=1, max_size=3), PATTERNS | st.just(["*"]), st.sampled_from([None, True, False]))
+def test_what_is_left_out_while_reading_is_what_a_filter_leaves_out(
+    journals: list[list[list[list[tuple[int, str, int | None, float]]]]], names: list[str], layers: bool | None
+) -> None:
+    """Any journals, attempts that overlap included, in parts of any size: the values are those of the whole, filtered,
+    in their order."""
+    with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frames, "AT_ONCE", 3)
+        folder = RunsFolder(Path(root))
+        trials = [{"id": f"t{i}", "variant": f"v{i % 2}", "seed": i} for i in range(len(journals))]
+        expected = []
+        for trial, segments in zip(trials, journals, strict=True):
+            for segment in segments:
+                with Journal(folder.trial(trial["id"]).journal) as journal:
+                    step = 1
+                    for commit in segment:
+                        for later, name, layer, value in commit:
+                            step += later
+                            journal.record(step, {name: value}, layer)
+                        step += 1  # a batch never ends within a step
+                        journal.commit()
+            expected += [
+                {"trial": trial["id"], "variant": trial["variant"], "seed": trial["seed"], **row}
+                for row in read_journal(folder.trial(trial["id"]).journal).to_pylist()
+                if any(fnmatch.fnmatchcase(row["name"], pattern) for pattern in names)
+                and layers in (None, row["layer"] is not None)
+            ]
+        tables = list(each_journal(folder, trials, names, layers))
+        assert [table.schema for table in tables] == [METRICS] * len(trials)
+        found = together(tables)
+        assert repr(found.to_pylist()) == repr(expected)
+        everything = together(each_journal(folder, trials))
+        mask = named(everything, *names)
+        assert sum(mask.to_pylist()) == sum(table.num_rows for table in each_journal(folder, trials, names))
+        found.group_by(["trial", "name"]).aggregate([("value", "count")])  # Arrow refuses differing dictionaries
+
+
+def test_values_of_trials_share_their_texts(laboratory: Any) -> None:
+    """A study of many values holds each name and each trial's id once, not once a value."""
+    lab = laboratory(seeds=2)
+    for seed in (0, 1):
+        lab.finish(0, seed)
+        lab.finish(1, seed)
+    table = metrics_from_journals(lab.folder, lab.name, keep=lambda rows: rows.filter(pc.greater(rows["step"], 15)))
+    for name in ("trial", "variant", "name"):
+        assert pa.types.is_dictionary(table.schema.field(name).type)
+        assert len({tuple(chunk.dictionary.to_pylist()) for chunk in table[name].chunks}) == 1
+    assert set(table["step"].to_pylist()) == set(range(16, 21))
+    assert set(table["trial"].to_pylist()) == {lab.id(variant, seed) for variant in (0, 1) for seed in (0, 1)}
+
+
+def test_answers_are_read_once(laboratory: Any, monkeypatch: Any) -> None:
+    """A study that is published opens each answer of its models once, for its rows, its values and its files."""
+    lab = laboratory(seeds=1)
+    for variant in (0, 1):
+        lab.finish(variant, 0)
+        lab.answer(variant, 0, "far", 1.0, {"length/000064/plain/loss": 2.0})
+    opened: list[Path] = []
+    read_json = frames.read_json
+    monkeypatch.setattr(frames, "read_json", lambda path: opened.append(path) or read_json(path))
+    publish(lab.folder, lab.name)
+    assert sorted(path for path in opened if path.parent.name == "evaluations") == sorted(
+        lab.trial(variant, 0).evaluations / "far.json" for variant in (0, 1)
+    )

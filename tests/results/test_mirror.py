@@ -13,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.validation import _validate_dataset_inputs
 
 from gatelab.orchestrator.mirroring import add_to_mlflow
-from gatelab.results.folders import NotFound
-from gatelab.results.frames import SUMMARY, runs_from_mlflow
+from gatelab.results.folders import NotFound, write_json
+from gatelab.results.frames import SUMMARY, runs_from_journals, runs_from_mlflow
 from gatelab.results.journal import SCHEMA, read_journal
 from gatelab.results.mirror import Mirror, thin
+from gatelab.results.mlflow_pages import VIEW_TAG, dataset_input, study_pages
 
 Points = dict[str, list[tuple[int, float, int]]]  # metric -> (step, value, time)
 
@@ -293,3 +295,150 @@ def test_a_study_that_is_being_run_is_left_to_the_process_that_runs_it(tracked: 
         runs_from_mlflow(uri, lab.name)
     assert add_to_mlflow(lab.folder, lab.name, uri, []) == ""
     assert runs_from_mlflow(uri, lab.name)["outcome"].to_pylist() == ["finished", "waiting"]
+
+
+def dataset_of(run: Any) -> Any:
+    """The one dataset of a run."""
+    [used] = run.inputs.dataset_inputs
+    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "train")]
+    return used.dataset
+
+
+def test_a_trial_names_the_data_it_trains_on(tracked: Any, mirror: Any) -> None:
+    """MLflow can find the trials of a dataset: by its source, and by an identity that fits into its column."""
+    lab = tracked(("none",), seeds=1)
+    identity = "0f" * 32
+    write_json(
+        lab.folder.data / identity / "manifest.json",
+        {"train": {"tokens": 70, "bytes": 60}, "validation": {"tokens": 7}, "vocab_size": 257},
+    )
+    lab.finish(0, 0, data=identity)
+    mirror(lab).sync()
+    dataset = dataset_of(runs_in(lab)[lab.id(0, 0)])
+    assert (dataset.name, dataset.digest) == ("stdlib", identity[:12])
+    assert (dataset.source_type, json.loads(dataset.source)) == ("local", {"uri": "stdlib"})
+    assert json.loads(dataset.profile) == {
+        "identity": identity,
+        "train tokens": 70,
+        "train bytes": 60,
+        "validation tokens": 7,
+        "vocab_size": 257,
+    }
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "where"),
+    [
+        ("hf:a/name:part", "hugging_face", {"path": "a/name:part"}),
+        ("/corpora/" + "x" * 600, "local", {"uri": "/corpora/" + "x" * 600}),
+    ],
+)
+def test_any_source_is_a_dataset_that_mlflow_takes(source: str, kind: str, where: dict[str, str]) -> None:
+    """A name that is too long, or data that are gone, must not keep a study from MLflow."""
+    used = dataset_input(Path("gone"), "ab" * 32, source)
+    _validate_dataset_inputs([used])
+    assert (used.dataset.source_type, json.loads(used.dataset.source)) == (kind, where)
+    assert used.dataset.name == source[-500:]
+    assert json.loads(used.dataset.profile or "") == {"identity": "ab" * 32}
+
+
+@pytest.mark.parametrize("method", ["log_batch", "log_inputs"])
+def test_a_run_that_was_left_bare_gets_its_parameters_and_its_data(
+    method: str, tracked: Any, mirror: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that fails right after it has created a run must not leave that without its axes for good."""
+    lab = tracked(("sdpa",), seeds=1)
+    lab.finish(0, 0)
+
+    def fail(*arguments: Any, **rest: Any) -> Any:
+        raise ConnectionError("the store is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, method, fail)
+        with pytest.raises(ConnectionError):
+            mirror(lab).sync()
+    assert len(runs_in(lab)) == 1
+    mirror(lab).sync()
+    run = runs_in(lab)[lab.id(0, 0)]
+    assert run.data.params["model.gate.position"] == "sdpa"
+    assert dataset_of(run).digest == "this data"
+    assert points_in(lab, lab.id(0, 0)) == journal_points(lab, 0, 0)
+
+
+def test_verdicts_are_tags_of_trials_and_follow_the_comparison(tracked: Any) -> None:
+    """A search for what is worse finds each trial of such a variant, and no longer once more seeds have changed it."""
+    lab = tracked(("none", "sdpa", "value"), seeds=2)
+    for variant, seed in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        lab.finish(variant, seed)
+
+    def publish(*words: str) -> dict[tuple[str, str], str | None]:
+        assert add_to_mlflow(lab.folder, lab.name, None, [], dict(zip(lab.variants, words, strict=True))) == ""
+        found = [run.data.tags for run in runs_in(lab).values()]
+        return {(tags["gatelab.variant"], tags["gatelab.seed"]): tags.get("gatelab.verdict") for tags in found}
+
+    none, sdpa, _ = lab.variants
+    first = publish("baseline", "undecided", "no pairs")
+    assert first == {
+        (none, "0"): "baseline",
+        (none, "1"): "baseline",
+        (sdpa, "0"): "undecided",
+        (sdpa, "1"): "undecided",
+    }
+    assert publish("baseline", "worse", "no pairs") == first | {(sdpa, "0"): "worse", (sdpa, "1"): "worse"}
+    assert add_to_mlflow(lab.folder, lab.name, None, []) == ""  # by a command that compares nothing
+    assert {run.data.tags["gatelab.verdict"] for run in runs_in(lab).values()} == {"baseline", "worse"}
+
+
+def test_the_comparison_is_what_a_study_opens_on(tracked: Any, tmp_path: Path) -> None:
+    """The question and the table; a table that is longer than MLflow takes is left to the artifacts."""
+    lab = tracked(("none",), seeds=1)
+    lab.finish(0, 0)
+    table = tmp_path / "comparison.md"
+
+    def description(text: str) -> str:
+        table.write_text(text, encoding="utf-8")
+        assert add_to_mlflow(lab.folder, lab.name, None, [table]) == ""
+        client = MlflowClient(lab.folder.tracking_uri)
+        experiment = client.get_experiment_by_name(lab.name)
+        [study] = client.search_runs([experiment.experiment_id], "tags.`gatelab.kind` = 'study'")
+        assert [file.path for file in client.list_artifacts(study.info.run_id, "tables")] == ["tables/comparison.md"]
+        return str(study.data.tags["mlflow.note.content"])
+
+    assert description("| a |\n|---|\n") == "Which gate?\n\n| a |\n|---|\n"
+    assert description("x" * 8000) == "Which gate?"
+
+
+def test_what_people_make_of_an_experiment_stays(tracked: Any, mirror: Any) -> None:
+    """Its view and its description are written with the study, not at each look; another study's replace them."""
+    lab = tracked(("none", "sdpa"), seeds=1)
+    lab.finish(0, 0)
+    mirror(lab).sync()
+    client = MlflowClient(lab.folder.tracking_uri)
+    experiment = client.get_experiment_by_name(lab.name)
+    assert experiment.tags["mlflow.note.content"] == "Which gate?"
+    columns = json.loads(json.loads(experiment.tags[VIEW_TAG])["state"])["selectedColumns"]
+    assert "params.`model.gate.position`" in columns
+    for tag in (VIEW_TAG, "mlflow.note.content"):
+        client.set_experiment_tag(experiment.experiment_id, tag, "mine")
+    mirror(lab).sync()
+    known = client.get_experiment(experiment.experiment_id).tags
+    assert (known[VIEW_TAG], known["mlflow.note.content"]) == ("mine", "mine")
+    lab.record["hash"] = "another"
+    mirror(lab).sync()
+    assert client.get_experiment(experiment.experiment_id).tags == experiment.tags
+    assert study_pages(lab.folder.tracking_uri)[lab.name].startswith(f"/#/experiments/{experiment.experiment_id}/runs?")
+
+
+def test_system_metrics_reach_mlflow_and_no_table(tracked: Any, mirror: Any) -> None:
+    """What a machine was doing is to be seen in MLflow; `runs` is the same from there and from the journals."""
+    lab = tracked(("none",), seeds=1)
+    lab.plant(
+        0, 0, {step: {None: {"train/loss": 2.0, "system/cpu_utilization_percentage": 9.0 * step}} for step in (1, 2)}
+    )
+    lab.end(0, 0, "finished", 2, metrics={"train/final_loss": 2.0})
+    mirror(lab).sync()
+    points = points_in(lab, lab.id(0, 0))["system/cpu_utilization_percentage"]
+    assert [(step, value) for step, value, _ in points] == [(1, 9.0), (2, 18.0)]
+    from_store = runs_from_mlflow(lab.folder.tracking_uri, lab.name)
+    assert from_store.equals(runs_from_journals(lab.folder, lab.name))
+    assert not any(name.startswith("system/") for name in from_store.column_names)

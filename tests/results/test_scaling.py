@@ -183,7 +183,7 @@ def test_lost_trials_are_counted_and_left_out() -> None:
     assert (lost.gain, lost.losses) == (None, {})
     assert cell(rungs, "seeds", lost.arm, lost.rung) == "0 + 3 diverged"
     assert cell(rungs, "validation/loss [nats/token]", lost.arm, lost.rung) == "–"
-    assert cell(rungs, "verdict", lost.arm, lost.rung) == "no pairs"
+    assert cell(rungs, "verdict", lost.arm, lost.rung) == "not evaluable"
     assert cell(rungs, "seeds", cut.arm, cut.rung) == "2 + 1 diverged"
     notes = "\n".join(found.notes)
     assert f"{lost.arm}, {lost.rung}: left out of the fit, as no trial has a loss (3 diverged)." in notes
@@ -263,7 +263,7 @@ def test_single_seeds_are_said() -> None:
     found = report(seeds=1)
     assert found.fit is not None
     assert any(note.startswith("A single seed at every rung") for note in found.notes)
-    assert {rung.row.verdict for rung in found.rungs} == {"baseline", "single seed"}
+    assert {rung.row.verdict for rung in found.rungs} == {"baseline", "not evaluable"}
     assert cell(scaling_grids(found)[0], "Δ 95 %", "position=sdpa", found.rungs[0].rung) == "–"
     assert isinstance(plot_scaling(found, "t"), Figure)
 
@@ -370,7 +370,7 @@ def test_spreadsheets_have_a_row_for_each_rung() -> None:
         assert (row["loss"] == "") == (not rung.losses)
         assert row["gain_high"] == ("" if rung.gain is None else str(rung.gain.high))
         assert row["delta_low"] == (str(rung.row.delta.low) if rung.row.delta and rung.row.delta.n else "")
-    assert [rows[5][name] for name in ("finished", "diverged", "verdict")] == ["0", "3", "no pairs"]
+    assert [rows[5][name] for name in ("finished", "diverged", "verdict")] == ["0", "3", "not evaluable"]
 
 
 def test_no_share_of_replicates_is_certain() -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from gatelab.results.comparison import Comparison, ComparisonRow, Interval
+from gatelab.results.comparison import Comparison, ComparisonRow, Evidence
+from gatelab.results.statistics import Interval
 from gatelab.results.tables import Grid, comparison_csv, comparison_grid, comparison_json, to_latex, to_markdown
 
 NAN = math.nan
@@ -26,17 +27,22 @@ def row(variant: str, value: Interval, delta: Interval | None, outcomes: dict[st
         "parameters": 217_856,
         "added_parameters": 0,
         "tokens_per_second": 23_456.7,
+        "verdict": "baseline" if delta is None else "undecided",
     }
     return ComparisonRow(variant=variant, value=value, delta=delta, outcomes=outcomes, **known | rest)
 
 
 def comparison(*rows: ComparisonRow, metric: str = "validation/loss", notes: tuple[str, ...] = ()) -> Comparison:
     """A comparison of rows."""
-    return Comparison("gates", "abc", metric, ("model.gate.position", "model.gate.granularity"), rows, notes)
+    return Comparison("gates", "abc", metric, None, ("model.gate.position", "model.gate.granularity"), rows, notes)
 
 
+TESTED: dict[str, Any] = {
+    "verdict": "better",
+    "evidence": Evidence(0.0201, 0.0134, 0.25, 0.25, 0.0267, 2, q=0.0134, detectable=0.0657, correlation=0.75),
+}
 SMALL = comparison(
-    row("sdpa", Interval(1.5, 1.25, 1.75, 3), Interval(-0.1, -0.15, -0.05, 3), {"finished": 3}, best=True),
+    row("sdpa", Interval(1.5, 1.25, 1.75, 3), Interval(-0.1, -0.15, -0.05, 3), {"finished": 3}, best=True, **TESTED),
     row("none", Interval(1.6, 1.3, 1.9, 3), None, {"finished": 3}),
     row(
         "value",
@@ -44,6 +50,8 @@ SMALL = comparison(
         Interval(0.25, NAN, NAN, 1),
         {"finished": 1, "diverged": 1, "waiting": 1},
         added_parameters=1_234,
+        verdict="not evaluable",
+        why="1 of 3 seeds diverged",
     ),
     row(
         "key",
@@ -53,6 +61,8 @@ SMALL = comparison(
         added_parameters=-56,
         tokens_per_second=NAN,
         reasons=("seed 0: out of memory",),
+        verdict="not evaluable",
+        why="no pairs",
     ),
     notes=("trials differ in device: a, b",),
 )
@@ -86,7 +96,7 @@ def test_latex_compiles_whatever_levels_and_errors_contain() -> None:
     assert len(rows) == 1 + len(NASTY.rows)
     for line in rows:
         bare = re.sub(r"\\(text[a-z]+\{\}|[&%#_${}])", "", line.removesuffix(r"\\"))  # what stands for itself
-        assert bare.count("&") == 9
+        assert bare.count("&") == 10
         bare = bare.replace(r"\textbf{", "{").replace(r"$\Delta$", "")
         assert bare.count("{") == bare.count("}")
         assert not re.search(r"[%#_$~^\\]", bare)
@@ -96,7 +106,7 @@ def test_markdown_keeps_its_columns_whatever_levels_contain() -> None:
     """A pipe in a level's name is not a border."""
     lines = [line for line in to_markdown(comparison_grid(NASTY)).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(NASTY.rows)
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {11}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {12}
 
 
 def test_csv_and_json_lose_no_digit() -> None:
@@ -143,12 +153,14 @@ def test_a_table_says_how_it_is_sorted() -> None:
 def test_axes_without_a_level_anywhere_are_left_out() -> None:
     """A column of dashes tells nothing; without any axis the variant is named."""
     rows = [row("none", Interval(1.6, 1.3, 1.9, 3), None, {"finished": 3}, levels={"a.b": None, "c.b": "x"})]
-    known = [Comparison("s", "h", "validation/loss", axes, tuple(rows), ()) for axes in (("a.b", "c.b"), ("a.b",))]
+    known = [
+        Comparison("s", "h", "validation/loss", None, axes, tuple(rows), ()) for axes in (("a.b", "c.b"), ("a.b",))
+    ]
     assert [comparison_grid(each).columns[0].heading for each in known] == ["b", "variant"]
     assert [comparison_grid(each).rows[0][0] for each in known] == ["x", "none"]
     both = [row("none", Interval(1.6, 1.3, 1.9, 3), None, {"finished": 3}, levels={"a.b": "y", "c.b": "x"})]
     headings = [
         c.heading
-        for c in comparison_grid(Comparison("s", "h", "validation/loss", ("a.b", "c.b"), tuple(both), ())).columns
+        for c in comparison_grid(Comparison("s", "h", "validation/loss", None, ("a.b", "c.b"), tuple(both), ())).columns
     ]
     assert headings[:2] == ["a.b", "c.b"]

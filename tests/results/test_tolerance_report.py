@@ -198,7 +198,7 @@ def test_files_of_a_search(laboratory: Callable[..., Any]) -> None:
             lab.end(variant, seed, "finished", 20, metrics=metrics)
     written = write_tolerance(lab.folder, lab.name)
     names = {path.name for path in (*written.tables, *written.plots)}
-    assert names == {f"tolerance.{suffix}" for suffix in ("md", "tex", "csv", "json", "png", "svg")}
+    assert names == {f"tolerance.{suffix}" for suffix in ("md", "tex", "html", "csv", "json", "png", "svg", "pdf")}
     assert all(path.stat().st_size > 100 for path in (*written.tables, *written.plots))
     assert {path.parent for path in written.tables} == {lab.folder.study(lab.name).path}
     found = read_tolerance(lab.folder, lab.name)

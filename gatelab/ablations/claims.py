@@ -1,0 +1,46 @@
+"""Claims: what a study is expected to show, said before it runs, and how that will be judged."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from gatelab.ablations.paths import level_label
+from gatelab.configuration import Config, impossible
+
+
+class Claim(Config):
+    """That some variants differ from their baseline in a metric, or that they do not."""
+
+    metric: str = "validation/loss"
+    """A summary metric."""
+    variant: dict[str, Any] = {}
+    """Axis -> a level or a list of levels: of which variants it is claimed, of each of them. By default of all that
+    have a baseline."""
+    direction: Literal["lower", "higher", "equivalent"] = "lower"
+    """On which side of the baseline's the metric lies, or that it is the same."""
+    margin: float = Field(0.0, ge=0)
+    """By at least how much it is lower or higher, in the metric's unit; a difference within it is none."""
+    test: Literal["t", "sign-flip", "dunnett"] = "t"
+    """t: Student's, of the differences at equal seeds; sign-flip: exact, without a normal distribution; dunnett: allows
+    for all variants that are compared with the same baseline."""
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Level of each one-sided test."""
+    expected: Annotated[float, Field(gt=0)] | None = None
+    """The size of the difference that is expected, for the power that `gatelab plan` shows."""
+
+    @model_validator(mode="after")
+    def _margin_of_equivalence(self) -> "Claim":
+        if self.direction == "equivalent" and not self.margin:
+            impossible("equivalent needs a margin: within which differences is it the same?")
+        if self.expected is not None and self.direction != "equivalent" and self.expected <= self.margin:
+            impossible(f"expected ({self.expected:g}) must exceed the margin ({self.margin:g}) to support the claim")
+        return self
+
+    @staticmethod
+    def labels(levels: Any) -> list[str]:
+        """The labels of the levels that one entry of `variant` names."""
+        return [level_label(level) for level in (levels if isinstance(levels, list) else [levels])]
+
+    def is_about(self, levels: dict[str, str]) -> bool:
+        """Whether it is claimed of a variant with these levels."""
+        return all(levels.get(axis) in self.labels(named) for axis, named in self.variant.items())

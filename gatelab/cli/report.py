@@ -1,0 +1,77 @@
+"""gatelab report: a study as one page."""
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from gatelab.cli import arguments as args
+from gatelab.cli.console import SOME_FAILED, console, fail, reporting_errors
+from gatelab.results.folders import RunsFolder
+
+
+def report(
+    study: args.StudyName,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file \\[default: report.html in the study's folder].")
+    ] = None,
+    metric: Annotated[str, typer.Option(help="The summary metric to compare variants by.")] = "validation/loss",
+    check: Annotated[
+        bool, typer.Option("--check", help="Whether written tables still follow from the trials.")
+    ] = False,
+    file: Annotated[
+        list[Path],
+        typer.Option(help="A table to check, in a paper's folder, say; repeatable \\[default: the study's]."),
+    ] = [],
+    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    runs: args.Runs = args.DEFAULT_RUNS,
+    tracking_uri: args.TrackingUri = None,
+) -> None:
+    """Write a study as one HTML page that needs no network: verdicts, tables, figures, failures, provenance.
+
+    Its figures are written into the study's folder, too, as SVG, PDF and PNG.
+
+    With --check nothing is written: each table is made again and compared, and the exit code is 1 if one differs.
+
+    Example: gatelab report quickstart --open
+    Example: gatelab report gate-position -o gate-position.html
+    Example: gatelab report gate-position --check --file paper/tables/gates.tex
+    """
+    if check or file:
+        _check(RunsFolder(runs), args.study_name(study), file)
+        return
+    from gatelab.orchestrator.mirroring import add_to_mlflow
+    from gatelab.results.page import write_report
+
+    folder, name = RunsFolder(runs), args.study_name(study)
+    with reporting_errors():
+        try:
+            page, figures = write_report(folder, name, output, metric)
+        except ValueError as error:
+            fail(f"--metric: {error}", error)
+    problem = add_to_mlflow(folder, name, tracking_uri, [page, *figures])
+    console.print(escape(str(page)))
+    if problem:
+        console.print(f"[yellow]{escape(problem)}[/]")
+    if open_:
+        webbrowser.open(page.resolve().as_uri())
+
+
+def _check(folder: RunsFolder, study: str, files: list[Path]) -> None:
+    """Report tables that do not follow from the trials any more; exit with 1 if there is one."""
+    from gatelab.results.checking import check, tables_of
+
+    with reporting_errors():
+        paths = files or tables_of(folder, study)
+        if not paths:
+            fail(f"no table in {folder.study(study).path} has a stamp: gatelab run {study}, or gatelab compare -o FILE")
+        found = list(check(folder, study, paths))
+    for checked in found:
+        state = "[red]stale[/]" if checked.problem else "[green]holds[/]"
+        console.print(f"{state}  {escape(str(checked.path))}")
+        for line in checked.problem.splitlines():
+            console.print(f"       {escape(line)}")
+    if any(checked.problem for checked in found):
+        raise typer.Exit(SOME_FAILED)

@@ -1,0 +1,84 @@
+"""Whether written tables still follow from the trials that they are of: each is made again and compared."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from gatelab.results.folders import NotFound, RunsFolder
+from gatelab.results.forms import KINDS, Trials, render
+from gatelab.results.frames import runs_of_record
+from gatelab.results.stamps import Stamp, read_stamp, stamp_of
+
+SHOWN = 12  # lines of a difference
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A written table."""
+
+    path: Path
+    problem: str
+    """In what it differs from what follows now, or why that cannot be said; '': it holds."""
+
+
+def tables_of(folder: RunsFolder, study: str) -> list[Path]:
+    """The tables in a study's folder. Raises NotFound if there is no such study."""
+    folder.study(study).read()
+    stems = {path for path in sorted(folder.study(study).path.iterdir()) if path.suffix.removeprefix(".") in _SUFFIXES}
+    return [path for path in sorted(stems) if read_stamp(path) is not None]
+
+
+def check(folder: RunsFolder, study: str, paths: Iterable[Path]) -> Iterator[Checked]:
+    """Make tables of a study again and compare. Raises NotFound if there is no such study."""
+    record = folder.study(study).read()
+    trials = Trials(folder, record, runs_of_record(folder, record))
+    made: dict[str, object] = {}  # the forms of one table have one content
+    for path in paths:
+        yield Checked(path, _problem(path, trials, made))
+
+
+def _problem(path: Path, trials: Trials, made: dict[str, object]) -> str:
+    try:
+        written = path.read_text(encoding="utf-8")
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except UnicodeDecodeError:
+        return "is no text"
+    stamp = read_stamp(path)
+    if stamp is None:
+        hint = " (of CSV it is that of the JSON beside it)" if path.suffix == ".csv" else ""
+        return f"has no stamp{hint}: write it again with this version"
+    if stamp.study != trials.study:
+        return f"is of study {stamp.study!r}, not of {trials.study!r}"
+    if stamp.table not in KINDS:
+        return f"is a table of a kind that this version does not know: {stamp.table!r}"
+    now = stamp_of(trials.runs, stamp.table, **stamp.options)
+    key = f"{stamp.table} {sorted(stamp.options.items())}"
+    try:
+        if key not in made:
+            made[key] = KINDS[stamp.table].make(trials, stamp.options)
+    except (ValueError, NotFound) as error:
+        return f"does not follow from the trials any more: {error}"
+    expected = render(made[key], path.suffix.removeprefix("."), now)
+    if expected.replace("\r\n", "\n") == written:  # as reading makes it of the line ends of CSV
+        return ""
+    changed = list(_changes(stamp, now)) or ["the text is not what follows from the trials"]
+    lines = difflib.unified_diff(written.splitlines(), expected.splitlines(), "written", "now", n=0, lineterm="")
+    shown = [line for line in lines if not line.startswith(("---", "+++", "@@")) and "gatelab-table" not in line]
+    more = [f"… and {len(shown) - SHOWN} lines more"] if len(shown) > SHOWN else []
+    return "\n".join(["; ".join(changed), *shown[:SHOWN], *more])
+
+
+def _changes(before: Stamp, now: Stamp) -> Iterator[str]:
+    for name in (field.name for field in fields(Stamp)):
+        old, new = getattr(before, name), getattr(now, name)
+        if old != new:
+            yield f"{name.replace('_', ' ')}: {_text(old)} -> {_text(new)}"
+
+
+def _text(value: object) -> str:
+    return ", ".join(value) or "none" if isinstance(value, tuple) else str(value)
+
+
+_SUFFIXES = {suffix for kind in KINDS.values() for suffix in kind.forms}

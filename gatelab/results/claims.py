@@ -1,0 +1,286 @@
+"""Claims that a study made before it ran, and what its results say of them.
+
+A claim is one-sided: that the metric of some variants is at least a margin lower (or higher) than their baseline's, or
+that it differs by less than the margin. It is supported, refuted, or the difference is shown to be within the margin
+(equivalent), each by a test at the claim's alpha; or it stays undecided; or its seeds allow no test (not evaluable).
+"""
+
+import csv
+import difflib
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from gatelab.results import statistics
+from gatelab.results.comparison import UNFINISHED, Contrast, contrasts
+from gatelab.results.folders import read_json
+from gatelab.results.frames import metrics_of
+from gatelab.results.statistics import Alternative, Interval
+from gatelab.results.tables import Column, Grid, finite
+
+SUPPORTED, REFUTED, EQUIVALENT = "supported", "refuted", "equivalent"
+UNDECIDED, NOT_EVALUABLE = "undecided", "not evaluable"
+
+
+class RegisterChanged(ValueError):
+    """The register of claims has been changed by other hands."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """When claims were written down."""
+
+    at: str  # ISO 8601, UTC
+    hash: str  # SHA-256 of the entry as written, and of the hash of the one before
+    finished: int  # trials of the study that had finished by then
+    trials: int  # of so many
+    changes: tuple[str, ...]  # against the entry before, for people
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """A claim and what became of it."""
+
+    claim: str
+    metric: str
+    variant: str
+    """The variant of which it is, or of several the one that supports it least."""
+    variants: int
+    statement: str
+    """What is claimed, in symbols."""
+    test: str
+    alpha: float
+    delta: Interval
+    """Its difference to the baseline, with the interval at 1 - 2 alpha that goes with one-sided tests at alpha."""
+    p: float
+    """p of the claim's test for it: below alpha it is supported."""
+    verdict: str
+    reason: str
+    """Why it is not evaluable, or ''."""
+    registered: str
+    """When, and what was known by then."""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """The claims of a study."""
+
+    study: str
+    study_hash: str
+    results: tuple[ClaimResult, ...]
+    notes: tuple[str, ...]
+
+
+def judge(runs: pa.Table, record: Mapping[str, Any], register: Sequence[Registered]) -> Claims:
+    """Judge the claims of a study's record by its `runs`; the register says when they were made."""
+    first = runs.slice(0, 1).to_pylist()[0]
+    results = tuple(_judge(runs, claim, register) for claim in record.get("claims", []))
+    return Claims(first["study"], first["study_hash"], results, tuple(_notes(register)))
+
+
+def read_register(path: Path) -> tuple[Registered, ...]:
+    """The register of a study's claims (claims.json), the oldest entry first; empty where there is none.
+
+    Raises RegisterChanged where an entry is not as it was written.
+    """
+    entries = (read_json(path) or {}).get("entries", [])
+    before = ""
+    for number, entry in enumerate(entries, 1):
+        if entry.get("hash") != chained(entry, before):
+            raise RegisterChanged(f"{path}: entry {number} is not as it was written: its hash does not fit")
+        before = entry["hash"]
+    return tuple(
+        Registered(entry["at"], entry["hash"], entry["finished"], entry["trials"], tuple(entry["changes"]))
+        for entry in entries
+    )
+
+
+def chained(entry: Mapping[str, Any], before: str) -> str:
+    """The hash of a register's entry: of all that it says, the time included, and of the hash of the entry before."""
+    said = {name: value for name, value in entry.items() if name != "hash"}
+    text = json.dumps({"entry": said, "before": before}, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _judge(runs: pa.Table, claim: Mapping[str, Any], register: Sequence[Registered]) -> ClaimResult:
+    known = metrics_of(runs)
+    found = contrasts(runs, claim["metric"]) if claim["metric"] in known else {}
+    trials = runs.select(["variant", "baseline", "seed", "outcome"]).to_pylist()
+    verdicts = [_of_variant(variant, found.get(variant), trials, claim) for variant in claim["variants"]]
+    common: dict[str, Any] = {
+        "claim": claim["name"],
+        "metric": claim["metric"],
+        "variants": len(verdicts),
+        "statement": statement(claim),
+        "test": claim["test"],
+        "alpha": claim["alpha"],
+        "registered": _since(claim, register),
+    }
+    if claim["metric"] not in known:
+        near = difflib.get_close_matches(claim["metric"], known, n=3)
+        reason = f"no trial has {claim['metric']!r}" + (f", but for example {', '.join(near)}" if near else "")
+        return ClaimResult(**common, variant="–", delta=statistics.NO_INTERVAL, p=math.nan, **_cannot(reason))
+    if not verdicts:
+        reason = "no variant with a baseline is one that it names"
+        return ClaimResult(**common, variant="–", delta=statistics.NO_INTERVAL, p=math.nan, **_cannot(reason))
+    # It is claimed of each: the one that supports it least decides, and no allowance for their number is needed.
+    worst = max(verdicts, key=lambda verdict: (_SEVERITY.index(verdict["verdict"]), verdict["p"]))
+    return ClaimResult(**common, **worst)
+
+
+_SEVERITY = (SUPPORTED, EQUIVALENT, UNDECIDED, REFUTED, NOT_EVALUABLE)
+
+
+def _cannot(reason: str) -> dict[str, Any]:
+    return {"verdict": NOT_EVALUABLE, "reason": reason}
+
+
+def _of_variant(
+    variant: str, contrast: Contrast | None, trials: Sequence[Mapping[str, Any]], claim: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The verdict on one of the variants of which something is claimed."""
+    if contrast is None:
+        return {"variant": variant, "delta": statistics.NO_INTERVAL, "p": math.nan, **_cannot("it has no baseline")}
+    alpha, margin = claim["alpha"], claim["margin"]
+    shown = {"variant": variant, "delta": contrast.difference.interval(2 * alpha)}
+    missing = [t for t in trials if t["variant"] in (variant, contrast.baseline) and t["outcome"] != "finished"]
+    obstacle = contrast.obstacle or _missing(missing)
+    if not obstacle and claim["test"] == "sign-flip":
+        smallest = statistics.smallest_sign_flip_p(len(contrast.pairs), "less")
+        if smallest > alpha:
+            obstacle = f"{len(contrast.pairs)} pairs: a sign-flip test cannot give a p below {smallest:.3g}"
+    if not obstacle and claim["test"] == "dunnett" and contrast.noise is None:
+        obstacle = "Dunnett's test needs two seeds that all variants finished"
+    if obstacle:
+        return {**shown, "p": math.nan, **_cannot(obstacle)}
+
+    def p(null: float, alternative: Alternative) -> float:
+        """Of the hypothesis that the difference is `null`, against one that is less or greater."""
+        if claim["test"] == "sign-flip":
+            return statistics.sign_flip_p(list(contrast.pairs.values()), null, alternative)
+        if claim["test"] == "dunnett":
+            return contrast.dunnett_p(null, alternative)
+        return contrast.difference.p(null, alternative)
+
+    within = max(p(-margin, "greater"), p(margin, "less")) if margin else 1.0
+    if claim["direction"] == "equivalent":
+        support, against = within, min(p(-margin, "less"), p(margin, "greater"))
+    elif claim["direction"] == "lower":
+        support, against = p(-margin, "less"), p(-margin, "greater")
+    else:
+        support, against = p(margin, "greater"), p(margin, "less")
+    verdict = UNDECIDED
+    for word, evidence in ((SUPPORTED, support), (EQUIVALENT, within), (REFUTED, against)):
+        if evidence <= alpha:
+            verdict = word
+            break
+    return {**shown, "p": support, "verdict": verdict, "reason": ""}
+
+
+def _missing(trials: Sequence[Mapping[str, Any]]) -> str:
+    """What keeps a claim from being judged on what there is: a study is judged whole."""
+    unfinished = sum(trial["outcome"] in UNFINISHED for trial in trials)
+    failed = sum(trial["outcome"] == "failed" for trial in trials)
+    parts = [f"{unfinished} trials have not finished"] if unfinished else []
+    return "; ".join([*parts, *([f"{failed} trials failed"] if failed else [])])
+
+
+def statement(claim: Mapping[str, Any]) -> str:
+    """What is claimed, in symbols."""
+    margin = claim["margin"]
+    if claim["direction"] == "equivalent":
+        return f"|Δ| < {margin:g}"
+    if claim["direction"] == "lower":
+        return f"Δ < {-margin:g}" if margin else "Δ < 0"
+    return f"Δ > {margin:g}"
+
+
+def _since(claim: Mapping[str, Any], register: Sequence[Registered]) -> str:
+    """When a claim was made as it is now, and how many trials had finished by then."""
+    entry = None
+    for candidate in register:
+        if entry is None or any(change.startswith(f"{claim['name']}:") for change in candidate.changes):
+            entry = candidate
+    if entry is None:
+        return "not registered"
+    word = "registered" if entry is register[0] else "amended"
+    known = (
+        "before any trial had finished" if not entry.finished else f"after {entry.finished} of {entry.trials} trials"
+    )
+    return f"{word} {entry.at[:10]}, {known}"
+
+
+def _notes(register: Sequence[Registered]) -> Iterator[str]:
+    for entry in register[1:]:
+        yield (
+            f"Amended {entry.at[:16].replace('T', ' ')} UTC, after {entry.finished} of {entry.trials} trials had "
+            f"finished: {'; '.join(entry.changes)}."
+        )
+
+
+def claims_grid(claims: Claims) -> Grid:
+    """Claims and verdicts for people."""
+    columns = (
+        Column("claim"),
+        Column("metric"),
+        Column("claimed"),
+        Column("Δ", True),
+        Column("interval", True),
+        Column("test"),
+        Column("p", True),
+        Column("verdict"),
+        Column("made"),
+    )
+    rows = []
+    for result in claims.results:
+        interval = f"[{result.delta.low:+.4f}, {result.delta.high:+.4f}]" if result.delta.n > 1 else "–"
+        rows.append(
+            (
+                result.claim,
+                result.metric,
+                f"{result.statement}, α = {result.alpha:g}",
+                "–" if math.isnan(result.delta.mean) else f"{result.delta.mean:+.4f}",
+                interval,
+                result.test,
+                "–" if math.isnan(result.p) else f"{result.p:.3f}" if result.p >= 0.001 else "<0.001",
+                result.verdict,
+                result.registered,
+            )
+        )
+    several = [result for result in claims.results if result.variants > 1]
+    notes = [
+        "Each test is one-sided at α; the interval is the one at 1 - 2 α that goes with it. Supported: the whole "
+        "interval is where the claim says; equivalent: it is within the margin; refuted: it is where the claim fails."
+    ]
+    notes += [
+        f"{r.claim}: of {r.variants} variants the one that supports it least is shown: {r.variant}." for r in several
+    ]
+    notes += [f"{result.claim}: not evaluable: {result.reason}." for result in claims.results if result.reason]
+    title = f"{claims.study}: claims"
+    supported = tuple(result.verdict == SUPPORTED for result in claims.results)
+    return Grid(title, columns, tuple(rows), supported, (*notes, *claims.notes))
+
+
+def claims_csv(claims: Claims) -> str:
+    """Claims and verdicts for spreadsheets; numbers that do not exist are empty."""
+    out = io.StringIO()
+    names = [field.name for field in fields(ClaimResult) if field.name != "delta"]
+    writer = csv.writer(out)
+    writer.writerow([*names, "delta", "delta_low", "delta_high", "pairs"])
+    for result in claims.results:
+        numbers = [result.delta.mean, result.delta.low, result.delta.high, result.delta.n]
+        cells = [*(getattr(result, name) for name in names), *numbers]
+        writer.writerow(["" if cell != cell else cell for cell in cells])
+    return out.getvalue()
+
+
+def claims_json(claims: Claims) -> str:
+    """Claims and verdicts for programs; numbers that do not exist are null."""
+    return json.dumps(finite(asdict(claims)), indent=1)

@@ -1,0 +1,179 @@
+"""Every kind of table that is written: how it follows from a study's trials, and the forms that it has."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from gatelab.results import beyond
+from gatelab.results.autopsies import autopsies_grid
+from gatelab.results.claims import claims_csv, claims_grid, claims_json, judge, read_register
+from gatelab.results.comparison import DEFAULT_METRIC, Comparison, compare
+from gatelab.results.diagnosis import diagnosis, diagnosis_grid
+from gatelab.results.effects import effects, shared_trunks
+from gatelab.results.effects_report import effects_csv, effects_dict, effects_grids
+from gatelab.results.folders import RunsFolder
+from gatelab.results.frames import study_answers
+from gatelab.results.pivot import pivot, pivot_csv, pivot_grid, pivot_json
+from gatelab.results.scaling import scaling_of_record
+from gatelab.results.scaling_report import scaling_csv, scaling_dict, scaling_grids
+from gatelab.results.stability import (
+    MOST_LINES,
+    Stability,
+    read_stability,
+    stability_csv,
+    stability_dict,
+    stability_grid,
+)
+from gatelab.results.stamps import Stamp, stamped
+from gatelab.results.tables import (
+    Grid,
+    comparison_csv,
+    comparison_dict,
+    comparison_grid,
+    comparison_json,
+    measures_grid,
+    to_html,
+    to_latex,
+    to_markdown,
+)
+from gatelab.results.tolerance import tolerance_of_record
+from gatelab.results.tolerance_report import tolerance_csv, tolerance_grid, tolerance_json
+
+Forms = Mapping[str, Callable[[Any], str]]
+"""Suffix of a file -> what makes its text of a table's content."""
+BOOTSTRAPS = 4000
+
+
+@dataclass(frozen=True)
+class Trials:
+    """A study's trials, as tables are made of them."""
+
+    folder: RunsFolder
+    record: Mapping[str, Any]
+    runs: pa.Table
+    answers: Mapping[str, Any] | None = None
+    """What its trained models were asked, if that has been read."""
+
+    @property
+    def study(self) -> str:
+        """The study's name."""
+        return str(self.record["name"])
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of table."""
+
+    make: Callable[[Trials, Mapping[str, Any]], Any]
+    """Its content, from a study's trials and the options of its stamp."""
+    forms: Forms
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A study compared by several measures: each comparison, all of them for people, and the files that show them."""
+
+    comparisons: list[Comparison]
+    grid: Grid
+    tables: list[Path] = field(default_factory=list)
+    plots: list[Path] = field(default_factory=list)
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The one table that holds all."""
+        return (self.grid,)
+
+
+def _forms(grids: Callable[[Any], Iterable[Grid]], csv: Callable[[Any], str], as_json: Callable[[Any], str]) -> Forms:
+    return {
+        "md": lambda content: "\n".join(map(to_markdown, grids(content))),
+        "tex": lambda content: "\n".join(map(to_latex, grids(content))),
+        "html": lambda content: "\n".join(map(to_html, grids(content))),
+        "csv": csv,
+        "json": as_json,
+    }
+
+
+def stability_grids(found: Stability) -> tuple[Grid, ...]:
+    """The table of a study's stability, and that of what went wrong in it."""
+    grid = stability_grid(found)
+    if len(found.variants) > MOST_LINES:
+        note = "Too many variants for a figure over training: choose some with --variant."
+        grid = replace(grid, notes=(*grid.notes, note))
+    return (grid, *([autopsies_grid(found.study, found.autopsies)] if found.autopsies else []))
+
+
+def _compare(trials: Trials, options: Mapping[str, Any]) -> Comparison:
+    return compare(trials.runs, options.get("metric", DEFAULT_METRIC), options.get("margin"))
+
+
+def _diagnostics(trials: Trials, options: Mapping[str, Any]) -> Measured:
+    comparisons = diagnosis(trials.runs)
+    return Measured(comparisons, diagnosis_grid(comparisons, trials.runs))
+
+
+def _evaluation(trials: Trials, options: Mapping[str, Any]) -> Measured:
+    answers = study_answers(trials.folder, trials.record) if trials.answers is None else trials.answers
+    comparisons = beyond.beyond(trials.runs)
+    return Measured(comparisons, measures_grid("evaluation", comparisons, beyond.notes_of_answers(answers)))
+
+
+_MEASURED = _forms(
+    lambda found: [found.grid],
+    lambda found: comparison_csv(*found.comparisons),
+    lambda found: json.dumps({"comparisons": [comparison_dict(each) for each in found.comparisons]}, indent=1),
+)
+
+KINDS: dict[str, Kind] = {
+    "comparison": Kind(_compare, _forms(lambda found: [comparison_grid(found)], comparison_csv, comparison_json)),
+    "pivot": Kind(
+        lambda trials, options: pivot(_compare(trials, options), options["rows"], options["columns"]),
+        _forms(lambda found: [pivot_grid(found)], pivot_csv, pivot_json),
+    ),
+    "claims": Kind(
+        lambda trials, options: judge(
+            trials.runs, trials.record, read_register(trials.folder.study(trials.study).claims)
+        ),
+        _forms(lambda found: [claims_grid(found)], claims_csv, claims_json),
+    ),
+    "effects": Kind(
+        lambda trials, options: effects(
+            trials.runs, options.get("metric", DEFAULT_METRIC), shared_trunks(trials.folder, trials.record)
+        ),
+        _forms(effects_grids, effects_csv, lambda found: json.dumps(effects_dict(found), indent=1)),
+    ),
+    "diagnostics": Kind(_diagnostics, _MEASURED),
+    "evaluation": Kind(_evaluation, _MEASURED),
+    "tolerance": Kind(
+        lambda trials, options: tolerance_of_record(trials.record, trials.runs),
+        _forms(lambda found: [tolerance_grid(found)], tolerance_csv, tolerance_json),
+    ),
+    "scaling": Kind(
+        lambda trials, options: scaling_of_record(trials.record, trials.runs, options.get("bootstraps", BOOTSTRAPS)),
+        _forms(scaling_grids, scaling_csv, lambda found: json.dumps(scaling_dict(found), indent=1)),
+    ),
+    "stability": Kind(
+        lambda trials, options: read_stability(trials.folder, trials.study, options.get("variants", ()))[2],
+        _forms(stability_grids, stability_csv, lambda found: json.dumps(stability_dict(found), indent=1)),
+    ),
+}
+
+
+def render(content: Any, suffix: str, stamp: Stamp) -> str:
+    """A table in one of its forms (md, tex, html, csv, json), with its stamp."""
+    return stamped(KINDS[stamp.table].forms[suffix](content), suffix, stamp)
+
+
+def write_table(content: Any, stem: Path, stamp: Stamp) -> list[Path]:
+    """Write a table in all of its forms beside each other; return the paths."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for suffix in KINDS[stamp.table].forms:
+        path = stem.with_name(f"{stem.name}.{suffix}")
+        path.write_text(render(content, suffix, stamp), encoding="utf-8")
+        paths.append(path)
+    return paths

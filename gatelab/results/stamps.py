@@ -1,0 +1,110 @@
+"""What a written table says of its own origin: for people a line, for `gatelab report --check` all that made it."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+MARK = "gatelab-table "
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Where a table comes from."""
+
+    table: str
+    """Its kind, and with `options` all that makes it again from the same trials."""
+    study: str
+    study_hash: str
+    commits: tuple[str, ...]
+    """Of the code that ran the trials; of an installed release its version and the hash of its sources."""
+    data: tuple[str, ...]
+    """Identities of what they were trained on."""
+    finished: int
+    """Trials that have finished, of so many."""
+    trials: int
+    seeds: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        commits = ", ".join(self.commits) or "unknown"
+        data = ", ".join(value[:12] for value in self.data) or "unknown"
+        counts = f"{self.finished} of {self.trials} trials finished, {self.seeds} seed{'' if self.seeds == 1 else 's'}"
+        return f"Study {self.study} {self.study_hash[:12]}, commit {commits}, data {data}, n: {counts}"
+
+
+def stamp_of(runs: pa.Table, table: str, **options: Any) -> Stamp:
+    """The stamp of a table of a `runs` frame."""
+
+    def every(*columns: str) -> tuple[str, ...]:
+        """What the first of some columns that says anything says of each trial."""
+        rows = runs.select(columns).to_pylist()
+        return tuple(sorted({value for row in rows if (value := next(filter(None, row.values()), None))}))
+
+    outcomes = runs["outcome"].to_pylist()
+    return Stamp(
+        table=table,
+        study=runs["study"][0].as_py(),
+        study_hash=runs["study_hash"][0].as_py(),
+        commits=every("commit", "code"),
+        data=every("data"),
+        finished=outcomes.count("finished"),
+        trials=len(outcomes),
+        seeds=len(set(runs["seed"].to_pylist())),
+        options=options,
+    )
+
+
+def stamped(text: str, suffix: str, stamp: Stamp) -> str:
+    """A table in one of its forms (md, tex, html, csv, json), with its stamp.
+
+    In CSV every row gets its study's hash, commits and data; JSON gets a key `stamp`.
+    """
+    entry = asdict(stamp)
+    if suffix == "json":
+        return json.dumps({"stamp": entry, **json.loads(text)}, indent=1)
+    if suffix == "csv":
+        return _stamped_csv(text, stamp)
+    # Two hyphens would end a comment of HTML.
+    mark = MARK + json.dumps(entry, sort_keys=True).replace("--", "-\\u002d")
+    if suffix == "tex":
+        return f"{text}% {stamp}\n% {mark}\n"
+    shown = f'<p class="stamp"><small>{stamp}</small></p>' if suffix == "html" else f"\n<sub>{stamp}</sub>"
+    return f"{text.rstrip()}\n{shown}\n\n<!-- {mark} -->\n"
+
+
+def read_stamp(path: Path) -> Stamp | None:
+    """The stamp of a written table; of CSV, which has no room for one, that of the JSON beside it. None: no stamp."""
+    if path.suffix == ".csv":
+        path = path.with_suffix(".json")
+        if not path.exists():
+            return None
+    text = path.read_text(encoding="utf-8")
+    try:
+        if path.suffix == ".json":
+            entry = json.loads(text)["stamp"]
+        else:
+            match = re.search(rf"{MARK}(\{{.*\}})", text)
+            entry = None if match is None else json.loads(match[1])
+        return None if entry is None else _from_json(entry)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _from_json(entry: Mapping[str, Any]) -> Stamp:
+    return Stamp(**{**entry, "commits": tuple(entry["commits"]), "data": tuple(entry["data"])})
+
+
+def _stamped_csv(text: str, stamp: Stamp) -> str:
+    columns = {"study_hash": stamp.study_hash, "commit": " ".join(stamp.commits), "data": " ".join(stamp.data)}
+    out = io.StringIO()
+    writer = csv.writer(out)
+    for number, row in enumerate(csv.reader(io.StringIO(text))):
+        writer.writerow([*row, *(columns.values() if number else columns)])
+    return out.getvalue()
