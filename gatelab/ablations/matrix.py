@@ -332,7 +332,9 @@ def trials_of(
 
 def _seeds(plan: StudyPlan, variants: Collection[Variant]) -> dict[str, list[int]]:
     """The seeds of each variant. Where they are automatic a baseline has sqrt(k) times as many as the k variants that
-    are compared with it: of all ways to share out as many trials the one with the least variance of a difference."""
+    are compared with it: of all ways to share out as many trials the one with the least variance of a difference, if
+    seeds have nothing in common; with a correlation r it would be sqrt(k (1 - r) / (1 + r)), which no one knows before.
+    """
     common = plan.study.common_seeds
     compared = Counter(variant.baseline for variant in variants if variant.baseline != variant.label)
 

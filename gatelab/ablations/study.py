@@ -60,6 +60,9 @@ def _parse_seeds(value: Any) -> Any:
 Seed = Annotated[int, Field(ge=0, strict=True)]
 
 
+ClaimName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]  # a line of text
+
+
 class Budget(Config):
     """Limits on a study: one that would exceed them is refused before it starts."""
 
@@ -110,7 +113,7 @@ class Study(Config):
     """Axes that must be tuned for a fair comparison but are not what is asked; every other axis is scientific."""
     fixed: list[str] = []
     """Paths deliberately held at one value: a caveat on the conclusion, and an answer to the plan's questions."""
-    claims: dict[str, Claim] = {}
+    claims: dict[ClaimName, Claim] = {}
     """What is expected, in words -> how it is judged. Locked when the study is first launched."""
     budget: Budget = Budget()
 

@@ -28,7 +28,7 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False)
 @contextmanager
 def reporting_errors() -> Iterator[None]:
     """Turn what a user can mend into a message and exit code 2."""
-    from gatelab.results.claims import RegisterChanged
+    from gatelab.results.register import RegisterChanged
     from gatelab.training.corpus import DataError
 
     try:

@@ -1,5 +1,6 @@
 """gatelab plan: the matrix of a study, before anything runs."""
 
+import functools
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,6 +44,7 @@ def plan(
     """
     from gatelab.orchestrator import planning
     from gatelab.orchestrator.claim_power import claim_powers
+    from gatelab.training.data import data_identity
 
     with reporting_errors():
         asked = study_from_flags(
@@ -50,12 +52,13 @@ def plan(
         )
         folder = RunsFolder(runs)
         reasons: dict[str, None] = {}  # why the rates that are shown are not those that will be
-        matrix = planning.plan_study(asked, planning.searched_or_given(folder, reasons))
+        identify = functools.cache(data_identity)  # which reads all data
+        matrix = planning.plan_study(asked, planning.searched_or_given(folder, reasons), identify)
         cost = planning.estimate(matrix, folder) if estimate else None
         waiting = [
             sum(not planning.is_over_in(folder, trial) for trial in earlier.trials) for earlier in matrix.chain[:-1]
         ]
-        powers = list(claim_powers(matrix, folder))
+        powers = list(claim_powers(matrix, folder, identify))
     if json:
         print_json({**_as_json(matrix, cost, waiting), "claims": finite([asdict(power) for power in powers])})
         return
@@ -163,7 +166,7 @@ def _claim(power: "ClaimPower", claim: Claim) -> str:
     elif claim.expected is None:
         parts.append("power: say which difference is expected (expected: …)")
     else:
-        needed = f"; 80 % takes {power.seeds_needed} seeds" if power.power < 0.8 else ""
+        needed = f"; 80 % takes {power.seeds_needed or 'more than 1,000'} seeds" if power.power < 0.8 else ""
         parts.append(f"power {power.power:.0%} at the expected {claim.expected:g}{needed}")
     return f"{head}{'; '.join(parts)}; {escape(str(power.noise))}"
 

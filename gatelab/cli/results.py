@@ -1,6 +1,7 @@
 """gatelab status, compare, curves, diagnose, export, ui: looking at what came out."""
 
 import enum
+import math
 import os
 import subprocess
 import sys
@@ -100,6 +101,11 @@ def compare(
     from gatelab.results.tables import comparison_grid, tests_grid
 
     folder, name = RunsFolder(runs), args.study_name(study)
+    chosen = Format.json if json else format
+    if margin is not None and not math.isfinite(margin):
+        fail(f"--margin {margin}: expected a number")
+    if tests and chosen is not Format.terminal:
+        fail("--tests is for the terminal: csv and json hold all tests")
     if parquet is not None and source is not Source.parquet:
         fail("--parquet needs --from parquet")
     with reporting_errors():
@@ -124,7 +130,6 @@ def compare(
             fail(f"--rows, --columns: {error}", error)
         stamp = stamp_of(frame, "pivot", metric=metric, margin=margin, rows=down, columns=across)
         grids[0] = pivoting.pivot_grid(content)
-    chosen = Format.json if json else format
     if chosen is Format.terminal:
         if output is not None:
             fail("--output needs --format md, tex, html, csv or json")

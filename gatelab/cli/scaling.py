@@ -12,7 +12,7 @@ from gatelab.ablations.ladder import ladder
 from gatelab.ablations.study import SIZES
 from gatelab.ablations.yaml_source import line_of
 from gatelab.cli import arguments as args
-from gatelab.cli.console import DONE, INTERRUPTED, console, fail, print_grid, print_json, reporting_errors
+from gatelab.cli.console import DONE, INTERRUPTED, console, fail, print_grid, reporting_errors, show_written
 from gatelab.cli.run import run_chain
 from gatelab.results.folders import RunsFolder
 
@@ -79,7 +79,6 @@ def _report(folder: RunsFolder, study: str, bootstraps: int, options: "driver.Op
     from gatelab.orchestrator.mirroring import add_to_mlflow
     from gatelab.results.publish import write_scaling
     from gatelab.results.scaling import NotScalable
-    from gatelab.results.scaling_report import scaling_dict
 
     try:
         written = write_scaling(folder, study, bootstraps)
@@ -87,12 +86,12 @@ def _report(folder: RunsFolder, study: str, bootstraps: int, options: "driver.Op
         fail(f"{study}: {error}", error)
     problem = add_to_mlflow(folder, study, options.tracking_uri, [*written.tables, *written.plots])
     if json:
-        print_json(scaling_dict(written.report))
+        show_written(written, "json", problem)
         return
     for grid in written.grids:
         print_grid(grid)
     path = escape(str(folder.study(study).path))
-    console.print(f"\ntables   {path}/scaling.md; .tex, .csv, .json")
+    console.print(f"\ntables   {path}/scaling.md; .tex, .html, .csv, .json")
     console.print(f"plot     {path}/scaling.png; .svg, .pdf")
     if problem:
         console.print(f"[yellow]{escape(problem)}[/]")

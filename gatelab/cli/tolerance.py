@@ -17,9 +17,9 @@ from gatelab.cli.console import (
     fail,
     plural,
     print_grid,
-    print_json,
     reporting_errors,
     running_on,
+    show_written,
 )
 from gatelab.cli.run import refuse_early, run_chain
 from gatelab.results.folders import RunsFolder
@@ -149,7 +149,7 @@ def _report(
     from gatelab.orchestrator.mirroring import add_to_mlflow
     from gatelab.results.publish import write_tolerance
     from gatelab.results.tolerance import NotSearched
-    from gatelab.results.tolerance_report import summary, tolerance_dict
+    from gatelab.results.tolerance_report import summary
 
     study = searched.removesuffix(SUFFIX) + SUFFIX
     try:
@@ -161,14 +161,14 @@ def _report(
         fail(str(error), error)
     problem = add_to_mlflow(folder, study, options.tracking_uri, [*written.tables, *written.plots])
     if json:
-        print_json(tolerance_dict(written.report))
+        show_written(written, "json", problem)
         return
     for grid in written.grids:
         print_grid(grid)
     for line in summary(written.report):
         console.print(escape(line))
     path = folder.study(study).path
-    console.print(f"\ntables   {escape(str(path))}/tolerance.md; .tex, .csv, .json")
+    console.print(f"\ntables   {escape(str(path))}/tolerance.md; .tex, .html, .csv, .json")
     console.print(f"plots    {escape(str(path))}/tolerance, tolerance-measures; .png, .svg, .pdf")
     console.print(
         f"Optuna   {escape(str(path))}/optuna.log (to look: pip install optuna-dashboard; optuna-dashboard FILE)"

@@ -1,14 +1,18 @@
 """What a planned study can decide of its claims, by the noise that earlier studies had."""
 
+import functools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from gatelab.ablations.claims import Claim
 from gatelab.ablations.matrix import Matrix, Variant, claimed_of
 from gatelab.results import statistics
+from gatelab.results.comparison import ENOUGH
 from gatelab.results.folders import RunsFolder
 from gatelab.results.noise import KnownNoise, known_noise
+from gatelab.training.config import DataConfig
 from gatelab.training.data import data_identity
 
 
@@ -26,43 +30,104 @@ class ClaimPower:
     power: float
     """With the expected difference (of a claim of equivalence: with none); nan where it or the noise is not known."""
     seeds_needed: int | None
-    """For 80 % power with the expected difference; None where it is not known."""
+    """For 80 % power with the expected difference; None where it is not known, or more than a thousand."""
     obstacle: str
     """Why the claim cannot be supported with so many seeds, or ''."""
 
 
-def claim_powers(matrix: Matrix, folder: RunsFolder) -> Iterator[ClaimPower]:
-    """The power of each claim of a study, at its own variants, seeds and scale."""
+def claim_powers(
+    matrix: Matrix, folder: RunsFolder, identify: Callable[[DataConfig], str] = data_identity
+) -> Iterator[ClaimPower]:
+    """The power of each claim of a study, at its own variants, seeds and scale; `identify` names data."""
+    known = functools.cache(functools.partial(known_noise, folder))
     for name, claim in matrix.plan.study.claims.items():
-        for_each = [_power(matrix, folder, name, claim, matrix.variant(label)) for label in claimed_of(matrix, claim)]
-        if for_each:  # it is claimed of each variant: the one with the least power decides
+        for_each = [
+            _power(matrix, known, identify, name, claim, matrix.variant(label)) for label in claimed_of(matrix, claim)
+        ]
+        if for_each:  # it is claimed of each variant: the one with the least power is shown
             yield max(for_each, key=lambda power: power.detectable)
 
 
-def _power(matrix: Matrix, folder: RunsFolder, name: str, claim: Claim, variant: Variant) -> ClaimPower:
+def _power(
+    matrix: Matrix,
+    known: Callable[[str, str, int, int], KnownNoise | None],
+    identify: Callable[[DataConfig], str],
+    name: str,
+    claim: Claim,
+    variant: Variant,
+) -> ClaimPower:
     assert variant.baseline is not None
     baseline = matrix.variant(variant.baseline)
     training = baseline.config.training
-    identity, tokens = data_identity(baseline.config.data), training.steps * training.tokens_per_step
-    noise = known_noise(folder, claim.metric, identity, baseline.parameters, tokens)
+    tokens = training.steps * training.tokens_per_step
+    noise = known(claim.metric, identify(baseline.config.data), baseline.parameters, tokens)
+    seeds = Counter(trial.variant for trial in matrix.trials)
+    n = seeds[variant.label]
     family = sum(other.baseline == variant.baseline != other.label for other in matrix.variants)
-    # Dunnett's test comes close to a t-test at a level shared out over the comparisons.
-    level = claim.alpha / family if claim.test == "dunnett" else claim.alpha
-    n = sum(trial.variant == variant.label for trial in matrix.trials)
+    test = _Test(claim, n, seeds[baseline.label], family, noise.correlation if noise else 0.0)
     smallest = statistics.smallest_sign_flip_p(n, "less") if claim.test == "sign-flip" else 0.0
-    sd = noise.sd if noise else 1.0
-    least, power, needed = math.nan, math.nan, None
-    if claim.direction == "equivalent":
-        least = statistics.equivalence_margin(sd, n, level)
-        if noise:
-            power = statistics.equivalence_power(sd, n, claim.margin, level)
-    else:
-        least = (claim.margin if noise else 0.0) + statistics.detectable(sd, n, level, sides=1)
-        if noise and claim.expected is not None:
-            beyond = claim.expected - claim.margin
-            power = statistics.detection_power(beyond, sd, n, level, sides=1)
-            needed = statistics.seeds_needed(beyond / sd, level, sides=1) if sd else None
     obstacle = "a single seed has no test" if n < 2 else ""
     if smallest > claim.alpha:
         obstacle = f"with {n} seeds no sign-flip p is below {smallest:.3g}"
-    return ClaimPower(name, claim.metric, n, noise, least, power, needed, obstacle)
+    if obstacle:
+        return ClaimPower(name, claim.metric, n, noise, math.nan, math.nan, None, obstacle)
+    least = statistics.smallest_with_power(test.power)
+    if noise is None or not noise.sd:
+        return ClaimPower(name, claim.metric, n, None, least, math.nan, None, "")
+    equivalent = claim.direction == "equivalent"
+    effect = claim.margin if equivalent else None if claim.expected is None else claim.expected - claim.margin
+    return ClaimPower(
+        claim=name,
+        metric=claim.metric,
+        seeds=n,
+        noise=noise,
+        detectable=noise.sd * least + (0.0 if equivalent else claim.margin),
+        power=math.nan if effect is None else test.power(effect / noise.sd),
+        seeds_needed=None if effect is None or equivalent else test.seeds_needed(effect / noise.sd),
+        obstacle="",
+    )
+
+
+@dataclass(frozen=True)
+class _Test:
+    """A claim's test before there are data; effects are in standard deviations of paired differences."""
+
+    claim: Claim
+    seeds: int
+    baseline_seeds: int
+    family: int
+    correlation: float
+
+    @property
+    def sd(self) -> float:
+        """That which a difference has with the baseline's further seeds, over that of pairs alone."""
+        if self.family * (self.seeds - 1) < ENOUGH:
+            return 1.0
+        return math.sqrt(statistics.variance_share(self.correlation, self.seeds, self.baseline_seeds))
+
+    def power(self, effect: float) -> float:
+        """With a true difference; of a claim of equivalence: with none, and this margin."""
+        n, alpha, sd = self.seeds, self.claim.alpha, self.sd
+        shared = statistics.correlation_of_differences(self.correlation, n, self.baseline_seeds)
+        df = self.family * (n - 1)
+        if self.claim.direction == "equivalent":
+            if self.claim.test != "dunnett":
+                return statistics.equivalence_power(sd, n, effect, alpha)
+            critical = statistics.dunnett_critical(alpha, self.family, df, shared)
+            return statistics.equivalence_power(sd, n, effect, alpha, df, critical)
+        if self.claim.test == "dunnett":
+            return statistics.dunnett_power(effect * math.sqrt(n) / sd, self.family, df, shared, alpha)
+        if self.claim.test == "sign-flip":  # which is of the pairs alone
+            return statistics.sign_flip_power(effect, 1.0, n, alpha)
+        return statistics.detection_power(effect, sd, n, alpha, sides=1)
+
+    def seeds_needed(self, effect: float) -> int | None:
+        """For 80 % power; None if they are more than a thousand."""
+        step = self.baseline_seeds / self.seeds
+
+        def enough(n: int) -> bool:
+            return replace(self, seeds=n, baseline_seeds=round(step * n)).power(effect) >= statistics.POWER
+
+        if not enough(1000):  # asked first: a thousand critical values take seconds
+            return None
+        return next(n for n in range(2, 1001) if enough(n))

@@ -19,7 +19,8 @@ from gatelab.ablations.matrix import Matrix, Trial
 from gatelab.ablations.trunks import Branch, branches
 from gatelab.orchestrator.cluster import CannotRun, connected, share
 from gatelab.orchestrator.mirroring import MirrorThread
-from gatelab.orchestrator.record import register_claims, study_record, write_record
+from gatelab.orchestrator.record import study_record, write_record
+from gatelab.orchestrator.registering import register_claims
 from gatelab.orchestrator.worker import EvaluationPrinter, Task, TrialWorker, run_task
 from gatelab.results.folders import RunsFolder, read_json, write_json
 from gatelab.results.journal import JournalTail
@@ -116,7 +117,7 @@ def run_study(
 
     An interrupt (KeyboardInterrupt) lets running trials write a checkpoint and then returns; a second one returns
     at once. Raises CannotRun if the study is being run already or no GPU is there, DataError if its data cannot be
-    used.
+    used, RegisterChanged if what it claimed before is not as it was written.
     """
     study = folder.study(matrix.plan.study.name)
     study.path.mkdir(parents=True, exist_ok=True)

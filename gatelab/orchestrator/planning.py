@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from gatelab.ablations.trunks import branches
 from gatelab.ablations.yaml_source import line_of
 from gatelab.orchestrator.driver import is_over
 from gatelab.results.folders import RunsFolder, read_json, write_json
-from gatelab.training.config import TrialConfig
+from gatelab.training.config import DataConfig, TrialConfig
 from gatelab.training.corpus import DataError
 from gatelab.training.data import Manifest, data_identity, prepare
 
@@ -22,10 +23,15 @@ MEASURED_STEPS = 5
 MEASURED_TOKENS = 16_384  # at most, in a step
 
 
-def plan_study(plan: StudyPlan, optimum: Optimum = not_searched) -> Matrix:
-    """The matrix of a study on the data that it names; `optimum` knows what searches found. Raises StudyError."""
+def plan_study(
+    plan: StudyPlan, optimum: Optimum = not_searched, identify: Callable[[DataConfig], str] = data_identity
+) -> Matrix:
+    """The matrix of a study on the data that it names; `optimum` knows what searches found, `identify` names data.
+
+    Raises StudyError.
+    """
     try:
-        return build_matrix(plan, data_identity, optimum)
+        return build_matrix(plan, identify, optimum)
     except DataError as error:
         raise plan.error(Problem("data", str(error))) from error
 

@@ -1,14 +1,13 @@
 """A study's record: what was launched, in a form that tables can read without knowing what a study is."""
 
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from typing import Any
 
 from gatelab.ablations.identity import digest
 from gatelab.ablations.ladder import ladder
 from gatelab.ablations.learning_rates import LEARNING_RATE
 from gatelab.ablations.matrix import Matrix, Trial, claimed_of
-from gatelab.results.claims import chained, read_register
+from gatelab.orchestrator.registering import claim_changes
 from gatelab.results.folders import RunsFolder, read_json, write_json
 
 RECORD_VERSION = 1
@@ -66,45 +65,6 @@ def write_record(folder: RunsFolder, record: dict[str, Any]) -> None:
     write_json(study.record, record)
 
 
-def register_claims(folder: RunsFolder, matrix: Matrix) -> None:
-    """Write down a study's claims when it is launched: once, and whenever they have changed since.
-
-    Each entry's hash covers the one before, so that what was claimed when cannot be changed later without a trace.
-    Raises RegisterChanged where one has been.
-    """
-    study = folder.study(matrix.plan.study.name)
-    read_register(study.claims)
-    entries: list[dict[str, Any]] = (read_json(study.claims) or {"entries": []})["entries"]
-    claims = {name: claim.model_dump(mode="json") for name, claim in matrix.plan.study.claims.items()}
-    before: dict[str, Any] = entries[-1] if entries else {"claims": {}, "hash": ""}
-    if claims == before["claims"]:
-        return
-    outcomes = (read_json(folder.trial(trial.id).outcome) or {} for trial in matrix.trials)
-    entry: dict[str, Any] = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "finished": sum(outcome.get("status") == "finished" for outcome in outcomes),
-        "trials": len(matrix.trials),
-        "changes": list(_claim_changes(before["claims"], claims)),
-        "claims": claims,
-    }
-    entry["hash"] = chained(entry, before["hash"])
-    write_json(study.claims, {"entries": [*entries, entry]})
-
-
-def _claim_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    for name in dict.fromkeys([*before, *now]):
-        if name not in now:
-            yield f"{name}: withdrawn"
-        elif name not in before:
-            yield f"{name}: new"
-        else:
-            fields = [field for field, value in now[name].items() if before[name].get(field) != value]
-            if fields:
-                yield f"{name}: " + ", ".join(
-                    f"{field} {before[name].get(field)} -> {now[name][field]}" for field in fields
-                )
-
-
 def changed_since(folder: RunsFolder, matrix: Matrix) -> list[str]:
     """In what a study differs from what it was when it was last launched, for people; nothing that was run is lost."""
     before = read_json(folder.study(matrix.plan.study.name).record)
@@ -120,7 +80,8 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     for what, levels in (("without", gone), ("new", added)):
         if levels:
             found.append(f"{what}: {', '.join(sorted(f'{axis}={level}' for axis, level in levels))}")
-    found += [f"claim {change}" for change in _claim_changes(*(_claims(record) for record in (before, now)))]
+    changed = claim_changes(*(_claims(record) for record in (before, now)))
+    found += [f"claim {name}: {change}" for name, change in changed.items()]
     for name, value in now["tolerance"].items():
         if name != "lattice" and before.get("tolerance", {}).get(name, value) != value:
             found.append(f"tolerance.{name}: {before['tolerance'][name]} -> {value}")

@@ -5,16 +5,19 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import pyarrow as pa
 
-from gatelab.results.claims import Claims, RegisterChanged
+from gatelab.results.claims import NOT_EVALUABLE, Claims
 from gatelab.results.comparison import UNFINISHED, Comparison, ComparisonRow
 from gatelab.results.measures import measure
+from gatelab.results.register import RegisterChanged
 from gatelab.results.scaling import Scaling
+from gatelab.results.statistics import LEVEL
 from gatelab.results.tolerance import Tolerance
 from gatelab.results.tolerance_report import summary
 
 MOST_NAMED = 8
 """Variants that are named if no more are compared, and arms that are told of."""
-DECIDED = ("lower", "higher", "better", "worse", "equivalent")
+DIFFERENT = ("lower", "higher", "better", "worse")
+DECIDED = (*DIFFERENT, "equivalent")
 """Verdicts that say something of a difference: they are told first."""
 
 
@@ -43,15 +46,23 @@ def answer(
 
 
 def _claims(claims: Claims) -> str:
-    """How many claims have which verdict, and which they are."""
+    """How many claims have which verdict, which they are, and of each that was not made before anything was known
+    when it was."""
     groups: dict[str, list[str]] = {}
     for result in claims.results:
-        groups.setdefault(result.verdict, []).append(f"`{result.claim}`")
-    return "; ".join(f"{len(names)} {verdict} ({', '.join(names)})" for verdict, names in groups.items())
+        made = result.registered.rpartition(", ")[2]  # without its date
+        late = "" if made.startswith("before") else f", made {made}" if made.startswith("after") else f", {made}"
+        groups.setdefault(result.verdict, []).append(f"`{result.claim}`{late}")
+    return "; ".join(f"{len(names)} {verdict} ({'; '.join(names)})" for verdict, names in groups.items())
 
 
 def _compared(comparison: Comparison) -> list[ComparisonRow]:
     return [row for row in comparison.rows if row.baseline is not None and not row.is_baseline]
+
+
+def _has_difference(row: ComparisonRow) -> bool:
+    """Whether there is a difference that means something: of a row that cannot be judged there is a number at most."""
+    return row.verdict != NOT_EVALUABLE and row.delta is not None and row.delta.n > 0
 
 
 def short_names(rows: Iterable[ComparisonRow]) -> dict[str, str]:
@@ -73,7 +84,8 @@ def _verdicts(comparison: Comparison) -> Iterator[str]:
     against = f"`{names[baselines[0].variant]}`" if len(baselines) == 1 else "their baselines"
     if len(compared) == 1:
         [row] = compared
-        change = f" ({_signed(row.delta.mean)})" if row.delta is not None and row.delta.n else ""
+        change = f" ({_signed(row.delta.mean)})" if row.delta and _has_difference(row) else ""
+        change = f" ({row.why})" if row.why else change
         yield f"`{names[row.variant]}` compared with {against} by {by}: {row.verdict}{change}."
     elif compared:
         groups: dict[str, list[ComparisonRow]] = {}
@@ -84,7 +96,8 @@ def _verdicts(comparison: Comparison) -> Iterator[str]:
             each = (", ".join(_change(row, names) for row in rows) for rows in groups.values())
             counts = [f"{count} ({them})" for count, them in zip(counts, each, strict=True)]
         yield f"Of {len(compared)} variants compared with {against} by {by}: {'; '.join(counts)}."
-        if len(compared) > MOST_NAMED and (known := [row for row in compared if row.delta is not None and row.delta.n]):
+        yield from _families(compared)
+        if len(compared) > MOST_NAMED and (known := [row for row in compared if _has_difference(row)]):
             known.sort(key=lambda row: row.delta.mean if row.delta else 0)
             yield f"Differences reach from {_change(known[0], names)} to {_change(known[-1], names)}."
     best = next((row for row in comparison.rows if row.best), None)
@@ -100,7 +113,19 @@ def _verdicts(comparison: Comparison) -> Iterator[str]:
 def _change(row: ComparisonRow, names: Mapping[str, str]) -> str:
     """A variant and by how much it differs."""
     name = names[row.variant]
-    return name if row.delta is None or not row.delta.n else f"{name} {_signed(row.delta.mean)}"
+    return f"{name} {_signed(row.delta.mean)}" if row.delta and _has_difference(row) else name
+
+
+def _families(compared: Iterable[ComparisonRow]) -> Iterator[str]:
+    """Of comparisons with several baselines, how many there are and how many hold among all: some do by chance."""
+    tested = [row for row in compared if row.evidence is not None and row.verdict != NOT_EVALUABLE]
+    baselines = len({row.baseline for row in tested})
+    if baselines > 1:
+        differ = sum(row.verdict in DIFFERENT and row.evidence.q <= LEVEL for row in tested if row.evidence)
+        yield (
+            f"Each of {baselines} baselines is a family of its own: over all {len(tested)} comparisons together "
+            f"{differ} differ{'s' if differ == 1 else ''} with q ≤ {LEVEL:g}."
+        )
 
 
 def _largest_rungs(found: Scaling) -> Iterator[str]:
@@ -110,6 +135,9 @@ def _largest_rungs(found: Scaling) -> Iterator[str]:
         paired = [(rung, rung.row.delta) for rung in rungs if rung.row.delta is not None and rung.row.delta.n]
         if paired:
             rung, delta = max(paired, key=lambda pair: pair[0].compute)
+            if not _has_difference(rung.row):
+                yield f"At the largest rung, {rung.rung}: {arm} {rung.row.verdict} ({rung.row.why})"
+                continue
             interval = f" [{_signed(delta.low)}, {_signed(delta.high)}]" if delta.n > 1 else ""
             told = f"At the largest rung, {rung.rung}: {arm} {_signed(delta.mean)}{interval}, {rung.row.verdict}"
             if (gain := rung.gain) is not None:

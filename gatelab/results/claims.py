@@ -6,42 +6,24 @@ that it differs by less than the margin. It is supported, refuted, or the differ
 """
 
 import csv
-import difflib
-import hashlib
 import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from gatelab.results import statistics
-from gatelab.results.comparison import UNFINISHED, Contrast, contrasts
-from gatelab.results.folders import read_json
+from gatelab.results.comparison import UNFINISHED, Contrast, contrasts, unknown_metric
 from gatelab.results.frames import metrics_of
+from gatelab.results.register import Registered
 from gatelab.results.statistics import Alternative, Interval
-from gatelab.results.tables import Column, Grid, finite
+from gatelab.results.tables import Column, Grid, finite, p_text
 
 SUPPORTED, REFUTED, EQUIVALENT = "supported", "refuted", "equivalent"
 UNDECIDED, NOT_EVALUABLE = "undecided", "not evaluable"
-
-
-class RegisterChanged(ValueError):
-    """The register of claims has been changed by other hands."""
-
-
-@dataclass(frozen=True)
-class Registered:
-    """When claims were written down."""
-
-    at: str  # ISO 8601, UTC
-    hash: str  # SHA-256 of the entry as written, and of the hash of the one before
-    finished: int  # trials of the study that had finished by then
-    trials: int  # of so many
-    changes: tuple[str, ...]  # against the entry before, for people
 
 
 @dataclass(frozen=True)
@@ -85,30 +67,6 @@ def judge(runs: pa.Table, record: Mapping[str, Any], register: Sequence[Register
     return Claims(first["study"], first["study_hash"], results, tuple(_notes(register)))
 
 
-def read_register(path: Path) -> tuple[Registered, ...]:
-    """The register of a study's claims (claims.json), the oldest entry first; empty where there is none.
-
-    Raises RegisterChanged where an entry is not as it was written.
-    """
-    entries = (read_json(path) or {}).get("entries", [])
-    before = ""
-    for number, entry in enumerate(entries, 1):
-        if entry.get("hash") != chained(entry, before):
-            raise RegisterChanged(f"{path}: entry {number} is not as it was written: its hash does not fit")
-        before = entry["hash"]
-    return tuple(
-        Registered(entry["at"], entry["hash"], entry["finished"], entry["trials"], tuple(entry["changes"]))
-        for entry in entries
-    )
-
-
-def chained(entry: Mapping[str, Any], before: str) -> str:
-    """The hash of a register's entry: of all that it says, the time included, and of the hash of the entry before."""
-    said = {name: value for name, value in entry.items() if name != "hash"}
-    text = json.dumps({"entry": said, "before": before}, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _judge(runs: pa.Table, claim: Mapping[str, Any], register: Sequence[Registered]) -> ClaimResult:
     known = metrics_of(runs)
     found = contrasts(runs, claim["metric"]) if claim["metric"] in known else {}
@@ -123,19 +81,17 @@ def _judge(runs: pa.Table, claim: Mapping[str, Any], register: Sequence[Register
         "alpha": claim["alpha"],
         "registered": _since(claim, register),
     }
-    if claim["metric"] not in known:
-        near = difflib.get_close_matches(claim["metric"], known, n=3)
-        reason = f"no trial has {claim['metric']!r}" + (f", but for example {', '.join(near)}" if near else "")
-        return ClaimResult(**common, variant="–", delta=statistics.NO_INTERVAL, p=math.nan, **_cannot(reason))
-    if not verdicts:
+    if claim["metric"] not in known or not verdicts:
         reason = "no variant with a baseline is one that it names"
+        if claim["metric"] not in known:
+            reason = unknown_metric(claim["metric"], known)
         return ClaimResult(**common, variant="–", delta=statistics.NO_INTERVAL, p=math.nan, **_cannot(reason))
-    # It is claimed of each: the one that supports it least decides, and no allowance for their number is needed.
+    # It is claimed of each: the one that supports it least decides.
     worst = max(verdicts, key=lambda verdict: (_SEVERITY.index(verdict["verdict"]), verdict["p"]))
     return ClaimResult(**common, **worst)
 
 
-_SEVERITY = (SUPPORTED, EQUIVALENT, UNDECIDED, REFUTED, NOT_EVALUABLE)
+_SEVERITY = (SUPPORTED, EQUIVALENT, UNDECIDED, NOT_EVALUABLE, REFUTED)
 
 
 def _cannot(reason: str) -> dict[str, Any]:
@@ -150,13 +106,20 @@ def _of_variant(
         return {"variant": variant, "delta": statistics.NO_INTERVAL, "p": math.nan, **_cannot("it has no baseline")}
     alpha, margin = claim["alpha"], claim["margin"]
     shown = {"variant": variant, "delta": contrast.difference.interval(2 * alpha)}
-    missing = [t for t in trials if t["variant"] in (variant, contrast.baseline) and t["outcome"] != "finished"]
+    needed = {variant, contrast.baseline}
+    if claim["test"] == "dunnett":  # which is of all that are compared with the baseline
+        needed |= {trial["variant"] for trial in trials if trial["baseline"] == contrast.baseline}
+    missing = [trial for trial in trials if trial["variant"] in needed and trial["outcome"] != "finished"]
     obstacle = contrast.obstacle or _missing(missing)
     if not obstacle and claim["test"] == "sign-flip":
         smallest = statistics.smallest_sign_flip_p(len(contrast.pairs), "less")
         if smallest > alpha:
             obstacle = f"{len(contrast.pairs)} pairs: a sign-flip test cannot give a p below {smallest:.3g}"
-    if not obstacle and claim["test"] == "dunnett" and contrast.noise is None:
+    if (
+        not obstacle
+        and claim["test"] == "dunnett"
+        and (not contrast.noise or len(contrast.noise.variants) < len(needed))
+    ):
         obstacle = "Dunnett's test needs two seeds that all variants finished"
     if obstacle:
         return {**shown, "p": math.nan, **_cannot(obstacle)}
@@ -171,12 +134,14 @@ def _of_variant(
 
     within = max(p(-margin, "greater"), p(margin, "less")) if margin else 1.0
     if claim["direction"] == "equivalent":
-        support, against = within, min(p(-margin, "less"), p(margin, "greater"))
+        support, against = within, 2 * min(p(-margin, "less"), p(margin, "greater"))
     elif claim["direction"] == "lower":
         support, against = p(-margin, "less"), p(-margin, "greater")
     else:
         support, against = p(margin, "greater"), p(margin, "less")
     verdict = UNDECIDED
+    # A claim of several variants is supported by all of them, but any of them may refute it: that needs an allowance.
+    against *= len(claim["variants"])
     for word, evidence in ((SUPPORTED, support), (EQUIVALENT, within), (REFUTED, against)):
         if evidence <= alpha:
             verdict = word
@@ -186,10 +151,13 @@ def _of_variant(
 
 def _missing(trials: Sequence[Mapping[str, Any]]) -> str:
     """What keeps a claim from being judged on what there is: a study is judged whole."""
-    unfinished = sum(trial["outcome"] in UNFINISHED for trial in trials)
-    failed = sum(trial["outcome"] == "failed" for trial in trials)
-    parts = [f"{unfinished} trials have not finished"] if unfinished else []
-    return "; ".join([*parts, *([f"{failed} trials failed"] if failed else [])])
+    counts = {
+        "not finished": sum(trial["outcome"] in UNFINISHED for trial in trials),
+        "failed": sum(trial["outcome"] == "failed" for trial in trials),
+        "diverged": sum(trial["outcome"] == "diverged" for trial in trials),
+    }
+    parts = [f"{count} {what}" for what, count in counts.items() if count]
+    return f"of the trials that it needs: {', '.join(parts)}" if parts else ""
 
 
 def statement(claim: Mapping[str, Any]) -> str:
@@ -203,26 +171,18 @@ def statement(claim: Mapping[str, Any]) -> str:
 
 
 def _since(claim: Mapping[str, Any], register: Sequence[Registered]) -> str:
-    """When a claim was made as it is now, and how many trials had finished by then."""
-    entry = None
-    for candidate in register:
-        if entry is None or any(change.startswith(f"{claim['name']}:") for change in candidate.changes):
-            entry = candidate
+    """When a claim was made as it is now, and how much was known by then."""
+    entry = next((entry for entry in reversed(register) if claim["name"] in entry.changes), None)
     if entry is None:
         return "not registered"
-    word = "registered" if entry is register[0] else "amended"
-    known = (
-        "before any trial had finished" if not entry.finished else f"after {entry.finished} of {entry.trials} trials"
-    )
-    return f"{word} {entry.at[:10]}, {known}"
+    word = "registered" if entry.changes[claim["name"]] == "new" else "amended"
+    return f"{word} {entry.at[:10]}, {entry.knowing}"
 
 
 def _notes(register: Sequence[Registered]) -> Iterator[str]:
     for entry in register[1:]:
-        yield (
-            f"Amended {entry.at[:16].replace('T', ' ')} UTC, after {entry.finished} of {entry.trials} trials had "
-            f"finished: {'; '.join(entry.changes)}."
-        )
+        changes = "; ".join(f"{name}: {change}" for name, change in entry.changes.items())
+        yield f"Amended {entry.at[:16].replace('T', ' ')} UTC, {entry.knowing}: {changes}."
 
 
 def claims_grid(claims: Claims) -> Grid:
@@ -249,16 +209,18 @@ def claims_grid(claims: Claims) -> Grid:
                 "–" if math.isnan(result.delta.mean) else f"{result.delta.mean:+.4f}",
                 interval,
                 result.test,
-                "–" if math.isnan(result.p) else f"{result.p:.3f}" if result.p >= 0.001 else "<0.001",
+                p_text(result.p),
                 result.verdict,
                 result.registered,
             )
         )
     several = [result for result in claims.results if result.variants > 1]
     notes = [
-        "Each test is one-sided at α; the interval is the one at 1 - 2 α that goes with it. Supported: the whole "
-        "interval is where the claim says; equivalent: it is within the margin; refuted: it is where the claim fails."
+        "Each test is one-sided at α; Δ with Student's interval at 1 - 2 α, p of the claim's own test. Supported: that "
+        "test places Δ where the claim says; equivalent: within the margin; refuted: where the claim fails."
     ]
+    if not claims.results:
+        notes = []
     notes += [
         f"{r.claim}: of {r.variants} variants the one that supports it least is shown: {r.variant}." for r in several
     ]
@@ -284,3 +246,10 @@ def claims_csv(claims: Claims) -> str:
 def claims_json(claims: Claims) -> str:
     """Claims and verdicts for programs; numbers that do not exist are null."""
     return json.dumps(finite(asdict(claims)), indent=1)
+
+
+def stated_margin(record: Mapping[str, Any], metric: str) -> float | None:
+    """The margin within which a study's record claims that some variants do not differ in a metric, the smallest of
+    several; None where it claims no such thing."""
+    claims = record.get("claims", [])
+    return min((c["margin"] for c in claims if (c["metric"], c["direction"]) == (metric, "equivalent")), default=None)

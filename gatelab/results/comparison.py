@@ -105,20 +105,24 @@ def compare(runs: pa.Table, metric: str = DEFAULT_METRIC, margin: float | None =
     """
     known = metrics_of(runs)
     if metric not in known:
-        near = difflib.get_close_matches(metric, known, n=3) or known
-        raise ValueError(f"no trial has {metric!r}, but for example {', '.join(near)}")
+        raise ValueError(unknown_metric(metric, known))
     fixed = [name for name in runs.column_names if name not in known]
     trials = runs.select([*fixed, *{metric: None, SPEED: None}]).to_pylist()
     by_variant = _by_variant(trials)
     found = contrasts(runs, metric)
     axes, better = axes_of(runs), measure(metric).better
     rows = [_row(variant, members, metric, axes, found.get(variant), margin) for variant, members in by_variant.items()]
-    rows = [_judged(row, better, found.get(row.variant)) for row in _adjusted(rows)]
+    rows = _adjusted(rows)
+    several = not one_family(rows)
+    rows = [_judged(row, better, found.get(row.variant), several) for row in rows]
     if better:
         sign = -1.0 if better == "higher" else 1.0
-        rows.sort(key=lambda row: (math.isnan(row.value.mean), sign * row.value.mean))
-        if rows and not math.isnan(rows[0].value.mean):
-            rows[0] = replace(rows[0], best=True)
+        rows.sort(key=lambda row: (not math.isfinite(row.value.mean), sign * row.value.mean))
+        # A mean over fewer seeds than others have, those that did not diverge, say, is the best of nothing.
+        most = max((row.value.n for row in rows), default=0)
+        whole = (place for place, row in enumerate(rows) if row.value.n == most and math.isfinite(row.value.mean))
+        if (best := next(whole, None)) is not None:
+            rows[best] = replace(rows[best], best=True)
     return Comparison(
         study=trials[0]["study"],
         study_hash=trials[0]["study_hash"],
@@ -128,6 +132,12 @@ def compare(runs: pa.Table, metric: str = DEFAULT_METRIC, margin: float | None =
         rows=tuple(rows),
         notes=(*_notes(runs, rows), *_noise_notes(found)),
     )
+
+
+def unknown_metric(metric: str, known: Sequence[str]) -> str:
+    """What to say of a metric that no trial has."""
+    near = difflib.get_close_matches(metric, known, n=3) or known
+    return f"no trial has {metric!r}, but for example {', '.join(near)}"
 
 
 @dataclass(frozen=True)
@@ -142,7 +152,8 @@ class Contrast:
     noise: Noise | None
     """Of all variants that are compared with the baseline; None if this one is not among them, or nothing is known."""
     tested: float
-    """The difference of which Dunnett's variance is: over the seeds that all have."""
+    """The difference of which Dunnett's variance is: over the seeds that all have; with what the baseline's further
+    seeds add, if `difference` has that."""
     baseline_seeds: int
     """From how many seeds the baseline's part of that is."""
     obstacle: str
@@ -185,7 +196,9 @@ def _contrast(
     noise: Noise | None,
 ) -> Contrast:
     pairs = {seed: own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())}
-    difference = mean_of(list(pairs.values()))
+    difference = mean_of(
+        list(pairs.values()), max((max(abs(own[seed]), abs(other[seed])) for seed in pairs), default=0.0)
+    )
     if noise is not None and members[0]["variant"] not in noise.variants:
         noise = None
     tested, baseline_seeds = math.nan, 0
@@ -210,7 +223,9 @@ def _obstacle(members: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, 
         return f"its baseline diverged at seed {', '.join(map(str, lost_base))}"
     if difference.n < 2:
         return "single seed" if difference.n else "no pairs"
-    return "" if math.isfinite(difference.value) and math.isfinite(difference.error) else "a value is not a number"
+    if not math.isfinite(difference.value) or not math.isfinite(difference.error):
+        return "a value is not a number"
+    return "" if difference.error > 0 else "the same difference at every seed: there is no scatter to test it against"
 
 
 def _by_variant(trials: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -253,6 +268,7 @@ def _row(
         added_parameters=first["added_parameters"],
         tokens_per_second=float(np.median(speeds)) if speeds else math.nan,
         verdict="",
+        why="" if contrast is None else contrast.obstacle,
         evidence=None if contrast is None else _evidence(contrast, margin),
     )
 
@@ -276,25 +292,34 @@ def _evidence(contrast: Contrast, margin: float | None) -> Evidence:
 
 def _adjusted(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     """Rows with the q-values that their p-values have together."""
-    q_values = statistics.benjamini_hochberg([row.evidence.p if row.evidence else math.nan for row in rows])
+    p_values = [row.evidence.p if row.evidence and not row.why else math.nan for row in rows]
+    q_values = statistics.benjamini_hochberg(p_values)
     return [
         replace(row, evidence=replace(row.evidence, q=q)) if row.evidence else row
         for row, q in zip(rows, q_values, strict=True)
     ]
 
 
-def _judged(row: ComparisonRow, better: str, contrast: Contrast | None) -> ComparisonRow:
-    """A row with its verdict."""
+def one_family(rows: Sequence[ComparisonRow]) -> bool:
+    """Whether Dunnett's test allows for all comparisons of a table that can be tested: they have one baseline, and
+    enough seeds in common."""
+    tested = [row for row in rows if row.evidence is not None and not row.why]
+    return len({row.baseline for row in tested}) < 2 and all(
+        row.evidence.family >= len(tested) for row in tested if row.evidence
+    )
+
+
+def _judged(row: ComparisonRow, better: str, contrast: Contrast | None, several: bool) -> ComparisonRow:
+    """A row with its verdict; `several`: there are families in the table, for which Dunnett's test does not allow."""
     if row.is_baseline:
         return replace(row, verdict="baseline")
-    if contrast is None or row.evidence is None:
-        return replace(row, verdict="not evaluable", why="no baseline")
-    if contrast.obstacle:
-        return replace(row, verdict="not evaluable", why=contrast.obstacle)
-    if row.evidence.equivalence <= LEVEL:
+    if contrast is None or row.evidence is None or row.why:
+        return replace(row, verdict="not evaluable", why=row.why or "no baseline")
+    evidence = row.evidence
+    if evidence.equivalence <= LEVEL:
         return replace(row, verdict="equivalent")
-    adjusted = row.evidence.q if math.isnan(row.evidence.dunnett) else row.evidence.dunnett
-    if max(row.evidence.p, adjusted) > LEVEL:
+    adjusted = [evidence.p, evidence.q] if math.isnan(evidence.dunnett) else [evidence.p, evidence.dunnett]
+    if max(*adjusted, evidence.q if several else 0.0) > LEVEL:
         return replace(row, verdict="undecided")
     side = "lower" if contrast.difference.value < 0 else "higher"
     return replace(row, verdict=side if not better else "better" if side == better else "worse")
@@ -327,7 +352,9 @@ def _noise_notes(found: Mapping[str, Contrast]) -> Iterator[str]:
     for baseline, members in groups.items():
         named = f" (baseline {baseline})" if len(groups) > 1 else ""
         seeds = members[0].noise.seeds if members[0].noise else ()
-        dropped = sorted({seed for contrast in members for seed in contrast.pairs} - set(seeds))
+        # Of a difference with a baseline's further seeds all seeds count.
+        plain = [contrast for contrast in members if contrast.baseline_seeds == len(seeds)]
+        dropped = sorted({seed for contrast in plain for seed in contrast.pairs} - set(seeds))
         if dropped:
             yield (
                 f"Dunnett's test leaves out seed {', '.join(map(str, dropped))}, which not all variants finished{named}"

@@ -79,23 +79,24 @@ class NoDiagnostics(ValueError):
 
 
 def read_diagnostics(folder: RunsFolder, study: str, last: int) -> pa.Table:
-    """What the figures show of a study's values, in long form. Raises NotFound.
+    """What the figures show of a study's values, in long form; see `drawn_rows`. Raises NotFound."""
+    return metrics_from_journals(folder, study, DRAWN, keep=lambda rows: drawn_rows(rows, last))
 
-    Of layers, histograms and positions each trial's last evaluation; of the whole model all evaluations, or means over
-    spans of the steps up to `last`, the last one that any trial has reached, where they are many.
+
+def drawn_rows(rows: pa.Table, last: int) -> pa.Table:
+    """What the figures show of a trial's values of metrics in `DRAWN`.
+
+    Of layers, histograms and positions its last evaluation; of the whole model all evaluations, or means over spans of
+    the steps up to `last`, the last one that any trial has reached, where they are many.
     """
-
-    def keep(rows: pa.Table) -> pa.Table:
-        parts, rest = [], rows
-        for pattern in AT_LAST:
-            mine = named(rest, pattern)
-            parts.append(_of_last_step(rest.filter(mine)))
-            rest = rest.filter(pc.invert(mine))
-        of_layers = pc.is_valid(rest["layer"])
-        parts.append(_of_last_step(rest.filter(of_layers)))
-        return pa.concat_tables([*parts, averaged_rows(rest.filter(pc.invert(of_layers)), last)])
-
-    return metrics_from_journals(folder, study, DRAWN, keep=keep)
+    parts, rest = [], rows
+    for pattern in AT_LAST:
+        mine = named(rest, pattern)
+        parts.append(_of_last_step(rest.filter(mine)))
+        rest = rest.filter(pc.invert(mine))
+    of_layers = pc.is_valid(rest["layer"])
+    parts.append(_of_last_step(rest.filter(of_layers)))
+    return pa.concat_tables([*parts, averaged_rows(rest.filter(pc.invert(of_layers)), last)])
 
 
 def _of_last_step(rows: pa.Table) -> pa.Table:

@@ -29,8 +29,8 @@ from gatelab.results.aliasing import (
     structure,
 )
 from gatelab.results.comparison import DEFAULT_METRIC, UNFINISHED, environment_notes
-from gatelab.results.folders import RunsFolder, read_json
-from gatelab.results.frames import AXIS, axes_of, metrics_of, short_axes
+from gatelab.results.folders import RunsFolder
+from gatelab.results.frames import AXIS, Descriptions, axes_of, metrics_of, short_axes, study_descriptions
 from gatelab.results.importance import Importance, importance
 from gatelab.results.measures import measure
 from gatelab.results.statistics import LEVEL, Interval, Mean, benjamini_hochberg, unequal_variances_p
@@ -38,12 +38,29 @@ from gatelab.results.statistics import LEVEL, Interval, Mean, benjamini_hochberg
 Floats = npt.NDArray[np.float64]
 
 FACTORIAL, FRACTION, MAIN_EFFECTS = "factorial", "fraction", "main effects"
+DIVERGED = "diverged"
+LOST = {"finished": "has no such number", "diverged": DIVERGED, "failed": "failed"}
+"""Outcome of a trial without a value -> why it has none; of all others, it has not finished."""
 NAMED = 6
 """Most variants that a note names."""
 
 
 class NotFactorial(ValueError):
     """A study without axes that vary, or with fewer than two finished variants, or without the metric."""
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """What came of the seeds of a variant."""
+
+    values: dict[int, float]
+    lost: dict[int, str]
+    """Seed -> why it has no value."""
+
+    @property
+    def diverged(self) -> tuple[int, ...]:
+        """Those that diverged."""
+        return tuple(seed for seed, why in sorted(self.lost.items()) if why == DIVERGED)
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,7 @@ class LevelEffect:
     mean: float
     effect: Interval
     verdict: str
+    """better or worse than the grand mean where the test of the axis says effect; else undecided or not evaluable."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +107,7 @@ class CellEffect:
     mean: float
     effect: Interval
     verdict: str
+    """The same, where the test of the interaction says effect."""
 
 
 @dataclass(frozen=True)
@@ -180,22 +199,27 @@ def effects(runs: pa.Table, metric: str = DEFAULT_METRIC, trunks: Collection[str
     if metric not in known:
         near = difflib.get_close_matches(metric, known, n=3) or known
         raise NotFactorial(f"no trial has {metric!r}, but for example {', '.join(near)}")
-    trials = runs.to_pylist()
-    values: dict[str, dict[int, float]] = {}
+    columns = ["study", "study_hash", "variant", "seed", "outcome", metric, *(AXIS + axis for axis in axes_of(runs))]
+    trials = runs.select(columns).to_pylist()
+    seeds: dict[str, Seeds] = {}
     levels: dict[str, dict[str, str | None]] = {}
     for trial in trials:
         levels[trial["variant"]] = {axis: trial[AXIS + axis] for axis in axes_of(runs)}
-        if trial["outcome"] == "finished" and math.isfinite(math.nan if trial[metric] is None else trial[metric]):
-            values.setdefault(trial["variant"], {})[trial["seed"]] = trial[metric]
+        own, value = seeds.setdefault(trial["variant"], Seeds({}, {})), trial[metric]
+        if trial["outcome"] == "finished" and math.isfinite(math.nan if value is None else value):
+            own.values[trial["seed"]] = value
+        else:
+            own.lost[trial["seed"]] = LOST.get(trial["outcome"], "has not finished")
     varying = _varying(axes_of(runs), levels)
     if not varying:
         raise NotFactorial("effects are those of axes with two levels or more, and the study has none")
-    if len(values) < 2:
+    valued = {variant: own for variant, own in seeds.items() if own.values}
+    if len(valued) < 2:
         raise NotFactorial(
-            f"effects are differences between variants: two must have finished (got {len(values)} of {len(levels)})"
+            f"effects are differences between variants: two must have finished (got {len(valued)} of {len(levels)})"
         )
-    found = _analyse(values, {variant: levels[variant] for variant in values}, varying, metric, trunks)
-    notes = [*_missing(levels, values), *found.notes, *environment_notes(runs)]
+    found = _analyse(valued, {variant: levels[variant] for variant in valued}, varying, metric, trunks)
+    notes = [*_missing(seeds), *_chosen_by_divergence(seeds), *found.notes, *environment_notes(runs)]
     if unfinished := sum(trial["outcome"] in UNFINISHED for trial in trials):
         notes.append(f"{unfinished} trials have not finished: the table will change.")
     return replace(found, study=trials[0]["study"], study_hash=trials[0]["study_hash"], notes=tuple(notes))
@@ -203,10 +227,15 @@ def effects(runs: pa.Table, metric: str = DEFAULT_METRIC, trunks: Collection[str
 
 def shared_trunks(folder: RunsFolder, record: Mapping[str, Any]) -> tuple[str, ...]:
     """The axes of a study's record along which some of its trials branched off from the training of others."""
+    return trunks_of(record, study_descriptions(folder, record))
+
+
+def trunks_of(record: Mapping[str, Any], descriptions: Descriptions) -> tuple[str, ...]:
+    """The same, by descriptions that have been read."""
     levels = {trial["id"]: record["variants"][trial["variant"]]["levels"] for trial in record["trials"]}
     found = set()
     for trial, own in levels.items():
-        branch = (read_json(folder.trial(trial).description) or {}).get("branch")
+        branch = descriptions.get(trial, {}).get("branch")
         if branch and branch["trunk"] in levels:
             trunk = levels[branch["trunk"]]
             found |= {axis for axis in record["axes"] if own.get(axis) != trunk.get(axis)}
@@ -224,7 +253,7 @@ def _varying(axes: Sequence[str], levels: Mapping[str, Mapping[str, str | None]]
 
 
 def _analyse(
-    values: Mapping[str, Mapping[int, float]],
+    seeds: Mapping[str, Seeds],
     levels: Mapping[str, Mapping[str, str | None]],
     varying: tuple[str, ...],
     metric: str,
@@ -239,9 +268,7 @@ def _analyse(
         for axis in tabled
         if len(of := dict.fromkeys(level for v in whole if (level := levels[v][axis]) is not None)) > 1
     }
-    cells: dict[Cell, Mapping[int, float]] = {
-        tuple(str(levels[variant][axis]) for axis in axes): values[variant] for variant in whole
-    }
+    cells: dict[Cell, Seeds] = {tuple(str(levels[variant][axis]) for axis in axes): seeds[variant] for variant in whole}
     notes = []
     if folded := [variant for variant in levels if variant not in whole]:
         notes.append(f"Left out of the table of effects, as an axis has no level there: {_listed(folded)}.")
@@ -258,20 +285,19 @@ def _analyse(
             found = _factorial(*chosen, trunks, better)
             notes += _notes(found, chosen[2], trunks)
     important = None
-    if found is None or found.kind != FACTORIAL or found.cells < len(values):
+    if found is None or found.kind != FACTORIAL or found.cells < len(seeds):
+        values = {variant: own.values for variant, own in seeds.items()}
         important = importance(values, levels, _varying(varying, levels), better)
         if important.fanova is None:
             notes.append("Variants do not differ, so that no axis is important.")
     return Effects("", "", metric, varying, found, aliases, important, tuple(notes))
 
 
-Chosen = tuple[str, dict[str, tuple[str, ...]], dict[Cell, Mapping[int, float]], tuple[int, ...]]
+Chosen = tuple[str, dict[str, tuple[str, ...]], dict[Cell, Seeds], tuple[int, ...]]
 """The kind of a table, its axes, its cells, and the seeds that all of them have finished."""
 
 
-def _choose(
-    cells: dict[Cell, Mapping[int, float]], axes: dict[str, tuple[str, ...]], kind: Structure
-) -> tuple[Chosen | None, str]:
+def _choose(cells: dict[Cell, Seeds], axes: dict[str, tuple[str, ...]], kind: Structure) -> tuple[Chosen | None, str]:
     """What of the cells can be taken apart, and why it is not all."""
     if seeds := _common(cells):
         if kind.complete:
@@ -286,9 +312,9 @@ def _choose(
     else:
         why = f"{len(cells)} of {every} combinations of levels are neither all nor a regular fraction"
     # A seed that most variants lack would cost all others.
-    counts = Counter(seed for of in cells.values() for seed in of)
+    counts = Counter(seed for of in cells.values() for seed in of.values)
     usual = {seed for seed, count in counts.items() if 2 * count >= len(cells)}
-    complete = {cell: of for cell, of in cells.items() if usual and of.keys() >= usual}
+    complete = {cell: of for cell, of in cells.items() if usual and of.values.keys() >= usual}
     part = complete_part(complete, axes)
     if part is None:
         return None, f"The study is unbalanced: {why}. No effect is tested."
@@ -306,20 +332,20 @@ def _choose(
     return (FACTORIAL, kept, inside, _common(inside)), why
 
 
-def _common(cells: Mapping[Cell, Mapping[int, float]]) -> tuple[int, ...]:
-    return tuple(sorted(set.intersection(*({*of} for of in cells.values()))))
+def _common(cells: Mapping[Cell, Seeds]) -> tuple[int, ...]:
+    return tuple(sorted(set.intersection(*({*of.values} for of in cells.values()))))
 
 
 def _factorial(
     kind: str,
     axes: dict[str, tuple[str, ...]],
-    cells: Mapping[Cell, Mapping[int, float]],
+    cells: Mapping[Cell, Seeds],
     seeds: Sequence[int],
     trunks: Collection[str],
     better: str,
 ) -> Factorial:
     """The analysis of a table of [cells, seeds], whose blocks are seeds."""
-    table = np.array([[of[seed] for seed in seeds] for of in cells.values()])
+    table = np.array([[of.values[seed] for seed in seeds] for of in cells.values()])
     grand = float(table.mean())
     means = table.mean(1) - grand
     blocks = table.mean(0) - grand
@@ -360,9 +386,10 @@ def _factorial(
         axis: {level: float(means[[at[cell] for cell in at if cell[place] == level]].mean()) for level in of}
         for place, (axis, of) in enumerate(axes.items())
     }
-    main = [_level(axis, level, mean, whole, better) for axis, of in levels.items() for level, mean in of.items()]
+    judge = Judge(better, whole, tuple(cell for cell, of in cells.items() if of.diverged))
+    main = [_level(axis, level, mean, judge) for axis, of in levels.items() for level, mean in of.items()]
     pairs = [effect for effect in effects_of(axes) if len(effect) == 2] if kind == FACTORIAL else []
-    combinations = [cell for pair in pairs for cell in _combinations(pair, levels, at, means, whole, better)]
+    combinations = [cell for pair in pairs for cell in _combinations(pair, levels, at, means, judge)]
     return replace(whole, levels=tuple(main), combinations=tuple(combinations))
 
 
@@ -406,27 +433,57 @@ def _string_name(aliased: Sequence[Effect], df: int, axes: Axes, names: Mapping[
     return " = ".join(f"{'part of ' if whole[effect] > df else ''}{effect_name(effect, names)}" for effect in aliased)
 
 
-def _level(axis: str, level: str, mean: float, whole: Factorial, better: str) -> LevelEffect:
-    others = len(whole.axes[axis]) - 1
-    effect = _interval(mean, others, whole, (axis,))
-    return LevelEffect(axis, level, whole.mean + mean, effect, _verdict(effect, better))
+@dataclass(frozen=True)
+class Judge:
+    """What verdicts on the levels and combinations of a table depend on."""
+
+    better: str
+    whole: Factorial
+    lost: tuple[Cell, ...]
+    """Those that lost seeds as they diverged."""
+
+    def verdict(self, axes: Effect, levels: Sequence[str], effect: Interval) -> str:
+        """Whether an effect is better or worse than nothing; lower or higher where neither is better."""
+        if math.isnan(effect.low) or self._is_chosen(axes, levels):
+            return "not evaluable"
+        # Of many intervals some leave out 0 by chance. The test is one for all, and adjusted for their number.
+        is_effect = any(axes in term.effects and term.verdict == "effect" for term in self.whole.terms)
+        if not is_effect or effect.low <= 0 <= effect.high:
+            return "undecided"
+        way = "lower" if effect.high < 0 else "higher"
+        return way if not self.better else "better" if way == self.better else "worse"
+
+    def _is_chosen(self, axes: Effect, levels: Sequence[str]) -> bool:
+        """Whether levels are those of a cell whose seeds are a choice in favour of what diverges. Of an axis with two
+        levels both are: their effects are one number."""
+        places = [list(self.whole.axes).index(axis) for axis in axes]
+        return any(
+            all(
+                level == cell[place] or len(self.whole.axes[axis]) == 2
+                for axis, level, place in zip(axes, levels, places, strict=True)
+            )
+            for cell in self.lost
+        )
+
+
+def _level(axis: str, level: str, mean: float, judge: Judge) -> LevelEffect:
+    others = len(judge.whole.axes[axis]) - 1
+    effect = _interval(mean, others, judge.whole, (axis,))
+    return LevelEffect(axis, level, judge.whole.mean + mean, effect, judge.verdict((axis,), (level,), effect))
 
 
 def _combinations(
-    pair: Effect,
-    levels: Mapping[str, Mapping[str, float]],
-    at: Mapping[Cell, int],
-    means: Floats,
-    whole: Factorial,
-    better: str,
+    pair: Effect, levels: Mapping[str, Mapping[str, float]], at: Mapping[Cell, int], means: Floats, judge: Judge
 ) -> Iterator[CellEffect]:
+    whole = judge.whole
     first, second = (list(whole.axes).index(axis) for axis in pair)
     others = math.prod(len(whole.axes[axis]) - 1 for axis in pair)
     for row, own in levels[pair[0]].items():
         for column, other in levels[pair[1]].items():
             cell = float(means[[i for of, i in at.items() if (of[first], of[second]) == (row, column)]].mean())
             effect = _interval(cell - own - other, others, whole, pair)
-            yield CellEffect((pair[0], pair[1]), (row, column), whole.mean + cell, effect, _verdict(effect, better))
+            verdict = judge.verdict(pair, (row, column), effect)
+            yield CellEffect((pair[0], pair[1]), (row, column), whole.mean + cell, effect, verdict)
 
 
 def _interval(value: float, others: int, whole: Factorial, effect: Effect) -> Interval:
@@ -437,22 +494,24 @@ def _interval(value: float, others: int, whole: Factorial, effect: Effect) -> In
     return Mean(value, sd, error.df, values).interval()
 
 
-def _verdict(effect: Interval, better: str) -> str:
-    """Whether an effect is better or worse than the grand mean; lower or higher where neither is better."""
-    if math.isnan(effect.low):
-        return "not evaluable"
-    if effect.low <= 0 <= effect.high:
-        return "undecided"
-    way = "lower" if effect.high < 0 else "higher"
-    return way if not better else "better" if way == better else "worse"
+def _missing(seeds: Mapping[str, Seeds]) -> Iterator[str]:
+    """Which variants have no value at all."""
+    if missing := {variant: sorted(set(own.lost.values())) for variant, own in seeds.items() if not own.values}:
+        named = [f"{variant} ({', '.join(whys)})" for variant, whys in missing.items()]
+        yield f"Left out, as no trial has a value: {_listed(named)}."
 
 
-def _missing(levels: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[str]:
-    if missing := [variant for variant in levels if variant not in values]:
-        yield f"Left out, as no trial has finished: {_listed(missing)}."
+def _chosen_by_divergence(seeds: Mapping[str, Seeds]) -> Iterator[str]:
+    """Which variants have lost some of their seeds as they diverged."""
+    if lost := [variant for variant, own in seeds.items() if own.values and own.diverged]:
+        named = [f"{variant} (seed {', '.join(map(str, seeds[variant].diverged))})" for variant in lost]
+        yield (
+            f"Diverged at some seeds: {_listed(named)}. What is left of these is a choice in favour of what diverges: "
+            "their levels and combinations have no verdict, and tests and importance that they enter are to be read so."
+        )
 
 
-def _notes(found: Factorial, cells: Mapping[Cell, Mapping[int, float]], trunks: Collection[str]) -> Iterator[str]:
+def _notes(found: Factorial, cells: Mapping[Cell, Seeds], trunks: Collection[str]) -> Iterator[str]:
     names = short_axes(list(found.axes))
     if len(found.seeds) == 1:
         yield "A single seed: there is no error to test effects against, and no interval."
@@ -481,10 +540,14 @@ def _notes(found: Factorial, cells: Mapping[Cell, Mapping[int, float]], trunks: 
                 f"Seeds scatter unequally over {names[scatter.axis]} (Bartlett's p = {scatter.p:.2g}; standard "
                 f"deviations {sds}): one error for all is too small where they scatter most, and too large elsewhere."
             )
-    dropped = sorted({seed for of in cells.values() for seed in of} - set(found.seeds))
+    dropped = sorted({seed for of in cells.values() for seed in of.values} - set(found.seeds))
     for seed in dropped:
-        lacking = [", ".join(cell) for cell, of in cells.items() if seed not in of]
-        yield f"Seed {seed} is left out, which has not finished in {_listed(lacking)}."
+        lacking: dict[str, list[str]] = {}
+        for cell, own in cells.items():
+            if seed not in own.values:
+                lacking.setdefault(own.lost.get(seed, "was not run"), []).append(", ".join(cell))
+        told = ", ".join(f"{why} in {_listed(where)}" for why, where in lacking.items())
+        yield f"Seed {seed} is left out: it {told}."
     if found.kind == FRACTION:
         yield "A fraction of all combinations: effects joined by = are one in it, and are tested once."
     if found.kind == MAIN_EFFECTS:

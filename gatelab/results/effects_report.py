@@ -130,7 +130,8 @@ def _levels_grid(found: Effects, factorial: Factorial) -> Grid:
     ]
     notes = [
         f"Effect: mean of a level less the grand mean, {factorial.mean:,.{digits}f}, with its t-interval (each by "
-        "itself, not adjusted for their number). The verdict is on the effect: a level against the average of all."
+        f"itself, not adjusted for their number). Verdict: {_ways(found)} than the average of all levels where "
+        "the test of the axis says effect (q < 0.05) and the interval leaves out 0; else undecided."
     ]
     if factorial.kind == FRACTION and any(len(term.effects) > 1 for term in factorial.terms):
         notes.append("In a fraction these are the effects of axes and of what is aliased with them.")
@@ -182,7 +183,8 @@ def _combination_grid(found: Effects, factorial: Factorial, pair: Effect, first:
     )
     notes = [
         "Interaction: mean of a combination less those of its two levels, plus the grand mean: what the levels do "
-        "together beyond what each does by itself. The verdict is on that."
+        f"together beyond what each does by itself. Verdict: {_ways(found)} than that would be, where the test of "
+        "the interaction says effect (q < 0.05) and the interval leaves out 0; else undecided."
     ]
     title = f"{found.study}: {effect_name(pair, names)}"
     return Grid(title, columns, tuple(rows), (False,) * len(rows), tuple(notes) if first else ())
@@ -232,6 +234,10 @@ def _importance_grid(found: Effects, important: Importance) -> Grid:
         notes.append("Axes with one level in all finished runs have no importance.")
     title = f"{found.study}: importance for {found.metric}"
     return Grid(title, tuple(columns), tuple(rows), (False,) * len(rows), tuple(notes))
+
+
+def _ways(found: Effects) -> str:
+    return "better or worse" if measure(found.metric).better else "lower or higher"
 
 
 def _share(value: float) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from gatelab.results import beyond
 from gatelab.results.autopsies import autopsies_grid
-from gatelab.results.claims import claims_csv, claims_grid, claims_json, judge, read_register
+from gatelab.results.claims import claims_csv, claims_grid, claims_json, judge
 from gatelab.results.comparison import DEFAULT_METRIC, Comparison, compare
 from gatelab.results.diagnosis import diagnosis, diagnosis_grid
 from gatelab.results.effects import effects, shared_trunks
@@ -18,6 +18,7 @@ from gatelab.results.effects_report import effects_csv, effects_dict, effects_gr
 from gatelab.results.folders import RunsFolder
 from gatelab.results.frames import study_answers
 from gatelab.results.pivot import pivot, pivot_csv, pivot_grid, pivot_json
+from gatelab.results.register import read_register
 from gatelab.results.scaling import scaling_of_record
 from gatelab.results.scaling_report import scaling_csv, scaling_dict, scaling_grids
 from gatelab.results.stability import (

@@ -63,6 +63,10 @@ AT_ONCE = 1 << 16
 
 Answers = Mapping[str, Sequence[Mapping[str, Any]]]
 """Trial -> what it answered after its training, the newest last."""
+Descriptions = Mapping[str, Mapping[str, Any]]
+"""Trial that has begun -> what it says of itself: configuration and attempts."""
+States = Mapping[str, Mapping[str, Any]]
+"""Trial -> its outcome, or its status where there is none yet."""
 
 
 def runs_schema(axes: list[str], also: Iterable[str] = ()) -> pa.Schema:
@@ -148,18 +152,25 @@ def runs_from_journals(folder: RunsFolder, study: str) -> pa.Table:
     return runs_of_record(folder, folder.study(study).read())
 
 
-def runs_of_record(folder: RunsFolder, record: Mapping[str, Any], answers: Answers | None = None) -> pa.Table:
-    """`runs` of the trials that a study's record names. What they answered is read, if it has not been."""
+def runs_of_record(
+    folder: RunsFolder,
+    record: Mapping[str, Any],
+    answers: Answers | None = None,
+    descriptions: Descriptions | None = None,
+    states: States | None = None,
+) -> pa.Table:
+    """`runs` of the trials that a study's record names. What they say is read, as far as it has not been."""
     answers = study_answers(folder, record) if answers is None else answers
     rows = []
     for trial in record["trials"]:
         files = folder.trial(trial["id"])
-        outcome = trial_state(files)
+        outcome = dict(trial_state(files) if states is None else states[trial["id"]])
+        description = read_json(files.description) if descriptions is None else descriptions.get(trial["id"])
         if outcome["status"] in ("running", "interrupted"):
             outcome["step"] = max(read_journal(files.journal)["step"].to_pylist(), default=0)
         if outcome["status"] in SUMMED_UP:
             outcome["metrics"] = {**outcome.get("metrics", {}), **_newest(answers[trial["id"]])}
-        rows.append(_run_row(record, trial, outcome, provenance(files)))
+        rows.append(_run_row(record, trial, outcome, _provenance(description)))
     return _runs(record, rows)
 
 
@@ -199,10 +210,24 @@ def trial_state(files: TrialFolder) -> dict[str, Any]:
     return {"status": "running" if _is_locked(files) else "interrupted"}
 
 
+def study_descriptions(folder: RunsFolder, record: Mapping[str, Any]) -> Descriptions:
+    """The descriptions of the trials that a study's record names."""
+    found = {trial["id"]: read_json(folder.trial(trial["id"]).description) for trial in record["trials"]}
+    return {trial: description for trial, description in found.items() if description is not None}
+
+
+def study_states(folder: RunsFolder, record: Mapping[str, Any]) -> States:
+    """The states of the trials that a study's record names."""
+    return {trial["id"]: trial_state(folder.trial(trial["id"])) for trial in record["trials"]}
+
+
 def provenance(files: TrialFolder) -> dict[str, str]:
     """Where a trial's numbers come from. What its attempts differ in is joined by " then "."""
-    description = read_json(files.description) or {"attempts": []}
-    known = [attempt["provenance"] for attempt in description["attempts"]]
+    return _provenance(read_json(files.description))
+
+
+def _provenance(description: Mapping[str, Any] | None) -> dict[str, str]:
+    known = [attempt["provenance"] for attempt in (description or {"attempts": []})["attempts"]]
     return {name: " then ".join(dict.fromkeys(origin[name] for origin in known)) for name in PROVENANCE if known}
 
 

@@ -4,6 +4,7 @@ A row for each study, baseline and metric, in the runs folder: studies that foll
 before, pooled over what was trained on the same data at about the same scale.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ SCHEMA = pa.schema(
         ("written", pa.utf8()),  # ISO 8601, UTC
     ]
 )
+
+logger = logging.getLogger(__name__)
 
 NEAR = 0.5
 """Decades of compute within which studies are pooled."""
@@ -106,12 +109,19 @@ def known_noise(folder: RunsFolder, metric: str, data: str, parameters: int, tok
 
 
 def _ledger(folder: RunsFolder) -> pa.Table:
-    return pq.read_table(folder.noise).cast(SCHEMA) if folder.noise.exists() else SCHEMA.empty_table()
+    """What has been written, or nothing: a file that cannot be read is one less to plan by, no reason to stop."""
+    if not folder.noise.exists():
+        return SCHEMA.empty_table()
+    try:
+        return pq.read_table(folder.noise).cast(SCHEMA)
+    except (pa.ArrowInvalid, OSError, ValueError) as error:
+        logger.warning("%s cannot be read, and starts anew: %s", folder.noise, error)
+        return SCHEMA.empty_table()
 
 
 def _rows(runs: pa.Table) -> Iterator[dict[str, Any]]:
     fixed = ["study", "variant", "data", "parameters", "tokens"]
-    of_variant = {row["variant"]: row for row in runs.select(fixed).to_pylist() if row["data"]}
+    of_variant = {row["variant"]: row for row in runs.select(fixed).to_pylist() if all(row.values())}
     now = datetime.now(UTC).isoformat(timespec="seconds")
     for metric in metrics_of(runs):
         found = {contrast.baseline: contrast.noise for contrast in contrasts(runs, metric).values() if contrast.noise}

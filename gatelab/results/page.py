@@ -12,7 +12,8 @@ from markupsafe import Markup
 from gatelab.results.comparison import DEFAULT_METRIC
 from gatelab.results.figures import save_files
 from gatelab.results.folders import PAGE, RunsFolder
-from gatelab.results.report import Picture, Report, report
+from gatelab.results.report import Report, report
+from gatelab.results.sections import Picture
 from gatelab.results.tables import Grid, to_html
 
 MOST_ROWS = 40

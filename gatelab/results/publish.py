@@ -53,9 +53,10 @@ def publish(folder: RunsFolder, study: str) -> Published:
     comparison = compare(runs)
     tables = write_table(comparison, target / "comparison", stamp_of(runs, "comparison"))
     claims: tuple[Grid, ...] = ()
-    if record.get("claims"):
+    register = folder.study(study).claims
+    if record.get("claims") or register.exists():
         written = _write_claims(folder, record, runs)
-        tables += written.tables
+        tables += [*written.tables, *([register] if register.exists() else [])]
         claims = written.grids
     remember(folder, runs)
     plots = []

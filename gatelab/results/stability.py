@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from gatelab.results.autopsies import NEEDED, Autopsy, autopsies, plot_autopsy
 from gatelab.results.comparison import UNFINISHED
 from gatelab.results.figures import SPANS, Curve, Variants, curves_by_seed, draw_curves, extremes, line_style, panels
-from gatelab.results.folders import RunsFolder, read_json
-from gatelab.results.frames import each_journal, named, runs_of_record, together
+from gatelab.results.folders import RunsFolder
+from gatelab.results.frames import Descriptions, each_journal, named, runs_of_record, study_descriptions, together
 from gatelab.results.measures import with_unit
 from gatelab.results.tables import Column, Grid, finite
 
@@ -183,16 +183,38 @@ def read_stability(
     """
     record = folder.study(study).read()
     trials = [trial for trial in record["trials"] if not variants or trial["variant"] in variants]
-    runs = runs_of_record(folder, {**record, "trials": trials})
-    settings = settings_of(folder, study)
+    descriptions = study_descriptions(folder, record)
+    runs = runs_of_record(folder, {**record, "trials": trials}, None, descriptions)
+    journals = each_journal(folder, trials, READ)
+    return runs, *stability_of_journals(folder, trials, runs, settings_from(descriptions), journals)
+
+
+def stability_of_journals(
+    folder: RunsFolder,
+    trials: Sequence[Mapping[str, Any]],
+    runs: pa.Table,
+    settings: Mapping[str, Settings],
+    journals: Iterable[pa.Table],
+) -> tuple[pa.Table, Stability]:
+    """What figures show of the values of trials, and how stable these were.
+
+    Args:
+        folder: where the trials lie; the journals of those whose autopsy is drawn are read once more.
+        trials: entries of a study's record.
+        runs: of these trials, in their order.
+        settings: of each trial that has begun, by id.
+        journals: the values of each trial, of `READ` or more, in their order; see `each_journal`.
+
+    Raises NoSteps.
+    """
     found, drawn = [], []
-    for trial, rows in zip(runs.to_pylist(), each_journal(folder, trials, READ), strict=True):
+    for trial, rows in zip(runs.to_pylist(), journals, strict=True):
         found.append(_measured(trial, rows, settings.get(trial["trial"])))
         drawn.append(_extremes(rows))
     joined = _joined(runs, found)
     events = {one.trial for one in _drawn(joined.autopsies)}
     of_events = [trial for trial in trials if trial["id"] in events]
-    return runs, together([*drawn, *each_journal(folder, of_events, ("train/loss", "autopsy/*"))]), joined
+    return together([*drawn, *each_journal(folder, of_events, ("train/loss", "autopsy/*"))]), joined
 
 
 @dataclass(frozen=True)
@@ -258,13 +280,16 @@ def _joined(runs: pa.Table, found: Iterable[_Measured | None]) -> Stability:
 
 def settings_of(folder: RunsFolder, study: str) -> dict[str, Settings]:
     """What the configurations of a study's trials, as far as they have begun, say of their steps. Raises NotFound."""
+    return settings_from(study_descriptions(folder, folder.study(study).read()))
+
+
+def settings_from(descriptions: Descriptions) -> dict[str, Settings]:
+    """The same, of descriptions that have been read."""
     found = {}
-    for trial in folder.study(study).read()["trials"]:
-        description = read_json(folder.trial(trial["id"]).description)
-        if description is not None:
-            training = description["config"]["training"]
-            tokens = training["batch_size"] * training["sequence_length"]
-            found[trial["id"]] = Settings(tokens, training["optimizer"]["clip_norm"])
+    for trial, description in descriptions.items():
+        training = description["config"]["training"]
+        tokens = training["batch_size"] * training["sequence_length"]
+        found[trial] = Settings(tokens, training["optimizer"]["clip_norm"])
     return found
 
 
@@ -298,7 +323,7 @@ def _lines(metrics: pa.Table) -> dict[str, tuple[pa.Table, pa.Table]]:
 
 def _extremes(rows: pa.Table) -> pa.Table:
     """Of one trial's values those that its lines over training need to show all extremes."""
-    parts = [rows.slice(0, 0)]
+    parts = [rows.schema.empty_table()]  # an empty slice would keep all of them in memory
     for own, line in _lines(rows).values():
         steps = line["step"].to_numpy()
         kept = steps[extremes((steps, line["value"].to_numpy()))]

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def stamp_of(runs: pa.Table, table: str, **options: Any) -> Stamp:
 def stamped(text: str, suffix: str, stamp: Stamp) -> str:
     """A table in one of its forms (md, tex, html, csv, json), with its stamp.
 
-    In CSV every row gets its study's hash, commits and data; JSON gets a key `stamp`.
+    In CSV every row gets its study, its hash, commits and data; JSON gets a key `stamp`.
     """
     entry = asdict(stamp)
     if suffix == "json":
@@ -75,7 +76,8 @@ def stamped(text: str, suffix: str, stamp: Stamp) -> str:
     mark = MARK + json.dumps(entry, sort_keys=True).replace("--", "-\\u002d")
     if suffix == "tex":
         return f"{text}% {stamp}\n% {mark}\n"
-    shown = f'<p class="stamp"><small>{stamp}</small></p>' if suffix == "html" else f"\n<sub>{stamp}</sub>"
+    text_of_it = escape(str(stamp))
+    shown = f'<p class="stamp"><small>{text_of_it}</small></p>' if suffix == "html" else f"\n<sub>{text_of_it}</sub>"
     return f"{text.rstrip()}\n{shown}\n\n<!-- {mark} -->\n"
 
 
@@ -85,26 +87,32 @@ def read_stamp(path: Path) -> Stamp | None:
         path = path.with_suffix(".json")
         if not path.exists():
             return None
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
             entry = json.loads(text)["stamp"]
         else:
             match = re.search(rf"{MARK}(\{{.*\}})", text)
             entry = None if match is None else json.loads(match[1])
         return None if entry is None else _from_json(entry)
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _from_json(entry: Mapping[str, Any]) -> Stamp:
-    return Stamp(**{**entry, "commits": tuple(entry["commits"]), "data": tuple(entry["data"])})
+    stamp = Stamp(**{**entry, "commits": tuple(entry["commits"]), "data": tuple(entry["data"])})
+    if not all(isinstance(text, str) for text in (stamp.table, stamp.study, *stamp.commits, *stamp.data)):
+        raise TypeError("expected texts")
+    return stamp
 
 
 def _stamped_csv(text: str, stamp: Stamp) -> str:
-    columns = {"study_hash": stamp.study_hash, "commit": " ".join(stamp.commits), "data": " ".join(stamp.data)}
+    said = {"study": stamp.study, "study_hash": stamp.study_hash}
+    said |= {"commit": " ".join(stamp.commits), "data": " ".join(stamp.data)}
+    head, *rows = csv.reader(io.StringIO(text))
+    new = {name: value for name, value in said.items() if name not in head}
     out = io.StringIO()
     writer = csv.writer(out)
-    for number, row in enumerate(csv.reader(io.StringIO(text))):
-        writer.writerow([*row, *(columns.values() if number else columns)])
+    writer.writerow([*head, *new])
+    writer.writerows([*row, *new.values()] for row in rows)
     return out.getvalue()

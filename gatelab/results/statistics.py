@@ -5,8 +5,9 @@ that what is tested are differences at equal seeds. Student's t holds its level 
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,10 @@ POWER = 0.8
 EXACT = 32
 """Most pairs whose sign flips are all tried; of more, `RESAMPLES` are drawn."""
 RESAMPLES = 100_000
+SIMULATED = 2_000
+"""Samples in a simulated power."""
+ROUNDING = 1e-12
+"""Of a value: differences below it are rounding."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +59,27 @@ class Mean:
         return Interval(self.value, self.value - half, self.value + half, self.n)
 
     def p(self, null: float = 0.0, alternative: Alternative = "two-sided") -> float:
-        """The p-value of Student's t-test against a mean of `null`; nan where there are fewer than two values."""
-        if not self.df > 0 or not math.isfinite(self.value):
+        """The p-value of Student's t-test against a mean of `null`; nan with fewer than two values, or if all are one:
+        without scatter there is nothing to test against."""
+        if not self.df > 0 or not self.error > 0 or not math.isfinite(self.value):
             return math.nan
-        apart = self.value - null
-        t = apart / self.error if self.error > 0 else math.copysign(math.inf, apart) if apart else 0.0
+        t = (self.value - null) / self.error
         if alternative == "two-sided":
             return 2 * float(stdtr(self.df, -abs(t)))
         return float(stdtr(self.df, t if alternative == "less" else -t))
 
 
-def mean_of(values: Sequence[float]) -> Mean:
-    """The mean of a sample."""
+def mean_of(values: Sequence[float], scale: float = 0.0) -> Mean:
+    """The mean of a sample; of differences, `scale` is the size of the values that they are of."""
     n = len(values)
     if n == 0:
         return Mean(math.nan, math.nan, 0, 0)
     with np.errstate(invalid="ignore"):  # an infinite loss has no spread
-        error = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-        return Mean(float(np.mean(values)), error, n - 1, n)
+        mean, sd = float(np.mean(values)), float(np.std(values, ddof=1)) if n > 1 else math.nan
+    # What is left of equal values by rounding is no scatter.
+    return Mean(
+        mean, 0.0 if sd <= ROUNDING * max(scale, float(np.max(np.abs(values)))) else sd / math.sqrt(n), n - 1, n
+    )
 
 
 def t_interval(values: Sequence[float]) -> Interval:
@@ -130,23 +138,60 @@ def detection_power(effect: float, sd: float, n: int, level: float = LEVEL, side
     if sd == 0:
         return 1.0 if effect else level
     critical, shift = float(stdtrit(n - 1, 1 - level / sides)), abs(effect) / sd * math.sqrt(n)
-    upper = 1 - float(nctdtr(n - 1, shift, critical))
-    lower = float(nctdtr(n - 1, shift, -critical)) if sides == 2 else 0.0
-    return upper + (0.0 if math.isnan(lower) else lower)  # far in the other tail SciPy's series gives up
+    return 1 - _below(critical, n - 1, shift) + (_below(-critical, n - 1, shift) if sides == 2 else 0.0)
 
 
-def equivalence_power(sd: float, n: int, margin: float, level: float = LEVEL) -> float:
+def _below(t: float, df: float, shift: float) -> float:
+    """The probability that a noncentral t is below a statistic, which is no larger than about its shift."""
+    probability = float(nctdtr(df, shift, t))
+    return 0.0 if math.isnan(probability) and math.isfinite(shift) else probability  # so small that SciPy gives up
+
+
+def dunnett_power(shift: float, comparisons: int, df: float, correlation: float = 0.5, level: float = LEVEL) -> float:
+    """The power of a one-sided Dunnett test of a true difference of `shift` standard errors; see `dunnett_p`."""
+    return 1 - _below(dunnett_critical(level, comparisons, df, correlation), df, shift)
+
+
+def sign_flip_power(effect: float, sd: float, n: int, level: float = LEVEL) -> float:
+    """The power of a one-sided sign-flip test of n normal differences: simulated (seeded) up to 10 of them, where it is
+    well below the t-test's; of more, the t-test's."""
+    if n > 10:
+        return detection_power(effect, sd, n, level, sides=1)
+    if smallest_sign_flip_p(n, "less") > level:
+        return 0.0
+    samples = np.random.default_rng(0).normal(effect, sd, (n, SIMULATED))
+    signs = np.array(list(itertools.product((1, -1), repeat=n)))
+    shares = np.mean(signs @ samples >= samples.sum(axis=0) - ROUNDING * np.abs(samples).sum(axis=0), axis=0)
+    return float(np.mean(shares <= level))
+
+
+def equivalence_power(
+    sd: float, n: int, margin: float, level: float = LEVEL, df: float | None = None, critical: float | None = None
+) -> float:
     """The power of two one-sided t-tests of n differences whose true mean is 0.
 
-    An integral over the sample's standard deviation, given which the mean is normal.
+    An integral over the sample's standard deviation, given which the mean is normal. `df` and `critical` are those of
+    another test of the mean than the t-test of the differences.
     """
     if n < 2:
         return math.nan
     if sd == 0:
         return 1.0
-    spread, weights = _spreads(n - 1)  # of the sample's standard deviation, in units of the true one
-    room = margin / sd * math.sqrt(n) - float(stdtrit(n - 1, 1 - level)) * spread
+    df = n - 1 if df is None else df
+    critical = float(stdtrit(df, 1 - level)) if critical is None else critical
+    spread, weights = _spreads(df)  # of the sample's standard deviation, in units of the true one
+    room = margin / sd * math.sqrt(n) - critical * spread
     return float(weights @ np.where(room > 0, 2 * ndtr(np.maximum(room, 0)) - 1, 0.0))
+
+
+def smallest_with_power(power_of: Callable[[float], float], power: float = POWER) -> float:
+    """The smallest effect with a power, of a function that grows with it from less than that at 0 to 1."""
+    from scipy.optimize import brentq
+
+    high = 1.0
+    while power_of(high) < power:
+        high *= 2
+    return float(brentq(lambda effect: power_of(effect) - power, 0, high, xtol=1e-6))
 
 
 def equivalence_margin(sd: float, n: int, level: float = LEVEL, power: float = POWER) -> float:
@@ -154,29 +199,22 @@ def equivalence_margin(sd: float, n: int, level: float = LEVEL, power: float = P
     two."""
     if n < 2 or not math.isfinite(sd):
         return math.nan
-    from scipy.optimize import brentq
-
-    high = 1.0
-    while equivalence_power(1.0, n, high, level) < power:
-        high *= 2
-    return sd * float(brentq(lambda margin: equivalence_power(1.0, n, margin, level) - power, 0, high, xtol=1e-6))
+    return sd * smallest_with_power(lambda margin: equivalence_power(1.0, n, margin, level), power)
 
 
 def detectable(sd: float, n: int, level: float = LEVEL, sides: int = 2, power: float = POWER) -> float:
     """The smallest true difference that a paired t-test of n differences detects with a power; nan below two."""
     if n < 2 or not math.isfinite(sd):
         return math.nan
-    from scipy.optimize import brentq
-
-    high = 1.0
-    while detection_power(high, 1.0, n, level, sides) < power:
-        high *= 2
-    return sd * float(brentq(lambda effect: detection_power(effect, 1.0, n, level, sides) - power, 0, high, xtol=1e-6))
+    return sd * smallest_with_power(lambda effect: detection_power(effect, 1.0, n, level, sides), power)
 
 
-def seeds_needed(ratio: float, level: float = LEVEL, sides: int = 2, power: float = POWER, most: int = 10_000) -> int:
-    """The seeds that a paired t-test needs to detect a difference of `ratio` standard deviations of differences."""
-    return next((n for n in range(2, most) if detection_power(ratio, 1.0, n, level, sides) >= power), most)
+def seeds_needed(
+    ratio: float, level: float = LEVEL, sides: int = 2, power: float = POWER, most: int = 1_000
+) -> int | None:
+    """The seeds that a paired t-test needs to detect a difference of `ratio` standard deviations of differences; None
+    if they are more than `most`."""
+    return next((n for n in range(2, most + 1) if detection_power(ratio, 1.0, n, level, sides) >= power), None)
 
 
 @dataclass(frozen=True)
@@ -217,39 +255,57 @@ class Noise:
 
     def variance(self, n: int, n_baseline: int) -> float:
         """Of the estimated difference of a variant with n seeds to a baseline that has these and others."""
-        return self.error * ((1 + self.correlation) / n + (1 - self.correlation) / n_baseline)
+        return 2 * self.error / n * variance_share(self.correlation, n, n_baseline)
 
     def dunnett_p(self, difference: float, n_baseline: int, alternative: Alternative = "two-sided") -> float:
         """The p-value of a variant's difference, allowing for all variants that are compared with the baseline."""
         n, family = len(self.seeds), len(self.variants) - 1
-        if self.error == 0:
-            return math.nan if math.isnan(difference) else float(difference == 0)
-        own, extra = self.correlation / n, (1 - self.correlation) / n_baseline
+        if not self.error:
+            return math.nan
         t = difference / math.sqrt(self.variance(n, n_baseline))
-        # Of two differences: they share the baseline, its seeds beyond the pairs included.
-        correlation = (own + extra) / (1 / n + own + extra)
-        return dunnett_p(t, family, self.df, correlation, alternative)
+        shared = correlation_of_differences(self.correlation, n, n_baseline)
+        return dunnett_p(t, family, self.df, shared, alternative)
+
+
+def correlation_of_differences(correlation: float, n: int, n_baseline: int) -> float:
+    """Of the differences of two variants with n seeds to a baseline that has these and others: they share it."""
+    own, extra = correlation / n, (1 - correlation) / n_baseline
+    return (own + extra) / (1 / n + own + extra)
+
+
+def variance_share(correlation: float, n: int, n_baseline: int) -> float:
+    """The variance of a difference with a baseline's further seeds, over that of the n pairs alone."""
+    return ((1 + correlation) + (1 - correlation) * n / n_baseline) / 2
 
 
 def noise_of(values: Mapping[str, Mapping[int, float]], baseline: str) -> Noise | None:
     """The noise of variants and their baseline, from variant -> seed -> value; None with fewer than two common seeds.
 
-    Variants with fewer than two seeds of the baseline are left out; of the others, the seeds that all have count.
+    Variants with fewer than two seeds of the baseline are left out, and those with a value that is not a number; of the
+    others, the seeds that all have count. Where these are fewer than two, the variants with the fewest seeds are left
+    out, too.
     """
-    base = values.get(baseline, {})
-    others = [name for name in values if name != baseline and len(values[name].keys() & base.keys()) > 1]
-    variants = (baseline, *others)
-    seeds = sorted(set.intersection(*({*values.get(name, {})} for name in variants)))
-    if not others or len(seeds) < 2:
+    base = {seed: value for seed, value in values.get(baseline, {}).items() if math.isfinite(value)}
+    shared = {
+        name: own.keys() & base.keys()
+        for name, own in values.items()
+        if name != baseline and all(map(math.isfinite, own.values()))
+    }
+    others = sorted((name for name in shared if len(shared[name]) > 1), key=lambda name: -len(shared[name]))
+    while others and len(set.intersection(*(set(shared[name]) for name in others))) < 2:
+        others.pop()
+    if not others:
         return None
+    variants = (baseline, *(name for name in values if name in others))
+    seeds = sorted(set.intersection(*(set(shared[name]) for name in others)))
     table = np.array([[values[name][seed] for seed in seeds] for name in variants])
-    if not np.isfinite(table).all():
-        return None
     k, n = table.shape
     centred = table - table.mean()
     rows, columns = centred.mean(axis=1, keepdims=True), centred.mean(axis=0, keepdims=True)
     df = (k - 1) * (n - 1)
     error = float(((centred - rows - columns) ** 2).sum()) / df
+    if error <= (ROUNDING * float(np.abs(table).max())) ** 2:
+        error = 0.0
     between = k * float((columns**2).sum()) / (n - 1)
     return Noise(error, max(0.0, (between - error) / k), df, tuple(seeds), variants)
 
@@ -300,6 +356,17 @@ def dunnett_p(
     extreme = {"two-sided": abs(t), "less": -t, "greater": t}[alternative]
     inside = below(extreme) - (below(-extreme) if alternative == "two-sided" else 0.0)
     return float(np.clip(1 - weights @ (inside**comparisons @ mass), 0.0, 1.0))
+
+
+@functools.cache
+def dunnett_critical(level: float, comparisons: int, df: float, correlation: float = 0.5) -> float:
+    """The statistic at which the one-sided p of `dunnett_p` is a level."""
+    from scipy.optimize import brentq
+
+    def excess(t: float) -> float:
+        return dunnett_p(t, comparisons, df, correlation, "greater") - level
+
+    return float(brentq(excess, 0, 2 * float(stdtrit(df, 1 - level / comparisons)) + 1))
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:

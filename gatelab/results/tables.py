@@ -4,12 +4,13 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from html import escape
 from typing import Any
 
-from gatelab.results.comparison import UNFINISHED, Comparison, ComparisonRow, Evidence
+from gatelab.results.comparison import UNFINISHED, Comparison, ComparisonRow, Evidence, one_family
 from gatelab.results.frames import short_axes
 from gatelab.results.measures import measure, with_unit
 from gatelab.results.statistics import NO_INTERVAL
@@ -70,7 +71,7 @@ def _legend(comparison: Comparison) -> Iterator[str]:
         f"Mean over seeds{', best first and in bold' if directed else ''}; Δ: mean of the differences to the baseline "
         "at equal seeds, with Student's t-interval."
     )
-    tested = [row for row in comparison.rows if row.evidence is not None and not math.isnan(row.evidence.p)]
+    tested = [row for row in comparison.rows if row.evidence is not None and not row.why]
     if tested:
         families = sorted({row.evidence.family for row in tested if row.evidence and row.evidence.family})
         allowing = f", which allows for {' or '.join(map(str, families))} variants," if families[-1:] > [1] else ""
@@ -78,15 +79,16 @@ def _legend(comparison: Comparison) -> Iterator[str]:
         equal = (
             "" if comparison.margin is None else f"; equivalent: within ±{comparison.margin:g} by two t-tests at 5 %"
         )
+        several = not one_family(comparison.rows)
+        over_all = f", q ≤ 0.05 over all {len(tested)} comparisons of the table" if several else ""
         yield (
-            f"p: Dunnett's test{allowing} two-sided. Verdict: {words} where p ≤ 0.05 and the interval leaves out 0"
-            f"{equal}; else undecided."
+            f"p: Dunnett's test{allowing} two-sided. Verdict: {words} where p ≤ 0.05{over_all} and the interval leaves "
+            f"out 0{equal}; else undecided."
         )
-        baselines = {row.baseline for row in tested}
-        if len(baselines) > 1:
+        if over_all:
             yield (
-                f"Each of {len(baselines)} baselines is a family of its own; over all {len(tested)} comparisons of the "
-                "table see q (--tests)."
+                "Dunnett's test allows for the variants of one baseline, at the seeds that they have in common; q is "
+                "Benjamini and Hochberg's, for all (--tests shows it; in p's place where there is no such test)."
             )
         smallest = max(row.evidence.sign_flip_smallest for row in tested if row.evidence)
         if smallest > 0.05:
@@ -118,7 +120,7 @@ def tests_grid(comparison: Comparison) -> Grid:
         if row.evidence is None or row.delta is None:
             continue
         evidence = row.evidence
-        margin = [] if comparison.margin is None else [_p(evidence.equivalence)]
+        margin = [] if comparison.margin is None else [p_text(evidence.equivalence)]
         gain = 1 / (1 - evidence.correlation) if evidence.correlation < 1 else math.nan
         rows.append(
             (
@@ -126,9 +128,9 @@ def tests_grid(comparison: Comparison) -> Grid:
                 str(row.delta.n),
                 _or_dash(row.delta.mean, "+.4f"),
                 _or_dash(evidence.sd, ".2g"),
-                *(_p(p) for p in (evidence.p, evidence.sign_flip, evidence.sign_flip_smallest, evidence.dunnett)),
+                *(p_text(p) for p in (evidence.p, evidence.sign_flip, evidence.sign_flip_smallest, evidence.dunnett)),
                 str(evidence.family or "–"),
-                _p(evidence.q),
+                p_text(evidence.q),
                 *margin,
                 *(_or_dash(value, ".2g") for value in (evidence.detectable, evidence.correlation, gain)),
             )
@@ -256,18 +258,28 @@ def to_markdown(grid: Grid) -> str:
     """A GitHub-flavoured Markdown table, the title above and the notes below."""
 
     def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(_markdown(cell) for cell in cells) + " |"
 
     rows = [
         line([f"**{cell}**" if bold and cell else cell for cell in row])
         for row, bold in zip(grid.rows, grid.emphasised, strict=True)
     ]
     rule = line(["---:" if column.numeric else ":---" for column in grid.columns])
-    notes = [f"\n{note}" for note in grid.notes]
+    notes = [f"\n{_markup_off(note)}" for note in grid.notes]
     return (
         "\n".join([f"**{grid.title}**\n", line([column.heading for column in grid.columns]), rule, *rows, *notes])
         + "\n"
     )
+
+
+def _markdown(cell: str) -> str:
+    """A cell that is text and no more, whatever a level is called."""
+    return _markup_off(cell).replace("|", "\\|").replace("\n", " ")
+
+
+def _markup_off(text: str) -> str:
+    """Text in which nothing is a tag of HTML."""
+    return re.sub(r"<(?=[A-Za-z/!?])", r"\\<", text)
 
 
 def to_latex(grid: Grid) -> str:
@@ -339,14 +351,20 @@ def _cells(row: ComparisonRow) -> list[str]:
         interval = "–" if row.delta.n == 1 else f"[{row.delta.low:+.4f}, {row.delta.high:+.4f}]"
     added = "–" if row.added_parameters is None else f"{row.added_parameters:+,}" if row.added_parameters else "0"
     speed = "–" if math.isnan(row.tokens_per_second) else f"{row.tokens_per_second:,.0f}"
-    p = _p(row.evidence.dunnett) if row.evidence else "–"
+    p = "–" if row.evidence is None or row.why else _adjusted_p(row.evidence)
     verdict = f"{row.verdict}{'†' if row.why and row.baseline else ''}"
     return [value, delta, interval, p, verdict, _seeds(row), f"{row.parameters:,}", added, speed]
 
 
-def _p(value: float) -> str:
-    """A p-value: 0.032, <0.001, – if there is none."""
-    return "–" if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
+def _adjusted_p(evidence: Evidence) -> str:
+    return p_text(evidence.dunnett) if not math.isnan(evidence.dunnett) else f"{p_text(evidence.q)} (q)"
+
+
+def p_text(value: float) -> str:
+    """A p-value: 0.032, <0.001, – if there is none; one that rounding would put on the other side of 0.05 in full."""
+    if math.isnan(value) or value < 0.001:
+        return "–" if math.isnan(value) else "<0.001"
+    return f"{value:.3f}" if (value <= 0.05) == (round(value, 3) <= 0.05) else f"{math.ceil(value * 1e4) / 1e4:.4f}"
 
 
 def _or_dash(value: float, form: str) -> str:

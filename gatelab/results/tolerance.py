@@ -258,7 +258,9 @@ def tolerance(runs: pa.Table, lattice: Sequence[float], window: Sequence[float],
 
 def tolerance_of_record(record: Mapping[str, Any], runs: pa.Table) -> Tolerance:
     """What the search of a study's record found, of its `runs`, by the record's rules. Raises NotSearched."""
-    rules = record["tolerance"]
+    rules = record.get("tolerance")
+    if rules is None:
+        raise NotSearched(f"{record['name']} was last run before there were searches")
     return tolerance(runs, rules["lattice"], rules["rates"], rules["margin"])
 
 

@@ -116,6 +116,17 @@ def test_names_are_free_text(plan: Plan, refusal: Refusal) -> None:
     assert {problem[3] for problem in found} == {"unknown key; did you mean metric?"}
 
 
+@pytest.mark.parametrize("name", ["two\\nlines", "", "tab\\there", "\\e[31mred", "bell\\a", "\\x7f"])
+def test_a_name_is_one_line(name: str, plan: Plan) -> None:
+    """Tables, terminals and the register show it: a line break would break a row, an escape colour the screen."""
+    with pytest.raises(StudyError) as caught:
+        plan(STUDY + f'claims:\n  "{name}": {{}}\n')
+    [problem] = caught.value.problems
+    assert problem.key.startswith("claims")
+    assert problem.line in (6, 7)
+    assert list(plan(STUDY + 'claims:\n  "a \\u00e9 name": {}\n').plan.study.claims) == ["a é name"]
+
+
 # --- What is claimed of which variants ---
 
 

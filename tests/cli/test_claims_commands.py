@@ -15,8 +15,9 @@ from typer.testing import CliRunner, Result
 
 from gatelab.cli.console import console
 from gatelab.cli.main import app
-from gatelab.results.claims import read_register
 from gatelab.results.folders import RunsFolder, write_json
+from gatelab.results.register import read_register
+from gatelab.training import data
 from tests.cli.conftest import FOREIGN, STUDY
 
 CLAIMS = """\
@@ -84,9 +85,9 @@ def rewrite(old: str, new: str) -> None:
 def test_a_launch_writes_the_claims_down(launched: tuple[Path, Result], folder: RunsFolder) -> None:
     """The first launch registers what is claimed before any trial; its end says what became of it, in every form."""
     [entry] = read_register(folder.study("tiny").claims)
-    assert (entry.finished, entry.trials) == (0, 4)
-    assert entry.changes == ("a gate costs speed: new", "lower, or not: new")
-    for said in ("tiny: claims", "a gate costs speed", f"registered {entry.at[:10]}, before any trial had finished"):
+    assert (entry.ended, entry.trials) == (0, 4)
+    assert entry.changes == {"a gate costs speed": "new", "lower, or not": "new"}
+    for said in ("tiny: claims", "a gate costs speed", f"registered {entry.at[:10]}, before any trial had ended"):
         assert said in launched[1].stdout
     path = folder.study("tiny").path
     assert all((path / f"claim-verdicts.{form}").stat().st_size > 100 for form in FORMS)
@@ -99,16 +100,16 @@ def test_a_launch_writes_the_claims_down(launched: tuple[Path, Result], folder: 
 
 
 def test_a_claim_that_changes_after_the_fact_is_told(command: Command, folder: RunsFolder) -> None:
-    """Nothing runs again; the amendment has a date and says that all four trials had finished."""
+    """Nothing runs again; the amendment has a date and says that all four trials had ended."""
     before = sorted(folder.root.glob("trials/*/journal/*"))
     rewrite("margin: 0.001", "margin: 0.0")
     result = command("run", "tiny.yaml")
     assert result.exit_code == 0, result.output
     assert sorted(folder.root.glob("trials/*/journal/*")) == before
     first, second = read_register(folder.study("tiny").claims)
-    assert (first.finished, second.finished, second.trials) == (0, 4, 4)
-    assert second.changes == ("lower, or not: margin 0.001 -> 0.0",)
-    assert "after 4 of 4 trials had finished: lower, or not: margin 0.001 -> 0.0." in result.stdout
+    assert (first.ended, second.ended, second.trials) == (0, 4, 4)
+    assert second.changes == {"lower, or not": "margin 0.001 -> 0.0"}
+    assert "after 4 of 4 trials: lower, or not: margin 0.001 -> 0.0." in result.stdout
     assert f"amended {second.at[:10]}, after 4 of 4 trials" in result.stdout
     assert "Amended " in (folder.study("tiny").path / "claim-verdicts.md").read_text(encoding="utf-8")
 
@@ -161,6 +162,46 @@ def test_a_plan_says_what_a_study_can_show(command: Command, folder: RunsFolder)
     assert "= 3 variants x 6 seeds + 2 of baselines" in command(
         "plan", "tiny.yaml", "--no-estimate", "--seeds", "auto", *axes
     ).stdout  # fmt: skip
+
+
+def test_a_plan_reads_its_data_once(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two claims, two variants, two seeds: the hash of what may be terabytes is taken once, with claims or without."""
+    digests: list[Any] = []
+    take = data.source_digest
+
+    def counted(config: Any) -> str:
+        digests.append(config)
+        return take(config)
+
+    monkeypatch.setattr(data, "source_digest", counted)
+    result = command("plan", "tiny.yaml", "--no-estimate")
+    assert result.exit_code == 0, result.output
+    assert "claim lower, or not" in result.stdout
+    assert len(digests) == 1
+
+
+def test_a_plan_says_that_no_study_could_show_it(command: Command) -> None:
+    """A difference far below the noise: in a moment, and in words."""
+    rewrite("expected: 0.5", "expected: 0.00100001\n    test: dunnett")
+    result = command("plan", "tiny.yaml", "--no-estimate")
+    assert result.exit_code == 0, result.output
+    assert "80 % takes more than 1,000 seeds" in result.stdout
+    assert (
+        json.loads(command("plan", "tiny.yaml", "--no-estimate", "--json").stdout)["claims"][1]["seeds_needed"] is None
+    )
+
+
+def test_what_never_varied_is_not_evaluable(command: Command, folder: RunsFolder) -> None:
+    """Numbers that are the same at each seed differ, or not: there is no p-value of either."""
+    for outcome in folder.root.glob("trials/*/outcome.json"):
+        changed = json.loads(outcome.read_text())
+        changed["metrics"]["memory/peak_bytes"] = 1024.0
+        write_json(outcome, changed)
+    result = command("compare", "tiny", "--metric", "memory/peak_bytes", "--json")
+    [row] = [row for row in json.loads(result.stdout)["rows"] if not row["is_baseline"]]
+    assert (row["verdict"], row["evidence"]["p"]) == ("not evaluable", None)
+    shown = command("compare", "tiny", "--metric", "memory/peak_bytes", "--tests")
+    assert "† not evaluable: position=sdpa: the same difference at every seed" in shown.stdout
 
 
 def test_compare_shows_tests_margins_and_pivots(command: Command) -> None:
@@ -228,6 +269,10 @@ def test_tables_hold_until_something_changes(command: Command, folder: RunsFolde
         ("compare tiny --rows position --columns position", "both in rows and in columns"),
         ("compare tiny --margin -0.1", "--margin"),
         ("compare tiny --margin small", "--margin"),
+        ("compare tiny --margin nan", "--margin"),
+        ("compare tiny --margin inf", "--margin inf: expected a number"),
+        ("compare tiny --tests -f md", "--tests is for the terminal: csv and json hold all tests"),
+        ("compare tiny --tests --json", "--tests is for the terminal"),
         ("compare tiny --format md --metric validation/los", "--metric: no trial has 'validation/los'"),
         ("compare tiny -o table.md", "--output needs --format"),
         ("report unheard-of --check", "no study 'unheard-of'"),
@@ -252,6 +297,36 @@ def test_wrong_claims_are_refused_before_anything_runs(command: Command, folder:
         assert result.exit_code == 2
         assert "tiny.yaml:13: claims.a gate costs speed.metrik: unknown key; did you mean metric?" in result.stderr
     assert folder.study("tiny").claims.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("<!-- gatelab-table {not json} -->", "has no stamp"),
+        ('<!-- gatelab-table {"table": ["comparison"], "commits": [1], "data": []} -->', "has no stamp"),
+        ("\udcff\udcfe", "is no text"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["md", "txt", "csv", "png"])
+def test_files_that_are_no_tables_are_answered(content: str, said: str, suffix: str, command: Command) -> None:
+    """Whatever somebody has checked gets a line and exit code 1, not a traceback."""
+    path = Path(f"odd.{suffix}")
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    result = command("report", "tiny", "--check", "--file", path)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 1
+    assert said in result.stdout
+
+
+def test_a_torn_register_stops_the_study(command: Command, folder: RunsFolder) -> None:
+    """It is not taken for a study that claimed nothing yet."""
+    path = folder.study("tiny").claims
+    path.write_text(path.read_text()[:100])
+    result = command("run", "tiny.yaml", "--seeds", "3")
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 2
+    assert "claims.json: is not what was written" in result.stderr
+    assert len(list(folder.root.glob("trials/*"))) == 4
 
 
 def test_a_study_without_tables_has_nothing_to_check(command: Command, folder: RunsFolder) -> None:

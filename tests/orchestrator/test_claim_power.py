@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+from scipy.optimize import brentq
 from statsmodels.stats.power import TTestPower
 
 from gatelab.ablations.matrix import Matrix
@@ -128,10 +129,114 @@ def test_seeds_that_can_support_nothing_are_pointed_out(
     assert only(tiny_study(seeds=seeds, claims={"a": claim}), folder).obstacle == said
 
 
-def test_allowing_for_all_variants_never_promises_too_much(
+@pytest.mark.parametrize(("seeds", "family", "smallest"), [(3, 4, 2.00), (3, 12, 2.04), (6, 4, 1.29), (6, 12, 1.40)])
+def test_dunnetts_test_pools_the_variance_of_all(
+    seeds: int, family: int, smallest: float, tiny_study: Callable[..., Matrix], folder: RunsFolder
+) -> None:
+    """The smallest difference that it detects, as simulated studies have it (tests/results/test_statistics.py): with
+    three seeds far below a t-test's, whose variance has two degrees of freedom."""
+    axes, about = {"model.layers": list(range(1, family + 2))}, {"variant": {"model.layers": 2}}
+    claims = {"all": {**about, "test": "dunnett"}, "one": about}
+    matrix = tiny_study(seeds=seeds, axes=axes, baseline={"model.layers": 1}, claims=claims)
+    dunnett, t = claim_powers(matrix, folder)
+    assert round(dunnett.detectable, 2) == smallest
+    assert t_power(t.detectable, seeds) == pytest.approx(0.8, abs=1e-4)
+    assert (dunnett.detectable < t.detectable) == (seeds == 3)
+
+
+def test_seeds_that_dunnetts_test_needs(tiny_study: Callable[..., Matrix], folder: RunsFolder) -> None:
+    """Against four variants three seeds detect 2.00 standard deviations, six 1.29; some differences no one finds."""
+    about = {"variant": {"model.layers": 2}, "test": "dunnett"}
+    effects = {"a": 2.01, "b": 1.99, "c": 1.30, "d": 1.28, "hopeless": 0.002}
+    claims = {name: {**about, "expected": effect * SD} for name, effect in effects.items()}
+    axes = {"model.layers": [1, 2, 3, 4, 5]}
+    matrix = tiny_study(seeds=3, axes=axes, baseline={"model.layers": 1}, claims=claims)
+    teach(folder, matrix)
+    found = {power.claim: power for power in claim_powers(matrix, folder)}
+    assert {name: power.seeds_needed for name, power in found.items()} == {
+        "a": 3, "b": 4, "c": 6, "d": 7, "hopeless": None,
+    }  # fmt: skip
+    assert found["a"].power > 0.8 > found["b"].power > 0.78
+    hopeless = only(tiny_study(seeds=3, claims={"a": {"expected": 0.002 * SD}}), folder)
+    assert (hopeless.seeds_needed, hopeless.power < 0.06) == (None, True)
+
+
+def test_sign_flips_have_a_power_of_their_own(tiny_study: Callable[..., Matrix], folder: RunsFolder) -> None:
+    """All five differences must have one sign: with a probability of Phi(effect)^5, not that of a t-test."""
+    matrix = tiny_study(seeds=5, claims={"a": {"test": "sign-flip", "expected": 1.2 * SD}})
+    smallest = float(scipy.stats.norm.ppf(0.8 ** (1 / 5)))
+    assert only(matrix, folder).detectable == pytest.approx(smallest, rel=0.04)
+    teach(folder, matrix)
+    found = only(matrix, folder)
+    assert found.power == pytest.approx(scipy.stats.norm.cdf(1.2) ** 5, abs=0.045)  # from 2,000 samples
+    assert t_power(1.2, 5) > found.power + 0.1
+    assert found.seeds_needed is not None and 7 <= found.seeds_needed <= 9
+
+
+@pytest.mark.parametrize("test", ["t", "dunnett", "sign-flip"])
+def test_a_baselines_further_seeds_count_by_the_correlation(
+    test: str, tiny_study: Callable[..., Matrix], folder: RunsFolder
+) -> None:
+    """Six seeds of four variants and twelve of their baseline: the less seeds have in common, the more these tell."""
+    axes, about = {"model.layers": [1, 2, 3, 4, 5]}, {"variant": {"model.layers": 2}}
+    matrix = tiny_study(seeds="auto", axes=axes, baseline={"model.layers": 1}, claims={"a": {**about, "test": test}})
+    generator = np.random.default_rng(5)
+    config, common = matrix.variants[0].config, generator.normal(0, 0.02, 12)
+    values = {
+        name: dict(enumerate((2 + common + generator.normal(0, 0.02, 12)).tolist())) for name in ("base", "a", "b", "c")
+    }
+    origin = {"study": "before", "data": data_identity(config.data), "parameters": matrix.variants[0].parameters}
+    tokens = config.training.steps * config.training.tokens_per_step
+    remember(folder, build_frame(values, **origin, tokens=tokens))
+    found = only(matrix, folder)
+    assert found.noise is not None
+    r, sd = found.noise.correlation, found.noise.sd
+    assert 0.2 < r < 0.8
+    variance = (1 + r) / 6 + (1 - r) / 12  # over that of seeds beyond what is common; of six pairs alone 2 / 6
+    share = variance / (2 / 6)
+    effect = found.detectable / sd
+    if test == "t":
+        assert t_power(effect / math.sqrt(share), 6) == pytest.approx(0.8, abs=1e-4)
+    elif test == "sign-flip":  # of pairs
+        assert effect > scipy.stats.norm.ppf(0.8) / math.sqrt(6)
+        even = only(tiny_study(seeds=6, axes=axes, baseline={"model.layers": 1}, claims={"a": {**about, "test": test}}),
+                    folder)  # fmt: skip
+        assert found.detectable == even.detectable
+    else:
+        shared = (r / 6 + (1 - r) / 12) / variance  # of two differences: the baseline's part
+        whole = scipy.stats.multivariate_t(shape=np.full((4, 4), shared) + (1 - shared) * np.eye(4), df=20, seed=1)
+        critical = brentq(lambda t: whole.cdf(np.full(4, t), maxpts=20_000, random_state=1) - 0.95, 1.5, 3.5, xtol=1e-3)
+        power = scipy.stats.nct.sf(critical, 20, effect * math.sqrt(6 / share))
+        assert power == pytest.approx(0.8, abs=2e-3)
+
+
+def test_equivalence_by_dunnetts_test(tiny_study: Callable[..., Matrix], folder: RunsFolder) -> None:
+    """Simulated studies of five variants that are all the same: how often one is placed within the margin."""
+    axes, n, k = {"model.layers": [1, 2, 3, 4, 5]}, 6, 4
+    claim = {"direction": "equivalent", "margin": 1.6, "test": "dunnett", "variant": {"model.layers": 2}}
+    matrix = tiny_study(seeds=n, axes=axes, baseline={"model.layers": 1}, claims={"a": claim})
+    generator, df = np.random.default_rng(0), k * (n - 1)
+    critical = 2.30  # Dunnett (1955): one-sided 5 %, four variants, 20 degrees of freedom
+    means = generator.normal(0, 1 / math.sqrt(n), 200_000)
+    margins = np.abs(means) + critical * np.sqrt(generator.chisquare(df, 200_000) / df / n)
+    assert only(matrix, folder).detectable == pytest.approx(np.quantile(margins, 0.8), rel=0.005)
+
+
+def test_data_are_named_by_whoever_asks(tiny_study: Callable[..., Matrix], folder: RunsFolder) -> None:
+    """The identity of data that a plan knows already is not found again: it takes a look at all of them."""
+    matrix = tiny_study(seeds=5, claims={"a": {}, "b": {}})
+    teach(folder, matrix, data="as told")
+    asked: list[Any] = []
+    for power in claim_powers(matrix, folder, lambda data: asked.append(data) or "as told"):
+        assert power.noise is not None
+        assert power.noise.same_data
+    assert set(asked) == {matrix.variants[0].config.data}
+
+
+def test_allowing_for_all_variants_takes_a_larger_difference(
     tiny_study: Callable[..., Matrix], folder: RunsFolder
 ) -> None:
-    """Dunnett's test against five variants takes a larger difference: what the plan names is detected in 80 %."""
+    """Dunnett's test against five variants: the difference that the plan names is detected in just 80 %."""
     axes = {"model.gate.position": ["none", "value", "sdpa"], "model.tie_embeddings": [True, False]}
     base = {"model.gate.position": "none", "model.tie_embeddings": True}
     about = {"variant": {"model.gate.position": "sdpa"}}
@@ -141,7 +246,7 @@ def test_allowing_for_all_variants_never_promises_too_much(
     assert t_power(t.detectable, 6) == pytest.approx(0.8, abs=1e-4)
     assert dunnett.detectable > t.detectable
     critical = 2.36  # Dunnett (1955): one-sided 5 %, five variants, 24 degrees of freedom
-    assert scipy.stats.nct.sf(critical, 5 * 5, dunnett.detectable * math.sqrt(6)) >= 0.8
+    assert scipy.stats.nct.sf(critical, 5 * 5, dunnett.detectable * math.sqrt(6)) == pytest.approx(0.8, abs=0.005)
 
 
 def test_the_pairs_are_those_of_the_variant(tiny_study: Callable[..., Matrix], folder: RunsFolder) -> None:

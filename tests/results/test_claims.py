@@ -15,17 +15,16 @@ import scipy.stats
 from gatelab.ablations.claims import Claim
 from gatelab.ablations.matrix import build_matrix
 from gatelab.ablations.study import make_study
-from gatelab.orchestrator.record import register_claims
+from gatelab.orchestrator.registering import claim_changes, register_claims
 from gatelab.results.claims import (
     ClaimResult,
-    RegisterChanged,
     claims_csv,
     claims_grid,
     claims_json,
     judge,
-    read_register,
 )
 from gatelab.results.folders import write_json
+from gatelab.results.register import RegisterChanged, read_entries, read_register
 from tests.results.test_comparison import build_frame
 
 BASE = {seed: 2.0 + 0.3 * seed for seed in range(6)}
@@ -155,19 +154,57 @@ def test_a_claim_about_several_is_as_strong_as_the_weakest() -> None:
     assert shown("same", "open", margin=0.02) == ("undecided", "open")
     assert shown("open", "bad", "strong") == ("refuted", "bad")
     assert shown("strong", "lost") == ("not evaluable", "lost")
+    assert shown("open", "lost") == ("not evaluable", "lost")
+    assert shown("lost", "bad") == shown("bad", "lost") == ("refuted", "bad")  # whatever the other would have given
     both = [claimed(runs, name).p for name in ("strong", "fair")]
     assert claimed(runs, "strong", "fair").p == max(both)
+
+
+@pytest.mark.parametrize(("direction", "margin"), [("lower", 0.0), ("higher", 0.02), ("equivalent", 0.02)])
+def test_what_is_true_of_many_is_seldom_refuted(direction: str, margin: float) -> None:
+    """Any of eight may refute it: at the very edge of what is claimed, in no more than about 5 % of studies."""
+    generator, refuted, repeats = np.random.default_rng(3), 0, 300
+    names = [f"v{number}" for number in range(8)]
+    offset = {"lower": 0.0, "higher": margin, "equivalent": margin}[direction]
+    for _ in range(repeats):
+        values = {"base": BASE}
+        for name in names:
+            noise = generator.normal(0, 0.05, 6)
+            values[name] = {seed: BASE[seed] + offset + float(noise[seed]) for seed in BASE}
+        refuted += claimed(build_frame(values), *names, direction=direction, margin=margin).verdict == "refuted"
+    assert refuted / repeats <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / repeats)  # without an allowance it is about 34 %
+    assert refuted > 0 or direction == "equivalent"
+
+
+@pytest.mark.parametrize(
+    ("direction", "variants", "allowance"),
+    [("lower", 1, 1), ("lower", 3, 3), ("equivalent", 1, 2), ("equivalent", 3, 6)],
+)
+def test_refuting_takes_the_evidence_that_it_says(direction: str, variants: int, allowance: int) -> None:
+    """One side of three variants at alpha / 3, each side of an equivalence at half of that: the p-value is SciPy's."""
+    margin = 0.01
+    null = margin if direction == "equivalent" else -margin
+    found = set()
+    for spread in np.linspace(0.02, 0.2, 30):
+        values = beside(0.06, float(spread))
+        runs = build_frame({"base": BASE, "gate": values, "b": beside(-0.002, 0.03), "c": beside(-0.003, 0.03)})
+        result = claimed(runs, *("gate", "b", "c")[:variants], direction=direction, margin=margin)
+        differences = [values[seed] - BASE[seed] for seed in values]
+        p = scipy.stats.ttest_1samp(differences, null, alternative="greater").pvalue
+        assert (result.verdict == "refuted") == (p <= 0.05 / allowance)
+        found.add(result.verdict == "refuted")
+    assert found == {True, False}
 
 
 @pytest.mark.parametrize(
     ("values", "claim", "reason"),
     [
-        ({**beside(-0.1), 1: "failed", 5: "failed"}, {}, "2 trials failed"),
-        ({**beside(-0.1), 4: "waiting", 5: "running"}, {}, "2 trials have not finished"),
+        ({**beside(-0.1), 1: "failed", 5: "failed"}, {}, "of the trials that it needs: 2 failed"),
+        ({**beside(-0.1), 4: "waiting", 5: "running"}, {}, "of the trials that it needs: 2 not finished"),
         (
             {**beside(-0.1), 1: "failed", 2: "failed", 4: "waiting", 5: "interrupted"},
             {},
-            "2 trials have not finished; 2 trials failed",
+            "of the trials that it needs: 2 not finished, 2 failed",
         ),
         ({**beside(-0.1), 5: "diverged"}, {}, "1 of 6 seeds diverged"),
         ({0: 1.0}, {}, "single seed"),
@@ -179,7 +216,11 @@ def test_a_claim_about_several_is_as_strong_as_the_weakest() -> None:
             {"metric": "validation/los"},
             "no trial has 'validation/los', but for example validation/loss, validation/bits_per_byte",
         ),
-        (beside(-0.1), {"metric": "a/b"}, "no trial has 'a/b'"),
+        (
+            {seed: value + 0.5 for seed, value in BASE.items()},
+            {},
+            "the same difference at every seed: there is no scatter to test it against",
+        ),
         ({0: math.inf, 1: 1.0}, {}, "a value is not a number"),
     ],
 )
@@ -189,6 +230,34 @@ def test_what_cannot_be_judged_says_why(values: dict[int, Any], claim: dict[str,
         result = judged(values, **claim)
     assert (result.verdict, result.reason) == ("not evaluable", reason)
     assert math.isnan(result.p)
+
+
+def test_an_unknown_metric_is_answered_with_the_known() -> None:
+    """As `compare` answers it: all that there are, where none is near."""
+    result = judged(beside(-0.1), metric="a/b")
+    assert result.verdict == "not evaluable"
+    assert result.reason.startswith("no trial has 'a/b', but for example validation/loss, ")
+    assert result.reason.endswith("memory/peak_bytes")
+
+
+@pytest.mark.parametrize(
+    ("lost", "reason"),
+    [
+        ({4: "failed"}, "of the trials that it needs: 1 failed"),
+        ({4: "diverged"}, "of the trials that it needs: 1 diverged"),
+        (
+            {0: "running", 1: "waiting", 2: "failed", 3: "diverged"},
+            "of the trials that it needs: 2 not finished, 1 failed, 1 diverged",
+        ),
+        ({4: math.inf}, "Dunnett's test needs two seeds that all variants finished"),
+    ],
+)
+def test_a_claim_by_dunnetts_test_needs_the_whole_family(lost: dict[int, Any], reason: str) -> None:
+    """It allows for all variants of a baseline: of fewer it would be another test. The t-test is of the one alone."""
+    runs = build_frame({"base": BASE, "gate": beside(-0.1), "other": {**beside(0.05), **lost}})
+    result = claimed(runs, "gate", test="dunnett")
+    assert (result.verdict, result.reason) == ("not evaluable", reason)
+    assert claimed(runs, "gate").verdict == "supported"
 
 
 def test_the_fewest_pairs_of_a_sign_flip_claim() -> None:
@@ -202,7 +271,7 @@ def test_a_baseline_that_lacks_trials_keeps_its_claims_open() -> None:
     diverged = claimed(build_frame({"base": {**BASE, 3: "diverged"}, "gate": beside(-0.1)}), "gate")
     failed = claimed(build_frame({"base": {**BASE, 3: "failed", 4: "failed"}, "gate": beside(-0.1)}), "gate")
     assert (diverged.verdict, diverged.reason) == ("not evaluable", "its baseline diverged at seed 3")
-    assert (failed.verdict, failed.reason) == ("not evaluable", "2 trials failed")
+    assert (failed.verdict, failed.reason) == ("not evaluable", "of the trials that it needs: 2 failed")
 
 
 def test_claims_without_variants_or_baseline_are_not_evaluable() -> None:
@@ -268,7 +337,12 @@ def study(laboratory: Callable[..., Any]) -> Any:
 
 def launch(lab: Any, **claims: Any) -> None:
     """Launch a laboratory's study again, with these claims."""
-    raw = {**lab.matrix.plan.study.model_dump(mode="json"), "claims": claims}
+    relaunch(lab, claims=claims)
+
+
+def relaunch(lab: Any, **study: Any) -> None:
+    """Launch a laboratory's study again, with something changed."""
+    raw = {**lab.matrix.plan.study.model_dump(mode="json"), **study}
     register_claims(lab.folder, build_matrix(make_study(raw, "test"), lambda config: lab.name))
 
 
@@ -278,7 +352,10 @@ def test_what_is_claimed_is_written_down_once(study: Any) -> None:
     assert read_register(path) == ()
     launch(study, **FIRST)
     [entry] = read_register(path)
-    assert (entry.finished, entry.trials, entry.changes) == (0, 4, ("it helps: new", "nothing else: new"))
+    assert (entry.ended, entry.trials, entry.changes) == (0, 4, {"it helps": "new", "nothing else": "new"})
+    [written] = read_entries(path)
+    for name in FIRST:
+        assert written["claims"][name]["judged_on"] == {label: [0, 1] for label in study.variants}
     study.finish(0, 0)
     before = path.read_bytes()
     launch(study, **FIRST)
@@ -286,7 +363,7 @@ def test_what_is_claimed_is_written_down_once(study: Any) -> None:
     runs = build_frame({"base": BASE, "gate": beside(-0.1)})
     found = judge(runs, study.record, read_register(path))
     assert {result.registered for result in found.results} == {
-        f"registered {entry.at[:10]}, before any trial had finished"
+        f"registered {entry.at[:10]}, before any trial had ended"
     }
     assert found.notes == ()
 
@@ -301,23 +378,65 @@ def test_a_claim_that_changes_is_an_amendment_with_a_date(study: Any) -> None:
     launch(study, **{"it helps": {"margin": 0.005, "alpha": 0.1}, "late": {}})
     launch(study, **FIRST)
     _, second, third = read_register(path)
-    assert (second.finished, second.trials) == (3, 4)
-    assert second.changes == (
-        "it helps: margin 0.01 -> 0.005, alpha 0.05 -> 0.1",
-        "nothing else: withdrawn",
-        "late: new",
-    )
-    assert third.changes == (
-        "it helps: margin 0.005 -> 0.01, alpha 0.1 -> 0.05", "late: withdrawn", "nothing else: new",
-    )  # fmt: skip
+    assert (second.ended, second.trials) == (3, 4)
+    assert second.changes == {
+        "it helps": "margin 0.01 -> 0.005, alpha 0.05 -> 0.1",
+        "nothing else": "withdrawn",
+        "late": "new",
+    }
+    assert third.changes == {
+        "it helps": "margin 0.005 -> 0.01, alpha 0.1 -> 0.05",
+        "late": "withdrawn",
+        "nothing else": "new",
+    }
     runs = build_frame({"base": BASE, "gate": beside(-0.1)})
     found = judge(runs, {"claims": [{"name": "it helps", **Claim().model_dump(mode="json"), "variants": ["gate"]}]},
                   read_register(path))  # fmt: skip
     assert found.results[0].registered == f"amended {third.at[:10]}, after 3 of 4 trials"
     assert len(found.notes) == 2
     when = second.at[:16].replace("T", " ")
-    assert found.notes[0] == f"Amended {when} UTC, after 3 of 4 trials had finished: {'; '.join(second.changes)}."
+    assert found.notes[0] == (
+        f"Amended {when} UTC, after 3 of 4 trials: it helps: margin 0.01 -> 0.005, alpha 0.05 -> 0.1; "
+        "nothing else: withdrawn; late: new."
+    )
     assert found.notes[0] in claims_grid(found).notes
+    none = judge(runs, {"claims": []}, read_register(path))
+    assert (none.results, claims_grid(none).notes) == ((), found.notes)  # what was withdrawn is not forgotten
+
+
+def test_more_seeds_or_other_variants_are_an_amendment(study: Any) -> None:
+    """Seeds that are added until a claim holds are a choice by its results: the table says when they were added."""
+    path = study.folder.study(study.name).claims
+    launch(study, **FIRST)
+    study.finish(0, 0)
+    relaunch(study, claims=FIRST, seeds=6)
+    relaunch(study, claims=FIRST, seeds=[0, 1, 2, 3, 4, 7])
+    relaunch(study, claims=FIRST, seeds=[0, 1, 2, 3, 4, 7])
+    wide = {"model.gate.position": ["none", "sdpa", "value"]}
+    relaunch(study, claims=FIRST, seeds=[0, 1, 2, 3, 4, 7], axes=wide)
+    first, more, others, variants = read_register(path)
+    assert (first.trials, more.trials, more.ended) == (4, 12, 1)
+    assert more.changes == dict.fromkeys(FIRST, "judged on 4 -> 12 trials")
+    assert others.changes == dict.fromkeys(FIRST, "judged on other trials")
+    assert variants.changes == dict.fromkeys(FIRST, "judged on 12 -> 18 trials")
+    about = {"it helps": {"variant": {"model.gate.position": "sdpa"}}}
+    relaunch(study, claims=about, seeds=3, axes=wide)
+    relaunch(study, claims=about, seeds=3, axes={"model.gate.position": ["none", "sdpa", "value", "output"]})
+    assert len(read_register(path)) == 5  # of a variant that it is not about it says nothing
+    assert read_entries(path)[-1]["claims"]["it helps"]["judged_on"] == {
+        "position=none": [0, 1, 2],
+        "position=sdpa": [0, 1, 2],
+    }
+
+
+def test_what_has_diverged_has_ended(study: Any) -> None:
+    """A loss that left its bound tells as much as one that did not; a trial that failed tells nothing."""
+    study.end(0, 0, "diverged", 3, "the training loss was nan")
+    study.end(1, 0, "failed", 3, "out of memory")
+    study.finish(1, 1)
+    launch(study, **FIRST)
+    [entry] = read_register(study.folder.study(study.name).claims)
+    assert (entry.ended, entry.knowing) == (2, "after 2 of 4 trials")
 
 
 def test_a_claim_that_was_not_touched_keeps_its_date(study: Any) -> None:
@@ -341,7 +460,7 @@ def test_claims_that_come_late_say_so(study: Any) -> None:
     study.finish(0, 0)
     launch(study, **FIRST)
     [entry] = read_register(path)
-    assert (entry.finished, entry.trials) == (1, 4)
+    assert (entry.ended, entry.trials) == (1, 4)
 
 
 @pytest.mark.parametrize(
@@ -350,8 +469,8 @@ def test_claims_that_come_late_say_so(study: Any) -> None:
         (0, "claims", {"it helps": {"margin": 0.0}}),
         (1, "claims", {}),
         (0, "at", "2020-01-01T00:00:00+00:00"),
-        (1, "finished", 0),
-        (1, "changes", []),
+        (1, "ended", 0),
+        (1, "changes", {}),
         (0, "hash", "0" * 64),
         (1, "hash", None),
     ],
@@ -386,3 +505,31 @@ def test_an_entry_that_is_taken_out_is_noticed(study: Any) -> None:
     write_json(path, {"entries": register["entries"][1:]})
     with pytest.raises(RegisterChanged, match="entry 1"):
         read_register(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"entries": ', '{"entries": 1}', '{"entries": [1]}', '{"claims": {}}', "\x00"]
+)
+def test_a_register_that_is_no_whole_json_is_not_an_empty_one(text: str, study: Any) -> None:
+    """A torn file must not let a study start anew as though nothing had been claimed."""
+    path = study.folder.study(study.name).claims
+    launch(study, **FIRST)
+    path.write_text(text)
+    for read in (read_register, read_entries):
+        with pytest.raises(RegisterChanged, match=r"claims\.json: .*not"):
+            read(path)
+    with pytest.raises(RegisterChanged):
+        launch(study, **FIRST)
+    assert path.read_text() == text
+
+
+def test_the_changes_of_a_claim_are_told_field_by_field() -> None:
+    """For people: what it was and what it is; nothing of what stayed."""
+    before = {"a": {"margin": 0.1, "alpha": 0.05, "judged_on": {"x": [0]}}, "b": {"margin": 0.0}, "c": {"margin": 1}}
+    now = {"a": {"margin": 0.2, "alpha": 0.05, "judged_on": {"x": [0, 1], "y": [0]}}, "c": {"margin": 1}, "d": {}}
+    assert claim_changes(before, now) == {
+        "a": "margin 0.1 -> 0.2, judged on 1 -> 3 trials",
+        "b": "withdrawn",
+        "d": "new",
+    }
+    assert claim_changes(now, now) == claim_changes({}, {}) == {}

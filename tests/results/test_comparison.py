@@ -211,6 +211,36 @@ def test_a_difference_that_is_no_number_decides_nothing(odd: float) -> None:
         assert by_variant(compare(frame))["other"].verdict == "not evaluable"
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+@pytest.mark.parametrize("spread", ["none", "rounding"])
+def test_the_same_difference_at_every_seed_is_no_sample(offset: float, spread: str) -> None:
+    """Memory that never varies, and losses that are equal but for their last digit, have no p-value: not even of 0."""
+    base = {seed: 2.0 + 0.25 * seed for seed in range(6)}
+    gate = {seed: value + offset for seed, value in base.items()}
+    if spread == "rounding":
+        gate = {seed: float(np.nextafter(value, 9) if seed % 3 else value) for seed, value in gate.items()}
+    row = by_variant(compare(build_frame({"base": base, "gate": gate}), margin=1.0))["gate"]
+    assert row.verdict == "not evaluable"
+    assert row.why == "the same difference at every seed: there is no scatter to test it against"
+    assert row.evidence is not None
+    assert np.isnan([row.evidence.p, row.evidence.dunnett, row.evidence.q, row.evidence.equivalence]).all()
+
+
+def test_a_mean_over_the_seeds_that_did_not_diverge_is_not_the_best() -> None:
+    """What diverges at its hardest seeds has a lower mean for that: the best has as many seeds as any."""
+    values: dict[str, dict[int, Any]] = {
+        "base": {0: 2.0, 1: 2.5, 2: 3.0},
+        "wild": {0: 1.0, 1: "diverged", 2: "diverged"},
+        "sound": {0: 1.9, 1: 2.4, 2: 2.8},
+    }
+    rows = compare(build_frame(values)).rows
+    assert [(row.variant, row.best) for row in rows] == [("wild", False), ("sound", True), ("base", False)]
+    lost = {**values, "sound": {**values["sound"], 2: math.inf}}
+    with np.errstate(invalid="ignore"):
+        rows = compare(build_frame(lost)).rows
+    assert {row.variant: row.best for row in rows} == {"wild": False, "base": True, "sound": False}
+
+
 # --- Tests of the differences ---
 
 
@@ -399,15 +429,72 @@ def test_without_common_seeds_q_takes_dunnetts_place() -> None:
     rows = by_variant(compare(build_frame(values)))
     found = rows["v0"].evidence
     assert found is not None
-    assert (found.family, repr(found.dunnett)) == (0, "nan")
+    assert (found.family, found.dunnett) == (1, pytest.approx(found.p))  # with the one that is left alone
     assert found.q <= 0.05
     assert rows["v0"].verdict == "better"
+    last = rows["v6"].evidence
+    assert last is not None
+    assert (last.family, repr(last.dunnett)) == (0, "nan")
+    assert (rows["v6"].verdict, last.q <= 0.05) == ("better", True)
+    grid = comparison_grid(compare(build_frame(values)))
+    at = [column.heading for column in grid.columns].index("p")
+    cells = {cells[0]: cells[at] for cells in grid.rows}
+    assert cells == {
+        "base": "–",
+        "v0": f"{found.dunnett:.3f}",
+        **dict.fromkeys(("v2", "v4", "v6"), f"{last.q:.3f} (q)"),
+    }
+    assert any("q ≤ 0.05 over all 4 comparisons of the table" in note for note in grid.notes)
     values["v0"] = {0: base[0] - 0.1, 1: base[1] - 0.112}  # 3.6 % by itself
     values |= {f"v{at}": {at: base[at] - 0.1, at + 1: base[at + 1] + 0.1} for at in (2, 4, 6)}
     rows = by_variant(compare(build_frame(values)))
     assert rows["v0"].evidence is not None
-    assert rows["v0"].evidence.p < 0.05 < rows["v0"].evidence.q
+    assert max(rows["v0"].evidence.p, rows["v0"].evidence.dunnett) < 0.05 < rows["v0"].evidence.q
     assert rows["v0"].verdict == "undecided"
+
+
+@pytest.mark.parametrize("baselines", [1, 12])
+def test_families_of_one_are_many_tests_all_the_same(baselines: int) -> None:
+    """Twelve sizes with a baseline each: Dunnett's test allows for nothing there, so that q must agree."""
+    values: dict[str, Any] = {}
+    for number in range(baselines):
+        base = {seed: 2.0 + 0.1 * seed for seed in range(6)}
+        mean = -0.06 if number == 0 else 0.0
+        noise = (0.6, -1.0, 0.2, -0.4, 1.0, -0.4)
+        own = {seed: base[seed] + mean + 0.06 * noise[(seed + number) % 6] for seed in base}
+        for label, of in ((f"base {number}", base), (f"gate {number}", own)):
+            rows = {seed: {DEFAULT_METRIC: value, "baseline": f"base {number}"} for seed, value in of.items()}
+            values[label] = rows
+    comparison = compare(build_frame(values))
+    row = by_variant(comparison)["gate 0"]
+    assert row.evidence is not None
+    assert row.evidence.dunnett == pytest.approx(row.evidence.p) and row.evidence.p < 0.05
+    assert (row.evidence.q <= 0.05) == (baselines == 1)
+    assert row.verdict == ("better" if baselines == 1 else "undecided")
+    said = [note for note in comparison_grid(comparison).notes if "q ≤ 0.05 over all 12 comparisons" in note]
+    assert len(said) == (baselines > 1)
+
+
+def test_what_is_not_evaluable_is_no_test_among_others() -> None:
+    """It has no p in the table, makes no other q larger, and the legend's numbers are not its."""
+    values: dict[str, Any] = study_of({"a": 0.1, "b": 0.1}, shift=0.2)
+    before = compare(build_frame(values))
+    values["gone"] = {**{seed: value + 1 for seed, value in values["a"].items()}, 5: "diverged"}
+    values["few"] = {0: 1.0, 1: 1.0, 2: 1.3, 3: "diverged"}
+    after = compare(build_frame(values))
+    known, rows = by_variant(before), by_variant(after)
+    for name in "ab":
+        assert known[name].evidence == rows[name].evidence
+    for name in ("gone", "few"):
+        assert rows[name].evidence is not None
+        assert rows[name].evidence.p > 0  # it could be computed, of the seeds that are left
+        assert math.isnan(rows[name].evidence.q)
+    grid = comparison_grid(after)
+    at = [column.heading for column in grid.columns].index("p")
+    cells = {cells[0]: cells[at] for cells in grid.rows}
+    assert cells["gone"] == cells["few"] == "–"
+    legend = [note for note in grid.notes if not note.startswith("†")]
+    assert legend == [*comparison_grid(before).notes]
 
 
 @pytest.mark.parametrize(("margin", "verdict"), [(None, "better"), (0.05, "better"), (0.15, "equivalent")])

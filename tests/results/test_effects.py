@@ -214,6 +214,69 @@ def test_verdicts_follow_the_direction_of_the_metric() -> None:
     assert nothing.terms[0].verdict == "undecided"
 
 
+def test_where_nothing_is_an_effect_few_studies_show_one() -> None:
+    """Of 6 x 2 variants without any difference about 5 % have a level or combination with a verdict, as any test at 5 %
+    says; their intervals, each by itself, leave out 0 in far more."""
+    axes = {"a": tuple("012345"), "b": ("x", "y")}
+    judged = outside = 0
+    for study in range(400):
+        table = np.random.default_rng([7, study]).normal(size=(6, 2, 3))
+        frame = build_frame(axes, lambda of, seed: float(table[int(of[0] or 0), "xy".index(str(of[1])), seed]))  # noqa: B023
+        factorial = taken_apart(effects(frame))
+        every = [*factorial.levels, *factorial.combinations]
+        judged += any(of.verdict in ("better", "worse") for of in every)
+        outside += any(not of.effect.low <= 0 <= of.effect.high for of in every)
+    assert 0.02 < judged / 400 < 0.075
+    assert outside / 400 > 0.3
+
+
+def test_levels_have_a_verdict_where_their_axis_is_an_effect() -> None:
+    """The levels that differ, and only those of the axis that does something; of combinations those of the interaction
+    that is one."""
+    found = taken_apart(effects(build_frame(ABC, noisy(lambda levels: 8.0 * (levels[0] == "2") * (levels[2] == "q")))))
+    verdicts = {term.name: term.verdict for term in found.terms}
+    assert (verdicts["a"], verdicts["b"], verdicts["a × c"], verdicts["a × b"]) == (
+        *("effect", "undecided", "effect", "undecided"),
+    )
+    levels = {(of.axis, of.level): of.verdict for of in found.levels}
+    assert (levels["a", "2"], levels["c", "q"], levels["b", "x"]) == ("worse", "worse", "undecided")
+    combinations = {of.levels: of.verdict for of in found.combinations}
+    assert (combinations["2", "q"], combinations["2", "p"]) == ("worse", "better")
+    assert {of.verdict for of in found.combinations if "b" in of.axes} == {"undecided"}
+
+
+def test_what_diverged_at_some_seeds_has_no_verdict() -> None:
+    """The seeds that are left are a choice in its favour: neither its levels nor its combination are judged, nor, of an
+    axis of two levels, the other one, whose effect is the same number. All others are."""
+    axes = {"a": ("0", "1", "2"), "b": ("x", "y"), "c": ("p", "q", "r")}
+    truth = noisy(lambda of: 9.0 * int(of[0] or 0) + 9.0 * (of[1] == "y") + 9.0 * "pqr".index(str(of[2])), sd=0.5)
+    whole = taken_apart(effects(build_frame(axes, truth)))
+    assert {of.verdict for of in whole.levels if of.axis == "b"} == {"better", "worse"}
+    frame = build_frame(axes, lambda of, seed: None if (of, seed) == (("2", "y", "r"), 1) else truth(of, seed))
+    found = effects(frame)
+    levels = {(of.axis, of.level): of.verdict for of in taken_apart(found).levels}
+    assert [levels[at] for at in (("a", "2"), ("b", "x"), ("b", "y"), ("c", "r"))] == ["not evaluable"] * 4
+    assert (levels["a", "0"], levels["c", "p"]) == ("better", "better")
+    refused = {of.levels for of in taken_apart(found).combinations if of.verdict == "not evaluable"}
+    assert refused == {("2", "x"), ("2", "y"), ("2", "r"), ("x", "r"), ("y", "r")}
+    assert any(note == "Seed 1 is left out: it diverged in 2, y, r." for note in found.notes)
+    [told] = [note for note in found.notes if "in favour of what diverges" in note]
+    assert told.startswith("Diverged at some seeds: 2, y, r (seed 1).")
+
+
+def test_trials_without_a_value_are_told_of_by_what_became_of_them() -> None:
+    """Diverged, failed and unfinished ones are different things."""
+    frame = build_frame({"a": ("0", "1", "2", "3", "4")}, lambda of, seed: None if of[0] in "234" else seed**2 + 1.0)
+    status = {"2": ["diverged"] * 3, "3": ["failed", "diverged", "failed"], "4": ["waiting", "running", "interrupted"]}
+    kept = zip(frame["variant"].to_pylist(), frame["seed"].to_pylist(), frame["outcome"].to_pylist(), strict=True)
+    outcomes = [status[variant][seed] if variant in status else was for variant, seed, was in kept]
+    frame = frame.set_column(frame.column_names.index("outcome"), "outcome", pa.array(outcomes))
+    notes = effects(frame).notes
+    assert "Left out, as no trial has a value: 2 (diverged); 3 (diverged, failed); 4 (has not finished)." in notes
+    assert "3 trials have not finished: the table will change." in notes
+    assert not any("in favour of" in note for note in notes)
+
+
 @pytest.mark.parametrize(("seeds", "said"), [(1, "single seed"), (2, "Seeds do not differ")])
 def test_without_error_there_are_effects_and_no_tests(seeds: int, said: str) -> None:
     """One seed, or seeds that are all alike: no F, no interval, not evaluable, and the reason."""

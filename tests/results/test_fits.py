@@ -1,13 +1,20 @@
 """The table of fits holds the numbers that laws and searches give, each with what it is a number of."""
 
+import json
 import math
 from typing import Any
 
 import pytest
 import scipy.stats
+from typer.testing import CliRunner
 
+from gatelab.cli.console import console
+from gatelab.cli.main import app
+from gatelab.results.export import export_study
 from gatelab.results.fits import FITS, fits
+from gatelab.results.folders import write_json
 from gatelab.results.frames import runs_from_journals
+from gatelab.results.tolerance import NotSearched, tolerance_of_record
 
 TOKENS = {"model.hidden_size": [16, 32, 64, 128], "model.gate.position": ["none", "sdpa"]}
 RATES = [1e-3, 1e-2, 1e-1]
@@ -116,3 +123,31 @@ def test_a_study_that_has_neither_has_no_rows(laboratory: Any) -> None:
 def test_a_ladder_whose_trials_have_not_run_has_no_rows(laboratory: Any) -> None:
     """A law needs losses; a study that has just begun is no error."""
     assert rows_of(laboratory(seeds=1, axes=TOKENS)) == []
+
+
+def test_a_record_from_before_there_were_searches_has_none(laboratory: Any) -> None:
+    """An old study of learning rates can still be exported: it has no rules by which a search would be judged."""
+    lab = laboratory(seeds=1, axes={"training.optimizer.learning_rate": RATES})
+    for index in range(len(RATES)):
+        lab.finish(index, 0)
+    runs = runs_from_journals(lab.folder, lab.name)
+    old = {name: value for name, value in lab.record.items() if name != "tolerance"}
+    assert "tolerance" in lab.record
+    with pytest.raises(NotSearched, match=f"{lab.name} was last run before there were searches"):
+        tolerance_of_record(old, runs)
+    table = fits(old, runs)
+    assert (table.num_rows, table.schema) == (0, FITS)
+    write_json(lab.folder.study(lab.name).record, old)
+    paths = export_study(lab.folder, lab.name, lab.folder.root / "out")
+    assert [path.stat().st_size > 0 for path in paths] == [True] * 6
+
+
+def test_the_report_of_a_ladder_for_programs_is_the_file(ladder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`gatelab scaling --json` prints what it wrote, the stamp included: whoever keeps it can have it checked."""
+    monkeypatch.setattr(console, "quiet", False)  # put back afterwards
+    asked = ["scaling", ladder.name, "--runs", str(ladder.folder.root), "--bootstraps", "100", "--json"]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == (ladder.folder.study(ladder.name).path / "scaling.json").read_text(encoding="utf-8")
+    stamp = json.loads(result.stdout)["stamp"]
+    assert (stamp["study"], stamp["table"], stamp["options"]) == (ladder.name, "scaling", {"bootstraps": 100})

@@ -142,6 +142,26 @@ def test_a_study_that_is_published_again_counts_once(folder: RunsFolder) -> None
     assert ledger(folder) == other
 
 
+@pytest.mark.parametrize("content", ["torn", "no Parquet", "another table", "empty"])
+def test_a_ledger_that_cannot_be_read_is_an_empty_one(
+    content: str, folder: RunsFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A study's end must not fail for what other studies left there: it is said, and the ledger starts anew."""
+    remember(folder, study("lost", 0.3))
+    if content == "another table":
+        pq.write_table(pa.table({"study": [1.5]}), folder.noise)
+    else:
+        whole = folder.noise.read_bytes()
+        folder.noise.write_bytes({"torn": whole[: len(whole) // 2], "no Parquet": b"x" * 100, "empty": b""}[content])
+    assert ask(folder) is None
+    assert f"{folder.noise} cannot be read" in caplog.text
+    remember(folder, study("next", 0.3))
+    assert [row["study"] for row in ledger(folder)] == ["next"]
+    found = ask(folder)
+    assert found is not None
+    assert found.studies == ("next",)
+
+
 def test_studies_that_end_at_once_are_all_kept(folder: RunsFolder) -> None:
     """Two studies that finish in one runs folder must not overwrite what the other wrote."""
     names = [f"study-{number}" for number in range(12)]
@@ -151,7 +171,9 @@ def test_studies_that_end_at_once_are_all_kept(folder: RunsFolder) -> None:
     assert not list(folder.root.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("row", [{"data": None}, {"baseline": None}, {"outcome": "diverged"}])
+@pytest.mark.parametrize(
+    "row", [{"data": None}, {"tokens": None}, {"tokens": 0}, {"baseline": None}, {"outcome": "diverged"}]
+)
 def test_what_has_no_noise_or_no_origin_leaves_nothing(row: dict[str, Any], folder: RunsFolder) -> None:
     """Without a baseline, data or values there is nothing that a plan could use."""
     remember(folder, study("odd", 0.3, **row))

@@ -3,23 +3,30 @@
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from matplotlib.figure import Figure
 
+from gatelab.orchestrator.registering import register_claims
 from gatelab.results.answer import answer, short_names
-from gatelab.results.comparison import Comparison, ComparisonRow, compare
+from gatelab.results.comparison import Comparison, ComparisonRow, Evidence, compare
 from gatelab.results.figures import render_figure
 from gatelab.results.folders import NotFound, write_json
-from gatelab.results.frames import runs_from_journals
+from gatelab.results.frames import SUMMARY, runs_from_journals
+from gatelab.results.journal import Journal
+from gatelab.results.material import MOST_DRAWN, chosen, read_material
 from gatelab.results.page import LARGEST_SVG, MOST_ROWS, to_page, write_report
-from gatelab.results.report import MOST_DRAWN, Picture, Report, Section, chosen, common_configuration, report
+from gatelab.results.report import Report, report
+from gatelab.results.sections import Picture, Section, common_configuration
+from gatelab.results.stamps import stamp_of
 from gatelab.results.statistics import Interval
 from gatelab.results.tables import Column, Grid, comparison_grid, to_html, to_markdown
 
@@ -112,6 +119,43 @@ def test_the_answer_counts_verdicts_and_names_variants(laboratory: Any) -> None:
     assert alone[0] == "Best mean: sdpa, 1.2500 over 3 seeds."
     nothing = answer(runs, comparison(row("none", None)))
     assert nothing[0] == "No trial has finished with a value of `validation/loss` (nats/token)."
+
+
+def evidence(q: float) -> Evidence:
+    """Of a difference with this q."""
+    return Evidence(1.0, q, q, 0.25, q, 1, q)
+
+
+def test_the_answer_gives_no_difference_of_what_cannot_be_judged(laboratory: Any) -> None:
+    """Neither its Δ, nor as one of the extremes: the seeds that are left of it are a choice in its favour."""
+    lab = laboratory()
+    runs = runs_from_journals(lab.folder, lab.name)
+    lost = row("lost", 0.5, -1.0, "not evaluable", why="2 of 3 seeds diverged")
+    [few, *_] = answer(runs, comparison(row("none", 1.5), row("sdpa", 1.25, -0.25, "better", best=True), lost))
+    assert "1 better (sdpa −0.2500); 1 not evaluable (lost)." in few
+    [one, *_] = answer(runs, comparison(lost, row("none", 1.5, best=True)))
+    assert "not evaluable (2 of 3 seeds diverged)." in one
+    others = [row(f"gate{index}", 2.0 + index, 0.5 + index, "worse") for index in range(9)]
+    [many, *_] = answer(runs, comparison(lost, row("none", 1.5, best=True), *others))
+    assert "Differences reach from gate0 +0.5000 to gate8 +8.5000." in many
+
+
+def test_the_answer_counts_what_holds_over_several_baselines(laboratory: Any) -> None:
+    """Of rows that can be judged those that differ, with q at most 0.05; with one baseline Dunnett's test allows for
+    all, and nothing is said."""
+    lab = laboratory()
+    runs = runs_from_journals(lab.folder, lab.name)
+    rows = [row("b0", 1.0, baseline="b0"), row("b1", 1.0, baseline="b1")]
+    rows += [row("v0", 0.9, -0.1, "better", baseline="b0", evidence=evidence(0.05))]
+    rows += [row("v1", 0.9, -0.1, "better", baseline="b1", evidence=evidence(0.06))]
+    rows += [row("v2", 0.9, -0.1, "equivalent", baseline="b1", evidence=evidence(0.01))]
+    rows += [row("v3", 0.9, -0.1, "not evaluable", baseline="b1", evidence=evidence(0.01), why="single seed")]
+    [said, *_] = answer(runs, comparison(*rows))
+    assert (
+        "Each of 2 baselines is a family of its own: over all 3 comparisons together 1 differs with q ≤ 0.05." in said
+    )
+    [one, *_] = answer(runs, comparison(*rows[:1], rows[2]))
+    assert "family" not in one
 
 
 @pytest.mark.parametrize(
@@ -370,13 +414,28 @@ def test_a_wide_study_draws_few_variants_and_says_which(laboratory: Callable[...
 
 
 def test_claims_come_first(laboratory: Any) -> None:
-    """What became of them, in a sentence and in a table; a register that was edited is told of, and nothing judged."""
+    """What became of them and, if it was not before, when they were made, in a sentence and in a table; a register that
+    was edited is told of, and nothing judged."""
     claim = {"metric": "validation/loss", "direction": "lower", "variant": {"model.gate.position": "sdpa"}}
     lab = laboratory(("none", "sdpa"), seeds=3, claims={"gates-help": claim})
+    made = lab.folder.study(lab.name).claims
+    register_claims(lab.folder, lab.matrix)
+    early = made.read_bytes()
     for variant, seed in itertools.product((0, 1), range(3)):
         lab.finish(variant, seed)
+        lab.end(variant, seed, "finished", 20, metrics={"validation/loss": 2 + variant * (1 + 0.125 * seed)})
+
+    def said() -> str:
+        material = read_material(lab.folder, lab.name, "validation/loss")
+        return answer(material.runs, material.comparison, material.claims)[0]
+
+    made.unlink()
+    assert said() == "Claims: 1 refuted (`gates-help`, not registered)."
+    register_claims(lab.folder, lab.matrix)
+    assert said() == "Claims: 1 refuted (`gates-help`, made after 6 of 6 trials)."
+    made.write_bytes(early)
     found = report(lab.folder, lab.name)
-    assert found.answer[0] == "Claims: 1 refuted (`gates-help`)."  # each seed's loss is higher by 1/32
+    assert found.answer[0] == "Claims: 1 refuted (`gates-help`)."
     assert found.sections[0].id == "claims"
     [grid] = found.sections[0].grids
     assert (grid.rows[0][0], "refuted" in grid.rows[0]) == ("gates-help", True)
@@ -384,6 +443,73 @@ def test_claims_come_first(laboratory: Any) -> None:
     edited = report(lab.folder, lab.name)
     assert not edited.answer[0].startswith("Claims")
     assert "entry 1 is not as it was written" in edited.sections[0].prose[0]
+
+
+def test_the_page_has_a_stamp_and_the_margin_that_claims_state(laboratory: Any) -> None:
+    """The stamp of its comparison in the footer; of claims that this metric is the same, the smallest margin."""
+
+    def claim(metric: str, direction: str, margin: float) -> dict[str, Any]:
+        return {"metric": metric, "direction": direction, "margin": margin}
+
+    claims = {
+        "same": claim("validation/loss", "equivalent", 0.5),
+        "very": claim("validation/loss", "equivalent", 0.25),
+        "lower": claim("validation/loss", "lower", 0.125),
+        "other": claim("train/final_loss", "equivalent", 0.0625),
+    }
+    lab = laboratory(claims=claims)
+    for variant, seed in itertools.product((0, 1), (0, 1)):
+        lab.finish(variant, seed)
+    found = report(lab.folder, lab.name)
+    margins = {metric: read_material(lab.folder, lab.name, metric).comparison.margin for metric in SUMMARY[:3]}
+    assert margins == {"validation/loss": 0.25, "validation/bits_per_byte": None, "train/final_loss": 0.0625}
+    stamp = stamp_of(runs_from_journals(lab.folder, lab.name), "comparison", metric="validation/loss", margin=0.25)
+    assert found.stamp == stamp
+    footer = to_page(found).partition("<footer>")[2].partition("</footer>")[0]
+    assert f"<p>{stamp}</p>" in footer
+    assert "n: 4 of 4 trials finished, 2 seeds" in footer and lab.record["hash"][:12] in footer
+
+
+def test_each_file_of_a_trial_is_read_once(varied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record, descriptions, outcomes, answers and journals, however many sections are made of them."""
+    varied.answer(0, 0, "length", 1.0, {"length/64/trained/loss": 1.0})
+    opened: list[str] = []
+
+    def read_text(path: Path, *arguments: Any, **options: Any) -> str:
+        opened.append(str(path))
+        return path.read_bytes().decode()
+
+    real = pa.OSFile
+
+    def open_file(path: str) -> Any:
+        opened.append(path)
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(pa, "OSFile", open_file)
+    found = report(varied.folder, varied.name)
+    assert {"curves", "evaluation", "effects", "provenance"} <= {section.id for section in found.sections}
+    counts = Counter(opened)
+    root = varied.folder.root
+    every = [*root.glob("trials/*/*.json"), *root.glob("trials/*/*/*.json"), *root.glob("trials/*/journal/*.arrows")]
+    assert len(every) == 6 + 6 + 1 + 4
+    assert {str(path): counts[str(path)] for path in every} == {str(path): 1 for path in every}
+    assert counts[str(varied.folder.study(varied.name).record)] == 1
+
+
+def test_what_figures_show_does_not_keep_the_journals_in_memory(laboratory: Any) -> None:
+    """Of long journals a part is kept, with no view of the rest: the buffers of what is kept are far smaller."""
+    lab, steps = laboratory(seeds=1), 60_000
+    for variant in (0, 1):
+        lab.begin(variant, 0)
+        with Journal(lab.trial(variant, 0).journal) as journal:
+            for step in range(1, steps + 1):
+                journal.record(step, {"train/loss": 1 / step, "train/gradient_norm": 1.0})
+        lab.end(variant, 0, "finished", steps, metrics={"validation/loss": 1.0 + variant})
+    values = read_material(lab.folder, lab.name, "validation/loss").values
+    assert values.stability is not None
+    for kept in (values.curves, values.diagnostics, values.stability[0]):
+        assert kept.get_total_buffer_size() < 0.1 * 2 * steps * 8
 
 
 def test_a_finished_search_of_the_study_is_told_of(laboratory: Any) -> None:

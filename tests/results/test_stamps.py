@@ -11,9 +11,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from gatelab.orchestrator.record import register_claims
+from gatelab.ablations.matrix import build_matrix
+from gatelab.ablations.study import make_study
+from gatelab.orchestrator.record import study_record, write_record
+from gatelab.orchestrator.registering import register_claims
 from gatelab.results import publish
-from gatelab.results.checking import check, tables_of
+from gatelab.results.checking import check, same_text, tables_of
 from gatelab.results.comparison import compare
 from gatelab.results.folders import NotFound, read_json, write_json
 from gatelab.results.forms import KINDS, Trials, render, write_table
@@ -112,13 +115,24 @@ def test_latex_stays_a_table_and_comments() -> None:
 def test_spreadsheets_get_columns() -> None:
     """pandas reads the table as it was, numbers as numbers, with the origin of each row beside it."""
     frame = pd.read_csv(io.StringIO(stamped(TEXTS["csv"], "csv", STAMP)))
-    assert frame.columns.tolist() == ["variant", "mean", "study_hash", "commit", "data"]
+    assert frame.columns.tolist() == ["variant", "mean", "study", "study_hash", "commit", "data"]
     assert frame["variant"].tolist() == ["a, b", "two\nlines"]
     assert frame["mean"].dtype == float
     assert frame["mean"].isna().tolist() == [False, True]
+    assert set(frame["study"]) == {STAMP.study}
     assert set(frame["study_hash"]) == {STAMP.study_hash}
     assert set(frame["commit"]) == {"1a" * 20 + " " + "2b" * 20}
     assert set(frame["data"]) == {"3c" * 32}
+
+
+def test_columns_that_a_table_has_already_are_not_doubled() -> None:
+    """A comparison's rows name their study themselves: a second column of that name would be read in its place."""
+    text = "study,data,mean\r\ngates-1,of the row,1.5\r\n"
+    frame = pd.read_csv(io.StringIO(stamped(text, "csv", STAMP)))
+    assert frame.columns.tolist() == ["study", "data", "mean", "study_hash", "commit"]
+    assert frame.loc[0, ["study", "data", "mean"]].tolist() == ["gates-1", "of the row", 1.5]
+    nothing = stamped("variant,mean\r\n", "csv", STAMP)
+    assert nothing == "variant,mean,study,study_hash,commit,data\r\n"
 
 
 def test_json_keeps_its_content() -> None:
@@ -135,8 +149,14 @@ def test_json_keeps_its_content() -> None:
         "just text",
         "<!-- gatelab-table {not json} -->",
         '<!-- gatelab-table {"table": "comparison"} -->',
+        "<!-- gatelab-table {} -->",
+        "<!-- gatelab-table {{}} -->",
         "[1]",
         "3",
+        '{"stamp": 3}',
+        '{"stamp": [["table", "comparison"]]}',
+        '{"stamp": {"commits": 1, "data": []}}',
+        '{"stamp": null}',
     ],
 )
 def test_what_has_no_stamp_has_none(text: str, tmp_path: Path) -> None:
@@ -145,6 +165,9 @@ def test_what_has_no_stamp_has_none(text: str, tmp_path: Path) -> None:
         path = tmp_path / f"other.{suffix}"
         path.write_text(text)
         assert read_stamp(path) is None
+    for changed in ({"table": ["comparison"]}, {"study": 3}, {"commits": [1]}, {"data": [None]}, {"more": 1}):
+        path.write_text(json.dumps({"stamp": {**vars(STAMP), **changed}}))
+        assert read_stamp(path.with_suffix(".json")) is None
 
 
 def test_a_stamp_is_of_the_trials(laboratory: Any) -> None:
@@ -228,7 +251,7 @@ def test_a_digit_that_is_edited_by_hand_is_found(form: str, lab: Any) -> None:
 
 def test_a_trial_that_has_changed_makes_its_tables_stale(lab: Any) -> None:
     """A loss that is another now: the tables that show it are stale, those of another metric hold."""
-    outcome = lab.trial(1, 1).outcome
+    outcome = lab.trial(2, 1).outcome  # of the variant that the claim's table shows
     changed = read_json(outcome)
     assert changed is not None
     changed["metrics"]["validation/loss"] += 0.25
@@ -260,7 +283,7 @@ def test_an_amended_claim_makes_its_table_stale(lab: Any) -> None:
     """The table must show each amendment; one whose register was edited by hand follows from nothing any more."""
     path = lab.folder.study(lab.name).claims
     register = json.loads(path.read_text())
-    register["entries"][0]["finished"] = 7
+    register["entries"][0]["ended"] = 7
     write_json(path, register)
     found = problems(lab)
     assert {name for name, problem in found.items() if problem} == {f"claim-verdicts.{form}" for form in FORMS}
@@ -279,6 +302,12 @@ def test_what_cannot_be_checked_is_stale_and_says_why(lab: Any, laboratory: Any,
         "plain.md": "| a |\n|---|\n",
         "alone.csv": (path / "comparison.csv").read_text(encoding="utf-8"),
         "newer.md": stamped(TEXTS["md"], "md", Stamp(**{**vars(stamp), "table": "prophecy"})),
+        "table.txt": stamped(TEXTS["md"], "md", stamp),
+        "wide.csvx": "a,b",
+        "odd.md": stamped(TEXTS["md"], "md", Stamp(**{**vars(stamp), "options": {"metric": ["validation/loss"]}})),
+        "list.md": stamped(TEXTS["md"], "md", Stamp(**{**vars(stamp), "options": {"table": "x", "runs": 1}})),
+        "pivot.md": stamped(TEXTS["md"], "md", Stamp(**{**vars(stamp), "table": "pivot", "options": {"rows": 3}})),
+        "torn.md": stamped(TEXTS["md"], "md", stamp).replace('"commits"', '"commit"'),
         "gone.md": stamped(TEXTS["md"], "md", Stamp(**{**vars(stamp), "options": {"metric": "validation/los"}})),
     }
     for name, text in written.items():
@@ -288,12 +317,19 @@ def test_what_cannot_be_checked_is_stale_and_says_why(lab: Any, laboratory: Any,
     assert found == {
         "plain.md": "has no stamp: write it again with this version",
         "alone.csv": "has no stamp (of CSV it is that of the JSON beside it): write it again with this version",
-        "newer.md": "is a table of a kind that this version does not know: 'prophecy'",
+        "newer.md": "is a table of a kind or a form that this version does not know: 'prophecy', .md",
+        "table.txt": "is a table of a kind or a form that this version does not know: 'comparison', .txt",
+        "wide.csvx": "has no stamp: write it again with this version",
+        "odd.md": found["odd.md"],
+        "list.md": "has a stamp that makes no table: {'runs': 1, 'table': 'x'}",
+        "pivot.md": "has a stamp that makes no table: {'rows': 3}",
+        "torn.md": "has no stamp: write it again with this version",
         "gone.md": found["gone.md"],
         "foreign.tex": f"is of study {other.name!r}, not of {lab.name!r}",
         "picture.md": "is no text",
         "nowhere.md": "cannot be read (No such file or directory)",
     }
+    assert found["odd.md"].startswith(("does not follow from the trials any more", "has a stamp that makes no table"))
     assert found["gone.md"].startswith(
         "does not follow from the trials any more: no trial has 'validation/los', but for example validation/loss"
     )
@@ -308,10 +344,59 @@ def test_what_a_study_publishes_holds(lab: Any) -> None:
     published = publish.publish(lab.folder, lab.name)
     assert {path.name for path in published.tables} >= {f"{stem}.{form}" for stem in ("comparison", "claim-verdicts")
                                                         for form in FORMS}  # fmt: skip
-    own = {path.name: problem for path, problem in zip(published.tables, problems(lab, *published.tables).values(),
-                                                       strict=True)}  # fmt: skip
+    register = lab.folder.study(lab.name).claims
+    assert register in published.tables  # goes to MLflow with the tables, and is none
+    own = problems(lab, *(path for path in published.tables if path != register))
+    assert len(own) == len(published.tables) - 1
     assert set(own.values()) == {""}
     assert set(own) <= set(problems(lab))
+
+
+def test_claims_that_were_withdrawn_still_show(lab: Any) -> None:
+    """A study that claims nothing any more has a table that says what it claimed, and when it took that back."""
+    raw = {**lab.matrix.plan.study.model_dump(mode="json"), "claims": {}}
+    matrix = build_matrix(make_study(raw, "test"), lambda config: lab.name)
+    register_claims(lab.folder, matrix)
+    write_record(lab.folder, study_record(matrix))
+    published = publish.publish(lab.folder, lab.name)
+    path = lab.folder.study(lab.name).path
+    assert {path / f"claim-verdicts.{form}" for form in FORMS} <= set(published.tables)
+    text = (path / "claim-verdicts.md").read_text(encoding="utf-8")
+    assert "after 11 of 12 trials: a -- gate > none: withdrawn; speed, too: withdrawn." in text
+    assert set(problems(lab, *(path / f"claim-verdicts.{form}" for form in FORMS)).values()) == {""}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("0.12345678901234567", "0.12345678901234568", True),
+        ("a 1.2345678901234567e-05, b", "a 1.2345678901234569e-05, b", True),
+        ("-2.4934721498721234", "-2.4934721498721", True),  # the same number, to fewer digits
+        ("0.12345678901234567", "0.12345679901234567", False),
+        ("0.12345678901234567", "-0.12345678901234567", False),
+        ("2.4935", "2.4936", False),
+        ("2.49350", "2.4935", False),
+        ("n 3, 0.12345678901234567", "n 4, 0.12345678901234567", False),
+        ("0.12345678901234567", "0.12345678901234567 0.5", False),
+        ("1.2345678901234567e-05", "1.2345678901234567e-06", False),
+        ("0.12345678901234567", "null", False),
+    ],
+)
+def test_only_the_last_digits_of_full_precision_may_differ(one: str, other: str, same: bool) -> None:
+    """Another processor adds in another order; nobody's rounding changes a number that was written for reading."""
+    assert same_text(one, other) == same_text(other, one) == same
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_a_table_of_another_processor_holds(form: str, lab: Any) -> None:
+    """The last digit of a mean is no finding; the sixth is one."""
+    path = lab.folder.study(lab.name).path / f"comparison.{form}"
+    text = path.read_text(encoding="utf-8")
+    number = next(number for number in re.findall(r"\d\.\d{14,}", text) if float(number) > 0.1)
+    for edited, holds in ((float(number) * (1 + 4e-16), True), (float(number) * (1 + 1e-6), False)):
+        assert repr(edited) != number
+        path.write_bytes(text.replace(number, repr(edited)).encode())
+        assert (problems(lab, path)[path.name] == "") == holds
 
 
 def test_all_forms_of_a_real_table_load(lab: Any) -> None:

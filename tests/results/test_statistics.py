@@ -65,13 +65,21 @@ def test_too_few_values_have_no_test(values: list[float]) -> None:
     assert math.isnan(mean.interval().low)
 
 
-def test_values_without_spread_are_decided_by_where_they_are() -> None:
-    """Peak memory is the same at every seed: differences that are all 0 are no difference, others are certain."""
-    assert mean_of([0.0, 0.0, 0.0]).p() == 1.0
-    assert mean_of([2.0, 2.0]).p() == 0.0
-    assert mean_of([2.0, 2.0]).p(0.0, "less") == 1.0
-    assert mean_of([2.0, 2.0]).p(2.0) == 1.0
-    assert math.isnan(mean_of([math.inf, 1.0]).p())
+@pytest.mark.parametrize("values", [[0.0] * 3, [2.0, 2.0], [0.1 + 0.2, 0.3, 0.3], [math.inf, 1.0]])
+def test_values_without_scatter_have_no_test(values: list[float]) -> None:
+    """Peak memory is the same at every seed, or nearly: what never varied, or only in the last digit, is no sample."""
+    mean = mean_of(values)
+    assert math.isnan(mean.p())
+    assert math.isnan(mean.p(0.1, "less"))
+    assert math.isnan(statistics.equivalence_p(mean, 10.0))
+
+
+def test_rounding_is_measured_by_the_values_of_which_differences_are() -> None:
+    """Of losses near 2 the last digit is 4e-16: differences of some of these scatter by rounding alone."""
+    differences = [4e-16, 8e-16, 0.0, 4e-16]
+    assert math.isnan(mean_of(differences, 2.0).p())
+    small = mean_of(differences, 1e-14).p()
+    assert small == pytest.approx(scipy.stats.ttest_1samp(differences, 0).pvalue)
 
 
 @settings(deadline=None, max_examples=40)
@@ -121,23 +129,45 @@ def test_ties_up_to_rounding_count_as_ties() -> None:
     assert statistics.sign_flip_p([0.1, 0.2, -0.3], alternative="greater") == 5 / 8
 
 
-def test_many_pairs_draw_their_flips() -> None:
-    """With more than 20 pairs the p-value is drawn: near the exact one, and the same each time."""
-    values = [
-        float(number) for number in (3, -1, 4, 1, -5, 9, 2, -6, 5, 3, 5, -8, 9, 7, -9, 3, 2, 3, 8, -4, 6, 2, -6, 4)
-    ]
-    ways = {0: 1}  # sum -> in how many of the 2^24 flips
-    for value in map(int, values):
+DIGITS = (3, -1, 4, 1, -5, 9, 2, -6, 5, 3, 5, -8, 9, 7, -9, 3, 2, 3, 8, -4, 6, 2, -6, 4, 3, 3, -8, 3, 2, 7, 9, -5)
+
+
+def flips_at_least(values: Sequence[int], alternative: Alternative) -> float:
+    """The exact p-value of whole numbers, by counting in how many of the 2^n flips each sum comes."""
+    ways = {0: 1}
+    for value in values:
         ways = {
             total: ways.get(total - value, 0) + ways.get(total + value, 0)
             for total in {end for before in ways for end in (before - value, before + value)}
         }
-    assert sum(ways.values()) == 2**24
-    exact = sum(count for total, count in ways.items() if abs(total) >= sum(values)) / 2**24
-    p = statistics.sign_flip_p(values)
-    assert p == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / statistics.RESAMPLES))
-    assert 0.01 < exact < 0.5
-    assert statistics.sign_flip_p(values) == p
+    assert sum(ways.values()) == 2 ** len(values)
+    extreme = {
+        "two-sided": lambda total: abs(total) >= abs(sum(values)),
+        "less": lambda total: total <= sum(values),
+        "greater": lambda total: total >= sum(values),
+    }[alternative]
+    return sum(count for total, count in ways.items() if extreme(total)) / 2 ** len(values)
+
+
+@pytest.mark.parametrize("alternative", ALTERNATIVES)
+@pytest.mark.parametrize("n", [11, 24, 31, 32])
+def test_up_to_32_pairs_are_exact(n: int, alternative: Alternative) -> None:
+    """A p-value of 4 billion flips is the count of them, ties and all: drawn ones would differ from draw to draw."""
+    p = statistics.sign_flip_p([0.1 * number for number in DIGITS[:n]], 0.0, alternative)
+    assert p == pytest.approx(flips_at_least(DIGITS[:n], alternative), rel=1e-12)
+    assert statistics.sign_flip_p([1.0] * n, 0.0, "greater") == 0.5**n
+
+
+def test_more_pairs_draw_their_flips() -> None:
+    """With more than 32 the p-value is drawn: near the exact one, and the same each time."""
+    whole = (*DIGITS, -2, 5, -7, 1)
+    values = [float(number) for number in whole]
+    for alternative in ALTERNATIVES:
+        exact = flips_at_least(whole, alternative)
+        p = statistics.sign_flip_p(values, 0.0, alternative)
+        assert p == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / statistics.RESAMPLES))
+        assert 0.01 < exact < 1
+        assert statistics.sign_flip_p(values, 0.0, alternative) == p
     assert statistics.sign_flip_p([1.0] * 40) == pytest.approx(1 / (statistics.RESAMPLES + 1))  # never 0
 
 
@@ -177,10 +207,16 @@ def test_hopeless_and_certain_cases_have_a_power() -> None:
     assert statistics.detection_power(0.0, 0.0, 3) == statistics.LEVEL
     assert math.isnan(statistics.detection_power(1.0, 1.0, 1))
     assert statistics.detection_power(500.0, 1.0, 3) == pytest.approx(1.0)
+    for many in (1_000, 5_000):  # where SciPy's series gives up
+        assert statistics.detection_power(1.2, 1.0, many, sides=1) == 1.0
+        assert statistics.dunnett_power(1.2 * math.sqrt(many), 4, 4 * many) == 1.0
+    assert math.isnan(statistics.detection_power(math.nan, 1.0, 3))
     for of in (statistics.detectable, statistics.equivalence_margin):
         assert math.isnan(of(1.0, 1))
         assert math.isnan(of(math.nan, 5))
-    assert statistics.seeds_needed(0.001, most=50) == 50
+    assert statistics.seeds_needed(0.5, most=33) is None  # it takes 34
+    assert statistics.seeds_needed(0.5, most=34) == 34
+    assert statistics.seeds_needed(0.001) is None
     assert statistics.equivalence_power(0.0, 3, 0.1) == 1.0
     assert math.isnan(statistics.equivalence_power(1.0, 1, 0.1))
 
@@ -205,6 +241,65 @@ def test_the_margin_of_equivalence_has_the_power() -> None:
     # With many pairs t is normal: 2 Phi(margin / error - z) - 1 = 0.8
     normal = scipy.stats.norm.ppf(0.9) + scipy.stats.norm.ppf(0.95)
     assert statistics.equivalence_margin(1.0, 20_000) * math.sqrt(20_000) == pytest.approx(normal, rel=1e-3)
+
+
+@pytest.mark.parametrize(("n", "family", "smallest"), [(3, 4, 2.00), (3, 12, 2.04), (6, 4, 1.29), (6, 12, 1.40)])
+def test_power_of_dunnetts_test_is_that_of_simulated_studies(n: int, family: int, smallest: float) -> None:
+    """Block designs of a baseline and its variants, none of which differs: the point that the largest t exceeds in 5 %
+    of them; then how often a variant that does differ exceeds it."""
+    generator, repeats, df = np.random.default_rng(n + family), 60_000, family * (n - 1)
+    values = generator.normal(0, math.sqrt(0.5), (repeats, family + 1, n))  # differences have a variance of 1
+    centred = values - values.mean(axis=1, keepdims=True) - values.mean(axis=2, keepdims=True)
+    error = ((centred + values.mean(axis=(1, 2), keepdims=True)) ** 2).sum(axis=(1, 2)) / df
+    errors = np.sqrt(2 * error / n)
+    differences = values[:, 1:].mean(axis=2) - values[:, :1].mean(axis=2)
+    critical = np.quantile((differences / errors[:, None]).max(axis=1), 0.95)
+    assert statistics.dunnett_critical(0.05, family, df) == pytest.approx(critical, rel=0.01)
+    effect = statistics.smallest_with_power(lambda effect: statistics.dunnett_power(effect * math.sqrt(n), family, df))
+    assert round(effect, 2) == smallest
+    detected = ((differences + effect) / errors[:, None] > critical).mean()
+    assert detected == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize("effect", [0.0, 1.2, 2.0])
+def test_power_of_sign_flips(effect: float) -> None:
+    """Of five differences all must have one sign, of four none is enough, of eight a simulation tells; then it is the
+    t-test's."""
+    near = 4 * math.sqrt(0.25 / statistics.SIMULATED)
+    assert statistics.sign_flip_power(effect, 1.0, 4) == 0.0
+    five = scipy.stats.norm.cdf(effect) ** 5
+    assert statistics.sign_flip_power(3 * effect, 3.0, 5) == pytest.approx(five, abs=near)
+    samples = np.random.default_rng(7).normal(effect, 1, (4_000, 8))
+    signs = 1 - 2 * ((np.arange(256)[:, None] >> np.arange(8)) & 1)
+    p_values = (samples @ signs.T >= samples.sum(axis=1, keepdims=True) - 1e-9).mean(axis=1)
+    for level in (0.01, 0.05):
+        power = statistics.sign_flip_power(effect, 1.0, 8, level)
+        assert power == pytest.approx((p_values <= level).mean(), abs=near)
+    expected = TTestPower().power(effect / 4, 11, 0.05, alternative="larger")
+    assert statistics.sign_flip_power(effect / 4, 1.0, 11) == pytest.approx(expected, abs=1e-6)
+
+
+def test_power_of_equivalence_by_another_test() -> None:
+    """A pooled variance has more degrees of freedom, and allowing for several takes a larger statistic."""
+    n, df, critical, margin = 6, 20, 2.4, 1.4
+    generator = np.random.default_rng(4)
+    means = generator.normal(0, 1 / math.sqrt(n), 200_000)
+    errors = np.sqrt(generator.chisquare(df, 200_000) / df / n)
+    power = statistics.equivalence_power(1.0, n, margin, 0.05, df, critical)
+    assert power == pytest.approx((np.abs(means) + critical * errors < margin).mean(), abs=0.005)
+    assert 0.05 < power < 0.99
+    plain = statistics.equivalence_power(1.0, n, margin)
+    assert statistics.equivalence_power(1.0, n, margin, 0.05, n - 1) == plain != power
+
+
+@pytest.mark.parametrize("power", [0.5, 0.8, 0.99])
+def test_the_smallest_effect_with_a_power(power: float) -> None:
+    """A normal test's has a closed form, whatever its scale."""
+    for scale in (0.01, 1.0, 300.0):
+        found = statistics.smallest_with_power(
+            lambda effect, scale=scale: float(scipy.stats.norm.cdf(effect / scale - 1.645)), power
+        )
+        assert found == pytest.approx(scale * (scipy.stats.norm.ppf(power) + 1.645), rel=1e-3)
 
 
 # --- Dunnett ---
@@ -237,6 +332,7 @@ def test_one_sided_critical_values_are_those_of_dunnetts_table(df: int, critical
                 for off in (-0.005, 0.005)
             ]
             assert p[0] >= 0.05 >= p[1]
+        assert round(statistics.dunnett_critical(0.05, variants, df), 2) == printed
 
 
 @pytest.mark.parametrize(("variants", "df", "correlation"), [(2, 4, 0.5), (3, 12, 0.3), (5, 30, 0.5), (4, 7, 0.1)])
@@ -359,28 +455,57 @@ def test_only_seeds_that_all_have_count() -> None:
     [
         {"base": {0: 1.0, 1: 2.0}},
         {"base": {0: 1.0}, "own": {0: 2.0}},
-        {"base": {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}, "own": {0: 1.0, 1: 2.0}, "other": {2: 1.0, 3: 2.0}},
         {"base": {0: 1.0, 1: 2.0}, "own": {0: math.nan, 1: 2.0}},
         {"base": {0: 1.0, 1: math.inf}, "own": {0: 1.0, 1: 2.0}},
         {"own": {0: 1.0, 1: 2.0}},
     ],
-    ids=["alone", "one seed", "no seed of all", "nan", "infinite", "no baseline"],
+    ids=["alone", "one seed", "nan", "infinite", "no baseline"],
 )
 def test_without_a_table_there_is_no_noise(values: dict[str, dict[int, float]]) -> None:
     """A variance of nothing would make anything significant."""
     assert statistics.noise_of(values, "base") is None
 
 
-def test_variants_that_scatter_alike_exactly() -> None:
-    """Without noise every difference is certain, and none is none."""
-    noise = Noise(0.0, 1.0, 4, (0, 1, 2), ("a", "b", "c"))
-    assert (noise.correlation, noise.gain, noise.dunnett_p(0.5, 3), noise.dunnett_p(0.0, 3)) == (
-        1.0,
-        math.inf,
-        0.0,
-        1.0,
-    )
-    assert math.isnan(noise.dunnett_p(math.nan, 3))
+def test_a_value_that_is_no_number_takes_its_variant_out() -> None:
+    """An infinite perplexity must not take the test from the variants beside it: these are a family without it."""
+    values = block_design(4, 5, 1.0, 0.3, 2)
+    without = statistics.noise_of({name: values[name] for name in ("v0", "v1", "v3")}, "v0")
+    assert without is not None
+    for odd in (math.nan, math.inf):
+        values["v2"][3] = odd
+        noise = statistics.noise_of(values, "v0")
+        assert noise == without
+    values["v0"][4] = math.inf  # of the baseline it is the seed that is left out
+    fewer = statistics.noise_of(values, "v0")
+    assert fewer is not None
+    assert (fewer.seeds, fewer.variants) == ((0, 1, 2, 3), ("v0", "v1", "v3"))
+
+
+def test_those_with_the_fewest_seeds_make_room_for_a_test_of_the_others() -> None:
+    """Where fewer than two seeds are common to all, the family is that which has a test, and says who is in it."""
+    whole = block_design(5, 6, 1.0, 0.3, 3)
+    values = {
+        **whole,
+        "v2": {at: whole["v2"][at] for at in (0, 1)},
+        "v4": {at: whole["v4"][at] for at in (3, 4, 5)},
+    }
+    noise = statistics.noise_of(values, "v0")
+    kept = {name: {at: of[at] for at in (3, 4, 5)} for name, of in whole.items() if name != "v2"}
+    assert noise is not None
+    assert (noise.variants, noise.seeds) == (("v0", "v1", "v3", "v4"), (3, 4, 5))
+    assert noise == statistics.noise_of(kept, "v0")
+
+
+@pytest.mark.parametrize("rounding", [0.0, 4e-16])
+def test_variants_that_scatter_alike_exactly(rounding: float) -> None:
+    """Without noise there is nothing to test a difference against, however large or small; nor with rounding alone."""
+    base = {0: 2.0, 1: 2.5, 2: 3.25}
+    values = {"base": base, "own": {seed: value + 0.5 + rounding * (seed == 1) for seed, value in base.items()}}
+    noise = statistics.noise_of(values, "base")
+    assert noise is not None
+    assert (noise.error, noise.correlation, noise.gain) == (0.0, 1.0, math.inf)
+    for difference in (0.5, 0.0, math.nan):
+        assert math.isnan(noise.dunnett_p(difference, 3))
     assert Noise(0.0, 0.0, 4, (0, 1, 2), ("a", "b", "c")).correlation == 0.0
 
 
@@ -419,8 +544,11 @@ def test_seeds_without_a_partner_count_for_what_they_tell(correlation: float) ->
     closed = (1 + correlation) / n + (1 - correlation) / m
     assert np.diag(of_differences) == pytest.approx(closed)
     assert noise.variance(n, m) == pytest.approx(closed)
+    assert statistics.variance_share(correlation, n, m) == pytest.approx(closed / (2 / n))  # of n pairs alone: 2 / n
     # Of two differences: a test that allows for all must know how they hang together.
     between = of_differences[0, 1] / closed
+    assert statistics.correlation_of_differences(correlation, n, m) == pytest.approx(between)
+    assert statistics.correlation_of_differences(correlation, n, n) == pytest.approx(0.5)
     expected = statistics.dunnett_p(1.7 / math.sqrt(closed), k, 9, between)
     assert noise.dunnett_p(1.7, m) == pytest.approx(expected, rel=1e-9)
     # One variant and the baseline alone: the best of all unbiased linear estimates.

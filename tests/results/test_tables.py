@@ -13,7 +13,16 @@ import pytest
 
 from gatelab.results.comparison import Comparison, ComparisonRow, Evidence
 from gatelab.results.statistics import Interval
-from gatelab.results.tables import Grid, comparison_csv, comparison_grid, comparison_json, to_latex, to_markdown
+from gatelab.results.tables import (
+    Column,
+    Grid,
+    comparison_csv,
+    comparison_grid,
+    comparison_json,
+    p_text,
+    to_latex,
+    to_markdown,
+)
 
 NAN = math.nan
 
@@ -107,6 +116,50 @@ def test_markdown_keeps_its_columns_whatever_levels_contain() -> None:
     lines = [line for line in to_markdown(comparison_grid(NASTY)).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(NASTY.rows)
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {12}
+
+
+def test_markdown_runs_nothing_and_breaks_no_row() -> None:
+    """A level is text: as a tag it would run where the table is shown, and a line break would end the table."""
+    name = "a < b <script>alert(1)</script> <!-- </td> <3\nsecond | line"
+    grid = Grid("t", (Column("v"), Column("n", True)), ((name, "1"), ("b", "2")), (True, False), (f"{name}, seed 0",))
+    text = to_markdown(grid)
+    assert re.search(r"(?<!\\)<[A-Za-z/!?]", text) is None
+    assert r"a < b \<script>alert(1)\</script> \<!-- \</td> <3" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows[2:] == [
+        r"| **a < b \<script>alert(1)\</script> \<!-- \</td> <3 second \| line** | **1** |",
+        "| b | 2 |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.05, "0.050"),
+        (0.0500001, "0.0501"),
+        (0.05003, "0.0501"),
+        (0.0504, "0.0504"),
+        (0.0506, "0.051"),
+        (0.0496, "0.050"),
+        (0.012, "0.012"),
+        (1.0, "1.000"),
+        (0.0009999, "<0.001"),
+        (NAN, "–"),
+    ],
+)
+def test_a_p_value_stands_on_its_side_of_5_percent(value: float, text: str) -> None:
+    """A reader compares it with 0.05: rounding must not turn an undecided row into a decided one."""
+    assert p_text(value) == text
+
+
+def test_q_stands_in_for_dunnetts_test_and_says_so() -> None:
+    """Where no test allows for all variants the column shows what does, marked; without a verdict it shows none."""
+    evidence = Evidence(0.02, 0.006, 0.25, 0.25, NAN, 0, q=0.012)
+    shown = row("sdpa", Interval(1.5, 1.2, 1.8, 3), Interval(-0.1, -0.2, -0.01, 3), {"finished": 3}, evidence=evidence)
+    lost = row("key", shown.value, shown.delta, {"finished": 3, "diverged": 1}, evidence=evidence, why="1 diverged")
+    grid = comparison_grid(comparison(shown, lost))
+    at = [column.heading for column in grid.columns].index("p")
+    assert [cells[at] for cells in grid.rows] == ["0.012 (q)", "–"]
 
 
 def test_csv_and_json_lose_no_digit() -> None:
