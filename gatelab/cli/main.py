@@ -20,6 +20,7 @@ for command in (
     scaling.scaling,
     results.status,
     results.compare,
+    results.claims,
     results.curves,
     results.diagnose,
     effects.effects,

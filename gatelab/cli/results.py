@@ -1,4 +1,4 @@
-"""gatelab status, compare, curves, diagnose, export, ui: looking at what came out."""
+"""gatelab status, compare, claims, curves, diagnose, export, ui: looking at what came out."""
 
 import enum
 import math
@@ -139,6 +139,31 @@ def compare(
         output.write_text(render(content, chosen.value, stamp), encoding="utf-8")
     else:
         sys.stdout.write(render(content, chosen.value, stamp))
+
+
+def claims(
+    study: args.StudyName,
+    format: Annotated[Format, typer.Option("--format", "-f", help="How to write the table.")] = Format.terminal,
+    runs: args.Runs = args.DEFAULT_RUNS,
+    tracking_uri: args.TrackingUri = None,
+    json: args.Json = False,
+) -> None:
+    """Show what became of a study's claims: supported, refuted, equivalent, undecided or not evaluable.
+
+    Example: gatelab claims quickstart
+    """
+    from gatelab.orchestrator.mirroring import add_to_mlflow
+    from gatelab.results.claims import NoClaims
+    from gatelab.results.publish import write_claims
+
+    folder, name = RunsFolder(runs), args.study_name(study)
+    with reporting_errors():
+        try:
+            written = write_claims(folder, name)
+        except NoClaims as error:
+            fail(str(error), error)
+    problem = add_to_mlflow(folder, name, tracking_uri, written.tables)
+    show_written(written, Format.json if json else format, problem)
 
 
 def curves(

@@ -26,6 +26,10 @@ SUPPORTED, REFUTED, EQUIVALENT = "supported", "refuted", "equivalent"
 UNDECIDED, NOT_EVALUABLE = "undecided", "not evaluable"
 
 
+class NoClaims(ValueError):
+    """A study that claims nothing, and never did."""
+
+
 @dataclass(frozen=True)
 class ClaimResult:
     """A claim and what became of it."""

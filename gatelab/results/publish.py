@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
 from gatelab.results import beyond
-from gatelab.results.claims import claims_grid
+from gatelab.results.claims import NoClaims, claims_grid
 from gatelab.results.comparison import DEFAULT_METRIC, Comparison, compare
 from gatelab.results.curves import NotRecorded, plot_curves, read_curves
 from gatelab.results.diagnosis import FIGURES, NoDiagnostics, read_diagnostics
@@ -162,8 +162,10 @@ def write_stability(
 
 
 def write_claims(folder: RunsFolder, study: str) -> Written:
-    """What became of a study's claims: tables, into its folder. Raises NotFound, RegisterChanged."""
+    """What became of a study's claims: tables, into its folder. Raises NotFound, NoClaims, RegisterChanged."""
     record = folder.study(study).read()
+    if not record.get("claims") and not folder.study(study).claims.exists():
+        raise NoClaims(f"{study} makes no claims: say them in its file, under claims")
     return _write_claims(folder, record, runs_of_record(folder, record))
 
 

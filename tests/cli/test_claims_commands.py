@@ -99,6 +99,20 @@ def test_a_launch_writes_the_claims_down(launched: tuple[Path, Result], folder: 
     assert delta == rows["position=sdpa"]["delta"]["mean"]
 
 
+def test_claims_can_be_asked_for(command: Command, folder: RunsFolder) -> None:
+    """The verdicts alone, as a table and for programs; of a study that claims nothing, words."""
+    shown = command("claims", "tiny")
+    assert shown.exit_code == 0, shown.output
+    assert "a gate costs speed" in shown.output
+    whole = json.loads(command("claims", "tiny", "--json").stdout)
+    assert {result["claim"] for result in whole["results"]} == {"a gate costs speed", "lower, or not"}
+    record = json.loads(folder.study("tiny").record.read_text())
+    folder.study("tiny").record.write_text(json.dumps({**record, "claims": []}))
+    folder.study("tiny").claims.unlink()
+    silent = command("claims", "tiny")
+    assert (silent.exit_code, "tiny makes no claims" in silent.output) == (2, True)
+
+
 def test_a_claim_that_changes_after_the_fact_is_told(command: Command, folder: RunsFolder) -> None:
     """Nothing runs again; the amendment has a date and says that all four trials had ended."""
     before = sorted(folder.root.glob("trials/*/journal/*"))
