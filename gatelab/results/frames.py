@@ -8,6 +8,7 @@ import fnmatch
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import filelock
@@ -265,7 +266,8 @@ def together(tables: Iterable[pa.Table]) -> pa.Table:
 def each_journal(
     folder: RunsFolder, trials: Sequence[Mapping[str, Any]], names: Collection[str] = ("*",), layers: bool | None = None
 ) -> Iterator[pa.Table]:
-    """Values of each trial, an entry of a study's record, in `METRICS`, steps ascending. Holds one trial at a time.
+    """Values of each trial, an entry of a study's record, in `METRICS`, steps ascending. Holds two at a time: the next
+    one is read while one is looked at.
 
     Args:
         folder: where their journals lie.
@@ -275,7 +277,9 @@ def each_journal(
     """
     ids, variants = [trial["id"] for trial in trials], list(dict.fromkeys(trial["variant"] for trial in trials))
     of_trials, of_variants = pa.array(ids, pa.utf8()), pa.array(variants, pa.utf8())
-    for index, trial in enumerate(trials):
+
+    def read(index: int) -> pa.Table:
+        trial = trials[index]
         parts = [_chosen(rows, names, layers) for rows in _in_parts(JournalTail(folder.trial(trial["id"]).journal))]
         rows = pa.Table.from_batches(parts, _VALUES).unify_dictionaries()
         own = {
@@ -283,7 +287,15 @@ def each_journal(
             "variant": _constant(variants.index(trial["variant"]), of_variants, len(rows)),
             "seed": pa.repeat(pa.scalar(trial["seed"], pa.int64()), len(rows)),
         }
-        yield pa.table([*own.values(), *rows.columns], METRICS)
+        return pa.table([*own.values(), *rows.columns], METRICS)
+
+    with ThreadPoolExecutor(1) as reader:  # Arrow lets go of the interpreter while it reads
+        following = reader.submit(read, 0) if trials else None
+        for index in range(len(trials)):
+            assert following is not None
+            rows = following.result()
+            following = reader.submit(read, index + 1) if index + 1 < len(trials) else None
+            yield rows
 
 
 _VALUES = pa.schema([METRICS.field(name) for name in ("step", "layer", "name", "value", "time")])
