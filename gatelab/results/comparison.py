@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatelab.results import statistics
-from gatelab.results.frames import AXIS, OUTCOMES, axes_of, metrics_of
+from gatelab.results.frames import AXIS, OUTCOMES, SUMMARY, axes_of, metrics_of
 from gatelab.results.measures import measure
 from gatelab.results.statistics import LEVEL, Alternative, Interval, Mean, Noise, mean_of, t_interval
 
@@ -136,7 +136,7 @@ def compare(runs: pa.Table, metric: str = DEFAULT_METRIC, margin: float | None =
 
 def unknown_metric(metric: str, known: Sequence[str]) -> str:
     """What to say of a metric that no trial has."""
-    near = difflib.get_close_matches(metric, known, n=3) or known
+    near = difflib.get_close_matches(metric, known, n=3) or known[: len(SUMMARY)]  # those that every trial has
     return f"no trial has {metric!r}, but for example {', '.join(near)}"
 
 

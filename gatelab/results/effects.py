@@ -4,7 +4,6 @@ Where there is a variant for each combination of levels, effects are differences
 scatter of seeds. Where there are fewer, those are tested that the variants can tell apart, and axes get an importance.
 """
 
-import difflib
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from gatelab.results.aliasing import (
     strings,
     structure,
 )
-from gatelab.results.comparison import DEFAULT_METRIC, UNFINISHED, environment_notes
+from gatelab.results.comparison import DEFAULT_METRIC, UNFINISHED, environment_notes, unknown_metric
 from gatelab.results.folders import RunsFolder
 from gatelab.results.frames import AXIS, Descriptions, axes_of, metrics_of, short_axes, study_descriptions
 from gatelab.results.importance import Importance, importance
@@ -197,8 +196,7 @@ def effects(runs: pa.Table, metric: str = DEFAULT_METRIC, trunks: Collection[str
     """
     known = metrics_of(runs)
     if metric not in known:
-        near = difflib.get_close_matches(metric, known, n=3) or known
-        raise NotFactorial(f"no trial has {metric!r}, but for example {', '.join(near)}")
+        raise NotFactorial(unknown_metric(metric, known))
     columns = ["study", "study_hash", "variant", "seed", "outcome", metric, *(AXIS + axis for axis in axes_of(runs))]
     trials = runs.select(columns).to_pylist()
     seeds: dict[str, Seeds] = {}
