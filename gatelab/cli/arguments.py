@@ -1,5 +1,6 @@
 """Arguments and options that several commands take."""
 
+import enum
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,19 @@ from gatelab.ablations.flags import study_from_flags
 from gatelab.cli.console import fail, reporting_errors
 from gatelab.results.folders import DEFAULT_ROOT, RunsFolder
 
+
+class Format(enum.StrEnum):
+    """How a table is written."""
+
+    terminal = "terminal"
+    markdown = "md"
+    latex = "tex"
+    html = "html"
+    csv = "csv"
+    json = "json"
+
+
+TableFormat = Annotated[Format, typer.Option("--format", "-f", help="How to write the table.")]
 StudyFile = Annotated[Path | None, typer.Argument(help="A study file (YAML).", show_default=False)]
 StudyName = Annotated[str, typer.Argument(help="A study's name, or its file.", show_default=False)]
 StudyToRun = Annotated[
@@ -39,6 +53,7 @@ Address = Annotated[
     str | None, typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster \\[default: Ray is started here].")
 ]
 Variants = Annotated[list[str], typer.Option("--variant", help="Only this variant; repeatable.")]
+OutputFolder = Annotated[Path | None, typer.Option("--output", "-o", help="Folder \\[default: the study's].")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 DEFAULT_RUNS = DEFAULT_ROOT

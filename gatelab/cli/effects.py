@@ -1,21 +1,19 @@
 """gatelab effects: what each axis of a study does, and which two depend on each other."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gatelab.cli import arguments as args
 from gatelab.cli.console import fail, reporting_errors, show_written
-from gatelab.cli.results import Format
 from gatelab.results.folders import RunsFolder
 
 
 def effects(
     study: args.StudyName,
     metric: Annotated[str, typer.Option(help="The summary metric that axes have an effect on.")] = "validation/loss",
-    format: Annotated[Format, typer.Option("--format", "-f", help="How to write the tables.")] = Format.terminal,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder \\[default: the study's].")] = None,
+    format: args.TableFormat = args.Format.terminal,
+    output: args.OutputFolder = None,
     runs: args.Runs = args.DEFAULT_RUNS,
     tracking_uri: args.TrackingUri = None,
     json: args.Json = False,
@@ -35,4 +33,4 @@ def effects(
         except NotFactorial as error:
             fail(f"{name}: {error}", error)
     problem = add_to_mlflow(folder, name, tracking_uri, [*written.tables, *written.plots])
-    show_written(written, Format.json if json else format, problem)
+    show_written(written, args.Format.json if json else format, problem)

@@ -194,7 +194,7 @@ def attention_map(
     ] = None,
     heads: Annotated[str, typer.Option(help="Heads, from 0: 0,1; mean of all; or all.")] = "mean",
     tokens: Annotated[int, typer.Option(min=2, help="At most so many tokens of the text.")] = 256,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder \\[default: the study's].")] = None,
+    output: args.OutputFolder = None,
     runs: args.Runs = args.DEFAULT_RUNS,
 ) -> None:
     """Draw where trained models look in a text, variants side by side, as PNG, SVG and PDF.

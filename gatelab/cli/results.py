@@ -24,17 +24,6 @@ class Source(enum.StrEnum):
     parquet = "parquet"
 
 
-class Format(enum.StrEnum):
-    """How a table is written."""
-
-    terminal = "terminal"
-    markdown = "md"
-    latex = "tex"
-    html = "html"
-    csv = "csv"
-    json = "json"
-
-
 def status(study: args.StudyName, runs: args.Runs = args.DEFAULT_RUNS, json: args.Json = False) -> None:
     """Show how far each trial of a study is.
 
@@ -75,7 +64,7 @@ def compare(
     parquet: Annotated[
         Path | None, typer.Option(help="Folder of an export, for --from parquet \\[default: the study's].")
     ] = None,
-    format: Annotated[Format, typer.Option("--format", "-f", help="How to write the table.")] = Format.terminal,
+    format: args.TableFormat = args.Format.terminal,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to a file instead.")] = None,
     margin: Annotated[
         float | None, typer.Option(min=0, help="A difference within it, in the metric's unit, counts as none.")
@@ -101,10 +90,10 @@ def compare(
     from gatelab.results.tables import comparison_grid, tests_grid
 
     folder, name = RunsFolder(runs), args.study_name(study)
-    chosen = Format.json if json else format
+    chosen = args.Format.json if json else format
     if margin is not None and not math.isfinite(margin):
         fail(f"--margin {margin}: expected a number")
-    if tests and chosen is not Format.terminal:
+    if tests and chosen is not args.Format.terminal:
         fail("--tests is for the terminal: csv and json hold all tests")
     if parquet is not None and source is not Source.parquet:
         fail("--parquet needs --from parquet")
@@ -130,7 +119,7 @@ def compare(
             fail(f"--rows, --columns: {error}", error)
         stamp = stamp_of(frame, "pivot", metric=metric, margin=margin, rows=down, columns=across)
         grids[0] = pivoting.pivot_grid(content)
-    if chosen is Format.terminal:
+    if chosen is args.Format.terminal:
         if output is not None:
             fail("--output needs --format md, tex, html, csv or json")
         for grid in grids:
@@ -143,7 +132,7 @@ def compare(
 
 def claims(
     study: args.StudyName,
-    format: Annotated[Format, typer.Option("--format", "-f", help="How to write the table.")] = Format.terminal,
+    format: args.TableFormat = args.Format.terminal,
     runs: args.Runs = args.DEFAULT_RUNS,
     tracking_uri: args.TrackingUri = None,
     json: args.Json = False,
@@ -163,7 +152,7 @@ def claims(
         except NoClaims as error:
             fail(str(error), error)
     problem = add_to_mlflow(folder, name, tracking_uri, written.tables)
-    show_written(written, Format.json if json else format, problem)
+    show_written(written, args.Format.json if json else format, problem)
 
 
 def curves(
@@ -172,7 +161,7 @@ def curves(
         "validation/loss",
         "train/loss",
     ],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder \\[default: the study's].")] = None,
+    output: args.OutputFolder = None,
     runs: args.Runs = args.DEFAULT_RUNS,
 ) -> None:
     """Plot metrics over training, a line for each variant and a band over its seeds, as PNG, SVG and PDF.
@@ -194,8 +183,8 @@ def curves(
 
 def diagnose(
     study: args.StudyName,
-    format: Annotated[Format, typer.Option("--format", "-f", help="How to write the table.")] = Format.terminal,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder \\[default: the study's].")] = None,
+    format: args.TableFormat = args.Format.terminal,
+    output: args.OutputFolder = None,
     runs: args.Runs = args.DEFAULT_RUNS,
     tracking_uri: args.TrackingUri = None,
     json: args.Json = False,
@@ -215,12 +204,12 @@ def diagnose(
         except NoDiagnostics as error:
             fail(str(error), error)
     problem = add_to_mlflow(folder, name, tracking_uri, [*found.tables, *found.plots])
-    show_written(found, Format.json if json else format, problem)
+    show_written(found, args.Format.json if json else format, problem)
 
 
 def export(
     study: args.StudyName,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder \\[default: the study's].")] = None,
+    output: args.OutputFolder = None,
     runs: args.Runs = args.DEFAULT_RUNS,
 ) -> None:
     """Write a study's results as Parquet: runs, metrics, layers, evaluations, comparisons, fits.

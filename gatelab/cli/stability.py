@@ -1,21 +1,15 @@
 """gatelab stability: how stable training was, and what led to a divergence."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from gatelab.cli import arguments as args
 from gatelab.cli.console import fail, reporting_errors, show_written
-from gatelab.cli.results import Format
 from gatelab.results.folders import RunsFolder
 
 
 def stability(
     study: args.StudyName,
     variant: args.Variants = [],
-    format: Annotated[Format, typer.Option("--format", "-f", help="How to write the table.")] = Format.terminal,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder \\[default: the study's].")] = None,
+    format: args.TableFormat = args.Format.terminal,
+    output: args.OutputFolder = None,
     runs: args.Runs = args.DEFAULT_RUNS,
     tracking_uri: args.TrackingUri = None,
     json: args.Json = False,
@@ -37,4 +31,4 @@ def stability(
         except NoSteps as error:
             fail(f"{name}: {error}", error)
     problem = add_to_mlflow(folder, name, tracking_uri, [*written.tables, *written.plots])
-    show_written(written, Format.json if json else format, problem)
+    show_written(written, args.Format.json if json else format, problem)

@@ -11,6 +11,7 @@ from gatelab.results.measures import measure
 from gatelab.results.register import RegisterChanged
 from gatelab.results.scaling import Scaling
 from gatelab.results.statistics import LEVEL
+from gatelab.results.tables import number
 from gatelab.results.tolerance import Tolerance
 from gatelab.results.tolerance_report import summary
 
@@ -104,8 +105,8 @@ def _verdicts(comparison: Comparison) -> Iterator[str]:
     if best is not None:
         seeds = f"{best.value.n} seed{'' if best.value.n == 1 else 's'}"
         other = baselines[0] if len(baselines) == 1 and baselines[0] is not best and baselines[0].value.n else None
-        than = f"; the baseline's is {_number(other.value.mean)}" if other else ""
-        yield f"Best mean: {names[best.variant]}, {_number(best.value.mean)} over {seeds}{than}."
+        than = f"; the baseline's is {number(other.value.mean)}" if other else ""
+        yield f"Best mean: {names[best.variant]}, {number(best.value.mean)} over {seeds}{than}."
     elif not any(row.value.n for row in comparison.rows):
         yield f"No trial has finished with a value of {by}."
 
@@ -153,10 +154,6 @@ def _incomplete(runs: pa.Table) -> Iterator[str]:
         missing.append(f"{unfinished} not finished yet")
     if missing:
         yield f"Of {runs.num_rows} trials, {', '.join(missing)}: they are counted beside the means, never in them."
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
 def _signed(value: float) -> str:

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 
 from gatelab.results.comparison import Comparison, compare
 from gatelab.results.figures import Variants, curves_by_seed, draw_curves, panels
-from gatelab.results.folders import RunsFolder
-from gatelab.results.frames import Answers, metrics_of, study_answers
+from gatelab.results.frames import Answers, metrics_of
 from gatelab.results.measures import measure
 
 LENGTH = re.compile(r"length/(?P<length>\d+)/(?P<rope>[^/]+)/loss")
@@ -37,13 +36,8 @@ def beyond(runs: pa.Table) -> list[Comparison]:
     return [compare(runs, name) for name in names]
 
 
-def answer_notes(folder: RunsFolder, study: str) -> list[str]:
-    """How much was asked for the metrics that count, and in what trials' answers differ. Raises NotFound."""
-    return notes_of_answers(study_answers(folder, folder.study(study).read()))
-
-
 def notes_of_answers(found: Answers) -> list[str]:
-    """The same of answers that have been read."""
+    """How much was asked for the metrics that count, and in what trials' answers differ."""
     amounts: dict[str, set[str]] = {}
     origins: dict[str, set[str]] = {"code": set(), "device": set()}
     for each in found.values():

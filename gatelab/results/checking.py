@@ -8,8 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from gatelab.results.folders import NotFound, RunsFolder
-from gatelab.results.forms import KINDS, Trials, render
-from gatelab.results.frames import runs_of_record
+from gatelab.results.forms import KINDS, Trials, read_trials, render
 from gatelab.results.stamps import Stamp, read_stamp, stamp_of
 
 SHOWN = 12  # lines of a difference
@@ -35,8 +34,7 @@ def tables_of(folder: RunsFolder, study: str) -> list[Path]:
 
 def check(folder: RunsFolder, study: str, paths: Iterable[Path]) -> Iterator[Checked]:
     """Make tables of a study again and compare. Raises NotFound if there is no such study."""
-    record = folder.study(study).read()
-    trials = Trials(folder, record, runs_of_record(folder, record))
+    trials = read_trials(folder, study)
     made: dict[str, object] = {}  # the forms of one table have one content
     for path in paths:
         yield Checked(path, _problem(path, trials, made))

@@ -17,8 +17,9 @@ import pyarrow as pa
 
 from gatelab.results import statistics
 from gatelab.results.comparison import UNFINISHED, Contrast, contrasts, unknown_metric
+from gatelab.results.folders import RunsFolder
 from gatelab.results.frames import metrics_of
-from gatelab.results.register import Registered
+from gatelab.results.register import Registered, read_register
 from gatelab.results.statistics import Alternative, Interval
 from gatelab.results.tables import Column, Grid, finite, p_text
 
@@ -62,6 +63,14 @@ class Claims:
     study_hash: str
     results: tuple[ClaimResult, ...]
     notes: tuple[str, ...]
+
+
+def claims_of_record(folder: RunsFolder, record: Mapping[str, Any], runs: pa.Table) -> Claims:
+    """What became of the claims of a study's record, by its `runs`. Raises NoClaims, RegisterChanged."""
+    path = folder.study(record["name"]).claims
+    if not record.get("claims") and not path.exists():
+        raise NoClaims(f"{record['name']} makes no claims: say them in its file, under claims")
+    return judge(runs, record, read_register(path))
 
 
 def judge(runs: pa.Table, record: Mapping[str, Any], register: Sequence[Registered]) -> Claims:

@@ -10,15 +10,14 @@ import pyarrow as pa
 
 from gatelab.results import beyond
 from gatelab.results.autopsies import autopsies_grid
-from gatelab.results.claims import claims_csv, claims_grid, claims_json, judge
+from gatelab.results.claims import claims_csv, claims_grid, claims_json, claims_of_record
 from gatelab.results.comparison import DEFAULT_METRIC, Comparison, compare
 from gatelab.results.diagnosis import diagnosis, diagnosis_grid
 from gatelab.results.effects import effects, shared_trunks
 from gatelab.results.effects_report import effects_csv, effects_dict, effects_grids
 from gatelab.results.folders import RunsFolder
-from gatelab.results.frames import study_answers
+from gatelab.results.frames import Answers, runs_of_record, study_answers
 from gatelab.results.pivot import pivot, pivot_csv, pivot_grid, pivot_json
-from gatelab.results.register import read_register
 from gatelab.results.scaling import scaling_of_record
 from gatelab.results.scaling_report import scaling_csv, scaling_dict, scaling_grids
 from gatelab.results.stability import (
@@ -56,13 +55,20 @@ class Trials:
     folder: RunsFolder
     record: Mapping[str, Any]
     runs: pa.Table
-    answers: Mapping[str, Any] | None = None
-    """What its trained models were asked, if that has been read."""
+    answers: Answers
+    """What its trained models were asked."""
 
     @property
     def study(self) -> str:
         """The study's name."""
         return str(self.record["name"])
+
+
+def read_trials(folder: RunsFolder, study: str) -> Trials:
+    """A study's trials, each file read once. Raises NotFound."""
+    record = folder.study(study).read()
+    answers = study_answers(folder, record)
+    return Trials(folder, record, runs_of_record(folder, record, answers), answers)
 
 
 @dataclass(frozen=True)
@@ -118,9 +124,8 @@ def _diagnostics(trials: Trials, options: Mapping[str, Any]) -> Measured:
 
 
 def _evaluation(trials: Trials, options: Mapping[str, Any]) -> Measured:
-    answers = study_answers(trials.folder, trials.record) if trials.answers is None else trials.answers
-    comparisons = beyond.beyond(trials.runs)
-    return Measured(comparisons, measures_grid("evaluation", comparisons, beyond.notes_of_answers(answers)))
+    comparisons, notes = beyond.beyond(trials.runs), beyond.notes_of_answers(trials.answers)
+    return Measured(comparisons, measures_grid("evaluation", comparisons, notes))
 
 
 _MEASURED = _forms(
@@ -136,9 +141,7 @@ KINDS: dict[str, Kind] = {
         _forms(lambda found: [pivot_grid(found)], pivot_csv, pivot_json),
     ),
     "claims": Kind(
-        lambda trials, options: judge(
-            trials.runs, trials.record, read_register(trials.folder.study(trials.study).claims)
-        ),
+        lambda trials, options: claims_of_record(trials.folder, trials.record, trials.runs),
         _forms(lambda found: [claims_grid(found)], claims_csv, claims_json),
     ),
     "effects": Kind(

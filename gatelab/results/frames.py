@@ -348,12 +348,6 @@ EVALUATIONS = pa.schema(
 """Columns of answers in long form."""
 
 
-def evaluation_rows(folder: RunsFolder, study: str) -> pa.Table:
-    """All answers of a study's trials in long form, in `EVALUATIONS`. Raises NotFound."""
-    record = folder.study(study).read()
-    return evaluations_of_record(record, study_answers(folder, record))
-
-
 def evaluations_of_record(record: Mapping[str, Any], answers: Answers) -> pa.Table:
     """All answers of the trials that a study's record names in long form, in `EVALUATIONS`."""
     rows = [

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatelab.results.beyond import notes_of_answers
-from gatelab.results.claims import Claims, judge, stated_margin
+from gatelab.results.claims import Claims, NoClaims, claims_of_record, stated_margin
 from gatelab.results.comparison import DEFAULT_METRIC, Comparison, ComparisonRow, compare
 from gatelab.results.diagnosis import DRAWN, drawn_rows
 from gatelab.results.figures import averaged_rows
@@ -26,7 +26,7 @@ from gatelab.results.frames import (
     study_states,
     together,
 )
-from gatelab.results.register import RegisterChanged, read_register
+from gatelab.results.register import RegisterChanged
 from gatelab.results.scaling import NotScalable, Scaling, scaling_of_record
 from gatelab.results.stability import READ, NoSteps, Stability, settings_from, stability_of_journals
 from gatelab.results.tolerance import NotSearched, Tolerance, tolerance_of_record
@@ -92,11 +92,10 @@ class Material:
     @cached_property
     def claims(self) -> Claims | RegisterChanged | None:
         """What became of the study's claims, if it makes or made any, or why nobody can say."""
-        register = self.folder.study(self.study).claims
-        if not self.record.get("claims") and not register.exists():
-            return None
         try:
-            return judge(self.runs, self.record, read_register(register))
+            return claims_of_record(self.folder, self.record, self.runs)
+        except NoClaims:
+            return None
         except RegisterChanged as error:
             return error
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from gatelab.results.comparison import Comparison, ComparisonRow
 from gatelab.results.frames import short_axes
 from gatelab.results.measures import with_unit
-from gatelab.results.tables import Column, Grid, finite
+from gatelab.results.tables import Column, Grid, finite, number
 
 NONE = "–"  # the level of an axis that makes no difference to a variant
 
@@ -106,7 +106,7 @@ def _keys(found: Pivot) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
 def _cell(row: ComparisonRow | None) -> str:
     if row is None or math.isnan(row.value.mean):
         return NONE if row is None else row.why or NONE
-    mean = f"{row.value.mean:.4f}" if abs(row.value.mean) < 1e4 else f"{row.value.mean:,.0f}"
+    mean = number(row.value.mean)
     if row.is_baseline or row.delta is None or row.delta.n == 0:
         return f"{mean} (baseline)" if row.is_baseline else mean
     half = "" if row.delta.n == 1 else f" ± {(row.delta.high - row.delta.low) / 2:.2g}"

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,13 @@ from gatelab.results.claims import NoClaims, claims_grid
 from gatelab.results.comparison import DEFAULT_METRIC, Comparison, compare
 from gatelab.results.curves import NotRecorded, plot_curves, read_curves
 from gatelab.results.diagnosis import FIGURES, NoDiagnostics, read_diagnostics
-from gatelab.results.effects import effects, shared_trunks
 from gatelab.results.effects_report import effects_grids, plot_effects, plot_interaction
 from gatelab.results.export import export_record
 from gatelab.results.figures import save_figure
 from gatelab.results.folders import RunsFolder
-from gatelab.results.forms import KINDS, Measured, Trials, stability_grids, write_table
-from gatelab.results.frames import evaluations_of_record, runs_from_journals, runs_of_record, study_answers
+from gatelab.results.forms import KINDS, Measured, Trials, read_trials, stability_grids, write_table
+from gatelab.results.frames import evaluations_of_record, runs_from_journals
 from gatelab.results.noise import remember
-from gatelab.results.scaling import scaling_of_record
 from gatelab.results.scaling_report import plot_scaling, scaling_grids
 from gatelab.results.stability import plot_all, read_stability
 from gatelab.results.stamps import stamp_of
@@ -46,16 +44,13 @@ class Published:
 
 def publish(folder: RunsFolder, study: str) -> Published:
     """Write a study's comparison, curves, diagnostics and Parquet files into its folder. Raises NotFound."""
-    target = folder.study(study).path
-    record = folder.study(study).read()
-    answers = study_answers(folder, record)
-    runs = runs_of_record(folder, record, answers)
-    comparison = compare(runs)
-    tables = write_table(comparison, target / "comparison", stamp_of(runs, "comparison"))
+    trials, target = read_trials(folder, study), folder.study(study).path
+    runs = trials.runs
+    comparison, tables = _write(trials, "comparison", target / "comparison")
     claims: tuple[Grid, ...] = ()
-    register = folder.study(study).claims
-    if record.get("claims") or register.exists():
-        written = _write_claims(folder, record, runs)
+    with contextlib.suppress(NoClaims):
+        written = _write_claims(trials)
+        register = folder.study(study).claims
         tables += [*written.tables, *([register] if register.exists() else [])]
         claims = written.grids
     remember(folder, runs)
@@ -63,24 +58,34 @@ def publish(folder: RunsFolder, study: str) -> Published:
     with contextlib.suppress(NotRecorded):  # no trial was evaluated, if it was interrupted early
         plots += _draw(folder, comparison, DEFAULT_METRIC, _reached(runs), target)
     with contextlib.suppress(NoDiagnostics):
-        found = _diagnose(folder, runs, target)
+        found = _diagnose(trials, target)
         tables += found.tables
         plots += found.plots
-    parquet = export_record(folder, record, runs, answers, target / "parquet")
+    parquet = export_record(folder, trials.record, runs, trials.answers, target / "parquet")
     return Published(comparison, claims, tables, plots, parquet)
+
+
+def _write(trials: Trials, kind: str, stem: Path, **options: Any) -> tuple[Any, list[Path]]:
+    """Make a table of a study's trials, as `gatelab report --check` makes it again, and write it in all its forms."""
+    content = KINDS[kind].make(trials, options)
+    return content, write_table(content, stem, stamp_of(trials.runs, kind, **options))
+
+
+def _save(figures: Mapping[str, Figure | None], target: Path) -> list[Path]:
+    """Write figures, those that there are, under their names."""
+    return [path for stem, figure in figures.items() if figure for path in save_figure(figure, target / stem)]
 
 
 def write_diagnosis(folder: RunsFolder, study: str, target: Path) -> Measured:
     """Compare a study by its diagnostics; write tables and plots. Raises NotFound, NoDiagnostics."""
-    return _diagnose(folder, runs_from_journals(folder, study), target)
+    return _diagnose(read_trials(folder, study), target)
 
 
-def _diagnose(folder: RunsFolder, runs: pa.Table, target: Path) -> Measured:
-    study = runs["study"][0].as_py()
-    found: Measured = KINDS["diagnostics"].make(Trials(folder, {"name": study}, runs), {})
-    metrics = read_diagnostics(folder, study, _reached(runs))
-    figures = {name: draw(metrics, _variants(found.comparisons), study) for name, draw in FIGURES.items()}
-    return _write_measured(target / "diagnostics", runs, found, figures)
+def _diagnose(trials: Trials, target: Path) -> Measured:
+    found, tables = _write(trials, "diagnostics", target / "diagnostics")
+    metrics = read_diagnostics(trials.folder, trials.study, _reached(trials.runs))
+    figures = {name: draw(metrics, _variants(found.comparisons), trials.study) for name, draw in FIGURES.items()}
+    return Measured(found.comparisons, found.grid, tables, _save(figures, target))
 
 
 def write_evaluation(folder: RunsFolder, study: str) -> Measured:
@@ -88,12 +93,11 @@ def write_evaluation(folder: RunsFolder, study: str) -> Measured:
 
     Raises NotFound, NotEvaluated.
     """
-    record = folder.study(study).read()
-    answers = study_answers(folder, record)
-    runs, rows = runs_of_record(folder, record, answers), evaluations_of_record(record, answers)
-    found: Measured = KINDS["evaluation"].make(Trials(folder, record, runs, answers), {})
+    trials, target = read_trials(folder, study), folder.study(study).path
+    found, tables = _write(trials, "evaluation", target / "evaluation")
+    rows = evaluations_of_record(trials.record, trials.answers)
     figures = {name: draw(rows, _variants(found.comparisons), study) for name, draw in beyond.FIGURES.items()}
-    return _write_measured(folder.study(study).path / "evaluation", runs, found, figures)
+    return Measured(found.comparisons, found.grid, tables, _save(figures, target))
 
 
 @dataclass(frozen=True)
@@ -113,36 +117,26 @@ def read_tolerance(folder: RunsFolder, study: str) -> Tolerance:
 
 def write_tolerance(folder: RunsFolder, study: str, target: Path | None = None) -> Written:
     """What a learning-rate search found: tables and plots, into its folder. Raises NotFound, NotSearched."""
-    runs, target = runs_from_journals(folder, study), target or folder.study(study).path
-    found = tolerance_of_record(folder.study(study).read(), runs)
-    figures = {"tolerance": plot_tolerance(found), "tolerance-measures": plot_by_rate(runs, study)}
-    plots = [path for stem, figure in figures.items() if figure for path in save_figure(figure, target / stem)]
-    tables = write_table(found, target / "tolerance", stamp_of(runs, "tolerance"))
-    return Written(found, (tolerance_grid(found),), tables, plots)
+    trials, target = read_trials(folder, study), target or folder.study(study).path
+    found, tables = _write(trials, "tolerance", target / "tolerance")
+    figures = {"tolerance": plot_tolerance(found), "tolerance-measures": plot_by_rate(trials.runs, study)}
+    return Written(found, (tolerance_grid(found),), tables, _save(figures, target))
 
 
 def write_scaling(folder: RunsFolder, study: str, bootstraps: int, target: Path | None = None) -> Written:
     """Laws fitted to a study's ladder: tables and the plot, into its folder. Raises NotFound, NotScalable."""
-    record = folder.study(study).read()
-    runs = runs_of_record(folder, record)
-    report = scaling_of_record(record, runs, bootstraps)
-    stem = (target or folder.study(study).path) / "scaling"
-    plots = save_figure(plot_scaling(report, study), stem)
-    tables = write_table(report, stem, stamp_of(runs, "scaling", bootstraps=bootstraps))
-    return Written(report, tuple(scaling_grids(report)), tables, plots)
+    target = target or folder.study(study).path
+    found, tables = _write(read_trials(folder, study), "scaling", target / "scaling", bootstraps=bootstraps)
+    return Written(found, tuple(scaling_grids(found)), tables, _save({"scaling": plot_scaling(found, study)}, target))
 
 
 def write_effects(folder: RunsFolder, study: str, metric: str = DEFAULT_METRIC, target: Path | None = None) -> Written:
     """What a study's axes do to a metric: tables and plots, into its folder. Raises NotFound, NotFactorial."""
-    record = folder.study(study).read()
-    runs = runs_of_record(folder, record)
-    found = effects(runs, metric, shared_trunks(folder, record))
     name = "effects" if metric == DEFAULT_METRIC else f"effects-{metric.replace('/', '-')}"
     target = target or folder.study(study).path
+    found, tables = _write(read_trials(folder, study), "effects", target / name, metric=metric)
     figures = {name: plot_effects(found), f"{name}-interaction": plot_interaction(found)}
-    plots = [path for stem, figure in figures.items() if figure for path in save_figure(figure, target / stem)]
-    tables = write_table(found, target / name, stamp_of(runs, "effects", metric=metric))
-    return Written(found, tuple(effects_grids(found)), tables, plots)
+    return Written(found, tuple(effects_grids(found)), tables, _save(figures, target))
 
 
 def write_stability(
@@ -154,30 +148,19 @@ def write_stability(
     """
     runs, metrics, found = read_stability(folder, study, variants)
     target = target or folder.study(study).path
-    stamp = stamp_of(runs_from_journals(folder, study), "stability", variants=list(variants))
-    tables = write_table(found, target / "stability", stamp)
-    figures = plot_all(runs, metrics, found)
-    plots = [path for stem, figure in figures.items() for path in save_figure(figure, target / stem)]
-    return Written(found, stability_grids(found), tables, plots)
+    whole = runs_from_journals(folder, study) if variants else runs
+    tables = write_table(found, target / "stability", stamp_of(whole, "stability", variants=list(variants)))
+    return Written(found, stability_grids(found), tables, _save(plot_all(runs, metrics, found), target))
 
 
 def write_claims(folder: RunsFolder, study: str) -> Written:
     """What became of a study's claims: tables, into its folder. Raises NotFound, NoClaims, RegisterChanged."""
-    record = folder.study(study).read()
-    if not record.get("claims") and not folder.study(study).claims.exists():
-        raise NoClaims(f"{study} makes no claims: say them in its file, under claims")
-    return _write_claims(folder, record, runs_of_record(folder, record))
+    return _write_claims(read_trials(folder, study))
 
 
-def _write_claims(folder: RunsFolder, record: Mapping[str, Any], runs: pa.Table) -> Written:
-    found = KINDS["claims"].make(Trials(folder, record, runs), {})
-    tables = write_table(found, folder.study(record["name"]).path / "claim-verdicts", stamp_of(runs, "claims"))
+def _write_claims(trials: Trials) -> Written:
+    found, tables = _write(trials, "claims", trials.folder.study(trials.study).path / "claim-verdicts")
     return Written(found, (claims_grid(found),), tables, [])
-
-
-def _write_measured(stem: Path, runs: pa.Table, found: Measured, figures: Mapping[str, Figure | None]) -> Measured:
-    plots = [path for name, figure in figures.items() if figure for path in save_figure(figure, stem.parent / name)]
-    return replace(found, tables=write_table(found, stem, stamp_of(runs, stem.name)), plots=plots)
 
 
 def _variants(comparisons: list[Comparison]) -> dict[str, str | None]:

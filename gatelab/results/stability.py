@@ -278,13 +278,8 @@ def _joined(runs: pa.Table, found: Iterable[_Measured | None]) -> Stability:
     )
 
 
-def settings_of(folder: RunsFolder, study: str) -> dict[str, Settings]:
-    """What the configurations of a study's trials, as far as they have begun, say of their steps. Raises NotFound."""
-    return settings_from(study_descriptions(folder, folder.study(study).read()))
-
-
 def settings_from(descriptions: Descriptions) -> dict[str, Settings]:
-    """The same, of descriptions that have been read."""
+    """What the configurations of a study's trials, as far as they have begun, say of their steps, by id."""
     found = {}
     for trial, description in descriptions.items():
         training = description["config"]["training"]

@@ -251,7 +251,7 @@ class Noise:
     @property
     def gain(self) -> float:
         """How many times as many seeds an unpaired comparison would need: 1 / (1 - correlation)."""
-        return 1 / (1 - self.correlation) if self.correlation < 1 else math.inf
+        return pairing_gain(self.correlation)
 
     def variance(self, n: int, n_baseline: int) -> float:
         """Of the estimated difference of a variant with n seeds to a baseline that has these and others."""
@@ -265,6 +265,11 @@ class Noise:
         t = difference / math.sqrt(self.variance(n, n_baseline))
         shared = correlation_of_differences(self.correlation, n, n_baseline)
         return dunnett_p(t, family, self.df, shared, alternative)
+
+
+def pairing_gain(correlation: float) -> float:
+    """How many times as many seeds an unpaired comparison would need, by the correlation over seeds."""
+    return 1 / (1 - correlation) if correlation != 1 else math.inf
 
 
 def correlation_of_differences(correlation: float, n: int, n_baseline: int) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 from gatelab.results.comparison import UNFINISHED, Comparison, ComparisonRow, Evidence, one_family
 from gatelab.results.frames import short_axes
 from gatelab.results.measures import measure, with_unit
-from gatelab.results.statistics import NO_INTERVAL
+from gatelab.results.statistics import NO_INTERVAL, pairing_gain
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def tests_grid(comparison: Comparison) -> Grid:
             continue
         evidence = row.evidence
         margin = [] if comparison.margin is None else [p_text(evidence.equivalence)]
-        gain = 1 / (1 - evidence.correlation) if evidence.correlation < 1 else math.nan
+        gain = pairing_gain(evidence.correlation)
         rows.append(
             (
                 row.variant,
@@ -343,7 +343,7 @@ def to_html(grid: Grid) -> str:
 
 
 def _cells(row: ComparisonRow) -> list[str]:
-    value = "–" if math.isnan(row.value.mean) else _number(row.value.mean)
+    value = "–" if math.isnan(row.value.mean) else number(row.value.mean)
     if row.is_baseline or row.delta is None or row.delta.n == 0:
         delta, interval = "–", "–"
     else:
@@ -371,7 +371,8 @@ def _or_dash(value: float, form: str) -> str:
     return f"{value:{form}}" if math.isfinite(value) else "–"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A mean for people."""
     return f"{value:.4f}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 

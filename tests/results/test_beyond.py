@@ -16,10 +16,27 @@ from mlflow.tracking import MlflowClient
 from gatelab.results import beyond
 from gatelab.results.beyond import NotEvaluated
 from gatelab.results.comparison import compare
-from gatelab.results.frames import evaluation_rows, metrics_of, runs_from_journals, runs_from_mlflow
+from gatelab.results.frames import (
+    evaluations_of_record,
+    metrics_of,
+    runs_from_journals,
+    runs_from_mlflow,
+    study_answers,
+)
 from gatelab.results.mirror import Mirror
 from gatelab.results.publish import write_evaluation
 from gatelab.results.tables import comparison_json
+
+
+def evaluation_rows(lab: Any) -> Any:
+    """All answers of a study's trials in long form."""
+    return evaluations_of_record(lab.record, study_answers(lab.folder, lab.record))
+
+
+def notes(lab: Any) -> list[str]:
+    """What is said of a study's answers."""
+    return beyond.notes_of_answers(study_answers(lab.folder, lab.record))
+
 
 ROPES = ("plain", "yarn")
 LENGTHS = (16, 32)
@@ -95,7 +112,7 @@ def expected(lab: Any, names: dict[float, str], seeds: int = 3) -> dict[str, Any
 def test_losses_are_drawn_by_length_and_by_position(laboratory: Any) -> None:
     """A panel for each RoPE: the loss of whole sequences at each length, and within the longest ones."""
     lab = answered(laboratory)
-    rows, variants = evaluation_rows(lab.folder, lab.name), dict.fromkeys(lab.variants)
+    rows, variants = evaluation_rows(lab), dict.fromkeys(lab.variants)
     assert lines(beyond.plot_by_length(rows, variants, "far")) == {
         f"loss, {rope} [nats/token]": expected(lab, {length: f"length/{length:06d}/{rope}/loss" for length in LENGTHS})
         for rope in ROPES
@@ -116,7 +133,7 @@ def test_losses_are_drawn_by_length_and_by_position(laboratory: Any) -> None:
 def test_retrieval_is_drawn_by_length(laboratory: Any) -> None:
     """A panel for each task, score and RoPE, each with its unit."""
     lab = answered(laboratory)
-    rows = evaluation_rows(lab.folder, lab.name)
+    rows = evaluation_rows(lab)
     assert lines(beyond.plot_retrieval(rows, dict.fromkeys(lab.variants), "far")) == {
         f"needle/{kind}, {rope} [{unit}]": expected(
             lab, {length: f"retrieval/{length:06d}/{rope}/needle/{kind}" for length in LENGTHS}
@@ -133,7 +150,7 @@ def test_accuracies_that_are_all_nothing_are_not_drawn(laboratory: Any, gain: fl
     lab.finish(0, 0)
     stem = "retrieval/000016/plain/needle"
     lab.answer(0, 0, "retrieval", 1.0, {f"{stem}/accuracy": 0.0, f"{stem}/gain": gain})
-    figure = beyond.plot_retrieval(evaluation_rows(lab.folder, lab.name), dict.fromkeys(lab.variants), "small")
+    figure = beyond.plot_retrieval(evaluation_rows(lab), dict.fromkeys(lab.variants), "small")
     assert lines(figure) == {"needle/gain, plain [nats/token]": {lab.variants[0]: {16.0: gain}}}
 
 
@@ -143,7 +160,7 @@ def test_the_longest_is_the_longest_by_number(laboratory: Any) -> None:
     lab.finish(0, 0)
     names = [f"length/{length:06d}/plain/position/00001-00001" for length in (1 << 20, 1 << 19)]
     lab.answer(0, 0, "loss", 1.0, dict(zip(names, (2.0, 3.0), strict=True)))
-    rows = evaluation_rows(lab.folder, lab.name)
+    rows = evaluation_rows(lab)
     figure = beyond.plot_by_position(rows, dict.fromkeys(lab.variants), "very far")
     assert lines(figure) == {"loss, plain [nats/token]": {lab.variants[0]: {1.0: 2.0}}}
 
@@ -173,7 +190,7 @@ def test_the_newest_answer_wins(laboratory: Any) -> None:
         lab.answer(0, 0, second, 1_700_000_000.5, {"length/000016/plain/loss": 2.0})
         [row] = runs_from_journals(lab.folder, lab.name).to_pylist()
         assert (row["length/000016/plain/loss"], row["length/000032/plain/loss"]) == (2.0, 5.0)
-        rows = evaluation_rows(lab.folder, lab.name).to_pylist()
+        rows = evaluation_rows(lab).to_pylist()
         assert {(row["name"], row["value"]) for row in rows} == {
             ("length/000016/plain/loss", 2.0),
             ("length/000032/plain/loss", 5.0),
@@ -187,7 +204,7 @@ def test_answers_come_with_their_trials(laboratory: Any) -> None:
     ask(lab, 1, 1)
     folder = lab.trial(1, 1).evaluations
     (folder / "torn.json").write_text('{"metrics": {')
-    rows = evaluation_rows(lab.folder, lab.name).to_pylist()
+    rows = evaluation_rows(lab).to_pylist()
     assert {(row["trial"], row["variant"], row["seed"]) for row in rows} == {(lab.id(1, 1), "position=sdpa", 1)}
     assert {row["name"]: row["value"] for row in rows} == {
         name: found(name, 1, 1) for name in (*ANSWERS, *DETAILS, *POSITIONS)
@@ -256,7 +273,7 @@ def test_a_study_that_was_asked_nothing_says_so(laboratory: Any) -> None:
     with pytest.raises(NotEvaluated):
         write_evaluation(lab.folder, lab.name)
     assert not list(lab.folder.study(lab.name).path.glob("evaluation*"))
-    rows = evaluation_rows(lab.folder, lab.name)
+    rows = evaluation_rows(lab)
     assert rows.column_names == ["trial", "variant", "seed", "name", "value"]
     assert [draw(rows, {}, "") for draw in beyond.FIGURES.values()] == [None] * 3
 
@@ -362,12 +379,15 @@ def test_notes_say_how_much_was_asked_and_what_is_mixed(laboratory: Any) -> None
     for variant in (0, 1):
         lab.finish(variant, 0)
         lab.answer(variant, 0, "first", 1.0, {loss: 2.0}, amount=64_000)
-    assert beyond.answer_notes(lab.folder, lab.name) == ["length: 64,000 tokens."]
+    assert notes(lab) == ["length: 64,000 tokens."]
     lab.answer(1, 0, "more", 2.0, {loss: 2.1}, amount=1_000_000, code="other code")
-    assert beyond.answer_notes(lab.folder, lab.name) == [
+    assert notes(lab) == [
         "length: 1,000,000 tokens or 64,000 tokens.",
         "Answers differ in code, length: ask all trials again with one setting.",
     ]
     lab.answer(0, 0, "more", 2.0, {loss: 2.1}, amount=1_000_000, code="other code")  # what no longer counts is not told
     lab.answer(0, 0, "tasks", 3.0, {"tasks/t/acc": 0.5}, amount=0, code="other code")
-    assert beyond.answer_notes(lab.folder, lab.name) == ["length: 1,000,000 tokens.", "tasks: all documents."]
+    assert notes(lab) == [
+        "length: 1,000,000 tokens.",
+        "tasks: all documents.",
+    ]

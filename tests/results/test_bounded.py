@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from gatelab.results.curves import plot_curves, read_curves
 from gatelab.results.diagnosis import FIGURES, read_diagnostics
 from gatelab.results.figures import SPANS, averaged, extremes
-from gatelab.results.frames import metrics_from_journals, runs_from_journals
-from gatelab.results.stability import plot_all, read_stability, settings_of, stability
+from gatelab.results.frames import metrics_from_journals, runs_from_journals, study_descriptions
+from gatelab.results.stability import plot_all, read_stability, settings_from, stability
 
 STEPS = 3 * SPANS + 50
 VALUES = st.sampled_from([-1.0, 0.0, 0.5, 2.0, math.inf, -math.inf, math.nan])
@@ -152,7 +152,7 @@ def test_stability_is_that_of_all_values(long: Any) -> None:
     runs, rows, found = read_stability(long.folder, long.name)
     every = runs_from_journals(long.folder, long.name), metrics_from_journals(long.folder, long.name)
     assert runs.equals(every[0])
-    assert repr(found) == repr(stability(*every, settings_of(long.folder, long.name)))
+    assert repr(found) == repr(stability(*every, settings_from(study_descriptions(long.folder, long.record))))
     assert len(rows) < len(every[1]) / 1.5
     ours, theirs = plot_all(runs, rows, found), plot_all(*every, found)
     assert ours.keys() == theirs.keys() == {"stability-training"}

@@ -13,13 +13,13 @@ import pytest
 
 from gatelab.results.autopsies import BAND, LASTING, NEEDED, autopsies_grid, band_exit, plot_autopsy
 from gatelab.results.diagnosis import plot_by_layer
-from gatelab.results.frames import metrics_from_journals, runs_from_journals
+from gatelab.results.frames import metrics_from_journals, runs_from_journals, study_descriptions
 from gatelab.results.stability import (
     WINDOW,
     NoSteps,
     Settings,
     plot_stability,
-    settings_of,
+    settings_from,
     spike_score,
     stability,
     stability_dict,
@@ -188,7 +188,7 @@ def shaken(laboratory: Any) -> Any:
 
 def found_in(lab: Any) -> Any:
     runs, metrics = runs_from_journals(lab.folder, lab.name), metrics_from_journals(lab.folder, lab.name)
-    return stability(runs, metrics, settings_of(lab.folder, lab.name))
+    return stability(runs, metrics, settings_from(study_descriptions(lab.folder, lab.record)))
 
 
 def test_the_table_counts_trials_that_diverged(shaken: Any) -> None:
@@ -365,5 +365,5 @@ def test_what_is_unknown_is_left_out(laboratory: Any) -> None:
     assert stability_dict(found)["variants"][0]["tokens_to_divergence"] is None
     without = stability(runs_from_journals(lab.folder, lab.name), metrics_from_journals(lab.folder, lab.name))
     assert "train/clipped_share" not in without.variants[0].scores
-    assert settings_of(lab.folder, lab.name) == {lab.id(0, 0): Settings(2, 1.0)}
+    assert settings_from(study_descriptions(lab.folder, lab.record)) == {lab.id(0, 0): Settings(2, 1.0)}
     assert WINDOW == 1000

@@ -19,7 +19,7 @@ from gatelab.results import publish
 from gatelab.results.checking import check, same_text, tables_of
 from gatelab.results.comparison import compare
 from gatelab.results.folders import NotFound, read_json, write_json
-from gatelab.results.forms import KINDS, Trials, render, write_table
+from gatelab.results.forms import KINDS, read_trials, render, write_table
 from gatelab.results.frames import runs_from_journals
 from gatelab.results.stamps import Stamp, read_stamp, stamp_of, stamped
 from gatelab.results.tables import Column, Grid, to_html, to_latex, to_markdown
@@ -202,7 +202,7 @@ def lab(laboratory: Callable[..., Any]) -> Any:
                 lab.finish(variant, seed)
     runs = runs_from_journals(lab.folder, lab.name)
     path = lab.folder.study(lab.name).path
-    trials = Trials(lab.folder, lab.record, runs)
+    trials = read_trials(lab.folder, lab.name)
     made: dict[str, dict[str, Any]] = {  # kind -> options
         "comparison": {},
         "claims": {},
