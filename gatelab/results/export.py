@@ -5,7 +5,6 @@ of the whole get a column `study` and skip the others' files.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gatelab.atomic import replacing
 from gatelab.results.comparison import compare
 from gatelab.results.fits import fits
 from gatelab.results.folders import NotFound, RunsFolder
@@ -159,22 +159,18 @@ def _path(target: Path, table: str, study: str) -> Path:
 @contextmanager
 def _written(target: Path, table: str, schema: pa.Schema, origin: Mapping[str, str]) -> Iterator[pq.ParquetWriter]:
     """Writes a table of a study beside what is there, whose place it takes once it is whole."""
-    path = _path(target, table, origin["gatelab.study"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{FILE}.{os.getpid()}.tmp")  # readers of a folder overlook what begins with a dot
-    try:
-        with pq.ParquetWriter(
-            temporary,
+    with (
+        replacing(_path(target, table, origin["gatelab.study"])) as path,
+        pq.ParquetWriter(
+            path,
             _described(schema).with_metadata({**origin, "gatelab.table": table}),
             compression="zstd",
             use_dictionary=[each.name for each in schema if each.type == pa.utf8()],
             column_encoding={name: "DELTA_BINARY_PACKED" for name in ("step", "time") if name in schema.names},
             write_page_index=True,
-        ) as writer:
-            yield writer
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        ) as writer,
+    ):
+        yield writer
 
 
 def _described(schema: pa.Schema) -> pa.Schema:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gatelab.atomic import replacing
 from gatelab.results.comparison import contrasts
 from gatelab.results.folders import RunsFolder
 from gatelab.results.frames import metrics_of
@@ -74,9 +75,8 @@ def remember(folder: RunsFolder, runs: pa.Table) -> None:
     with filelock.FileLock(folder.noise.with_suffix(".lock")):
         known = _ledger(folder)
         others = known.filter(pc.not_equal(known["study"], study))
-        temporary = folder.noise.with_suffix(".tmp")
-        pq.write_table(pa.concat_tables([others, pa.Table.from_pylist(rows, SCHEMA)]), temporary)
-        temporary.replace(folder.noise)
+        with replacing(folder.noise) as temporary:
+            pq.write_table(pa.concat_tables([others, pa.Table.from_pylist(rows, SCHEMA)]), temporary)
 
 
 def known_noise(folder: RunsFolder, metric: str, data: str, parameters: int, tokens: int) -> KnownNoise | None:

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gatelab.training.durable import sync
+from gatelab.atomic import replacing
 
 KEPT = 2
 
@@ -30,9 +30,11 @@ def save_checkpoint(
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
     content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    _write(folder / f"step-{step:09d}.safetensors", content)
+    with replacing(folder / f"step-{step:09d}.safetensors") as path:
+        path.write_bytes(content)
     commit = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), "state": state}
-    _write(folder / f"step-{step:09d}.json", json.dumps(commit).encode())
+    with replacing(folder / f"step-{step:09d}.json") as path:
+        path.write_text(json.dumps(commit), encoding="utf-8")
     for old in sorted(folder.glob("step-*.json"))[:-KEPT]:
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
@@ -112,12 +114,3 @@ def _restore_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimi
             index, _, key = rest.partition(".")
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Make `path` hold `content`, durably and at once."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_bytes(content)
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)

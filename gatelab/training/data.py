@@ -18,6 +18,7 @@ import filelock
 import numpy as np
 import numpy.typing as npt
 
+from gatelab.atomic import fsync
 from gatelab.training.config import DataConfig
 from gatelab.training.corpus import (
     DataError,
@@ -27,7 +28,6 @@ from gatelab.training.corpus import (
     source_digest,
     validation_names,
 )
-from gatelab.training.durable import sync
 from gatelab.training.tokenizer import (
     ByteTokenizer,
     FileTokenizer,
@@ -252,9 +252,9 @@ def prepare(config: DataConfig, root: Path, identity: str | None = None) -> Data
                 building.chmod(0o755)  # others on a shared disk may read it
                 _build(config, identity, building)
                 for path in building.iterdir():
-                    sync(path)
+                    fsync(path)
                 building.rename(folder)
-                sync(root)
+                fsync(root)
             finally:
                 shutil.rmtree(building, ignore_errors=True)
     return Dataset(folder)
