@@ -35,10 +35,12 @@ from scipy.optimize import least_squares, minimize
 from gatelab.ablations.matrix import build_matrix
 from gatelab.ablations.study import make_study
 from gatelab.orchestrator.record import study_record, write_record
-from gatelab.results.folders import RunsFolder, write_json
-from gatelab.results.frames import PROVENANCE
-from gatelab.results.journal import Journal
-from gatelab.results.power_laws import HUBER, Cells, Floats, Law, bootstrap, fit
+from gatelab.results.statistics.law_bootstrap import bootstrap
+from gatelab.results.statistics.law_fit import HUBER, fit
+from gatelab.results.statistics.power_law import Cells, Floats, Law
+from gatelab.results.store.journal import Journal
+from gatelab.results.store.layout import RunsFolder, write_json
+from gatelab.results.store.runs import PROVENANCE
 
 LAWS = {
     "compute": Law(np.array([1.6]), np.array([60.0, 60.5, 66.0]), np.array([0.09, 0.0906, 0.092])),

@@ -27,7 +27,7 @@ def test_imports_point_one_way() -> None:
 def test_results_and_kernels_stand_alone() -> None:
     """Tables can be made on a machine without torch or Ray, and kernels used without Ray or MLflow."""
     for module, foreign in (
-        ("gatelab.results.publish", ("torch", "ray", "mlflow")),
+        ("gatelab.results.report.write", ("torch", "ray", "mlflow")),
         ("gatelab.kernels.attention", ("ray", "mlflow", "pyarrow")),
         ("gatelab.training.loop", ("ray", "mlflow")),
     ):

@@ -10,7 +10,7 @@ import typer
 from gatelab.ablations.errors import nearest
 from gatelab.ablations.flags import study_from_flags
 from gatelab.cli.console import fail, reporting_errors
-from gatelab.results.folders import DEFAULT_ROOT, RunsFolder
+from gatelab.results.store.layout import DEFAULT_ROOT, RunsFolder
 
 
 class Format(enum.StrEnum):

@@ -15,8 +15,8 @@ from rich.segment import Segments
 from rich.table import Table
 
 from gatelab.ablations.errors import StudyError
-from gatelab.results.folders import NotFound
-from gatelab.results.tables import Grid
+from gatelab.results.store.layout import NotFound
+from gatelab.results.views.table import Grid
 
 DONE, SOME_FAILED, BAD_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
@@ -28,7 +28,7 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False)
 @contextmanager
 def reporting_errors() -> Iterator[None]:
     """Turn what a user can mend into a message and exit code 2."""
-    from gatelab.results.register import RegisterChanged
+    from gatelab.results.store.preregistration import RegisterChanged
     from gatelab.training.corpus import DataError
 
     try:

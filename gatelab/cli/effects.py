@@ -6,7 +6,7 @@ import typer
 
 from gatelab.cli import arguments as args
 from gatelab.cli.console import fail, reporting_errors, show_written
-from gatelab.results.folders import RunsFolder
+from gatelab.results.store.layout import RunsFolder
 
 
 def effects(
@@ -23,8 +23,8 @@ def effects(
     Example: gatelab effects gate-position --metric validation/bits_per_byte -o figures/
     """
     from gatelab.orchestrator.mirroring import add_to_mlflow
-    from gatelab.results.effects import NotFactorial
-    from gatelab.results.publish import write_effects
+    from gatelab.results.analyses.effects import NotFactorial
+    from gatelab.results.report.write import write_effects
 
     folder, name = RunsFolder(runs), args.study_name(study)
     with reporting_errors():

@@ -11,7 +11,7 @@ from rich.markup import escape
 from gatelab.cli import arguments as args
 from gatelab.cli.console import DONE, SOME_FAILED, console, fail, plural, reporting_errors, running_on, show_written
 from gatelab.configuration import parse_count
-from gatelab.results.folders import RunsFolder
+from gatelab.results.store.layout import RunsFolder
 
 if TYPE_CHECKING:
     from gatelab.orchestrator.evaluating import Examination, Report, Request
@@ -60,8 +60,8 @@ def evaluate(
     """
     from gatelab.orchestrator import evaluating
     from gatelab.orchestrator.mirroring import add_to_mlflow
-    from gatelab.results.beyond import NotEvaluated
-    from gatelab.results.publish import write_evaluation
+    from gatelab.results.analyses.evaluation import NotEvaluated
+    from gatelab.results.report.write import write_evaluation
     from gatelab.training.examination import check_rope
 
     folder, name = RunsFolder(runs), args.study_name(study)
@@ -203,8 +203,8 @@ def attention_map(
     Example: gatelab attention-map quickstart --file notes.txt --variant gate=none --variant "gate=sdpa elementwise"
     """
     from gatelab.orchestrator.evaluating import examinee
-    from gatelab.results.attention_map import plot_attention
-    from gatelab.results.figures import save_figure
+    from gatelab.results.views.attention_map import plot_attention
+    from gatelab.results.views.style import save_figure
     from gatelab.training.attention_map import attention_of_text
 
     folder, name = RunsFolder(runs), args.study_name(study)

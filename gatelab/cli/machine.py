@@ -8,8 +8,8 @@ from rich.markup import escape
 from gatelab.ablations.flags import study_from_flags
 from gatelab.cli import arguments as args
 from gatelab.cli.console import console, fail, print_grid, print_json, reporting_errors
-from gatelab.results.folders import RunsFolder
-from gatelab.results.tables import Column, Grid
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.views.table import Column, Grid
 
 
 def presets(

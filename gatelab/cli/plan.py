@@ -15,8 +15,8 @@ from gatelab.ablations.trunks import branches
 from gatelab.cli import arguments as args
 from gatelab.cli.console import console, duration, plural, print_grid, print_json, quantity, reporting_errors
 from gatelab.orchestrator.record import trial_entry
-from gatelab.results.folders import RunsFolder
-from gatelab.results.tables import Column, Grid, finite
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.views.table import Column, Grid, finite
 
 if TYPE_CHECKING:
     from gatelab.orchestrator.claim_power import ClaimPower

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from gatelab.cli import arguments as args
 from gatelab.cli.console import SOME_FAILED, console, fail, reporting_errors
-from gatelab.results.folders import RunsFolder
+from gatelab.results.store.layout import RunsFolder
 
 
 def report(
@@ -43,7 +43,7 @@ def report(
         _check(RunsFolder(runs), args.study_name(study), file)
         return
     from gatelab.orchestrator.mirroring import add_to_mlflow
-    from gatelab.results.page import write_report
+    from gatelab.results.report.page import write_report
 
     folder, name = RunsFolder(runs), args.study_name(study)
     with reporting_errors():
@@ -61,7 +61,7 @@ def report(
 
 def _check(folder: RunsFolder, study: str, files: list[Path]) -> None:
     """Report tables that do not follow from the trials any more; exit with 1 if there is one."""
-    from gatelab.results.checking import check, tables_of
+    from gatelab.results.report.verify import check, tables_of
 
     with reporting_errors():
         paths = files or tables_of(folder, study)

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from gatelab.cli import arguments as args
 from gatelab.cli.console import console, fail, print_grid, print_json, reporting_errors, show_written
-from gatelab.results.folders import RunsFolder
+from gatelab.results.store.layout import RunsFolder
 
 
 class Source(enum.StrEnum):
@@ -29,8 +29,8 @@ def status(study: args.StudyName, runs: args.Runs = args.DEFAULT_RUNS, json: arg
 
     Example: gatelab status quickstart
     """
-    from gatelab.results.frames import OUTCOMES, runs_from_journals
-    from gatelab.results.tables import Column, Grid
+    from gatelab.results.store.runs import OUTCOMES, runs_from_journals
+    from gatelab.results.views.table import Column, Grid
 
     with reporting_errors():
         trials = runs_from_journals(RunsFolder(runs), args.study_name(study)).to_pylist()
@@ -81,13 +81,14 @@ def compare(
     Example: gatelab compare quickstart --format tex -o table.tex
     Example: gatelab compare gate-position --rows position --columns granularity --margin 0.005
     """
-    from gatelab.results import comparison as comparing
-    from gatelab.results import pivot as pivoting
-    from gatelab.results.export import runs_from_parquet
-    from gatelab.results.forms import render
-    from gatelab.results.frames import runs_from_journals, runs_from_mlflow
-    from gatelab.results.stamps import stamp_of
-    from gatelab.results.tables import comparison_grid, tests_grid
+    from gatelab.results.analyses import comparison, pivot
+    from gatelab.results.report.artifacts import render
+    from gatelab.results.report.parquet import runs_from_parquet
+    from gatelab.results.report.stamp import stamp_of
+    from gatelab.results.store.runs import runs_from_journals
+    from gatelab.results.tracking.runs import runs_from_mlflow
+    from gatelab.results.views.comparison import comparison_grid, tests_grid
+    from gatelab.results.views.pivot import pivot_grid
 
     folder, name = RunsFolder(runs), args.study_name(study)
     chosen = args.Format.json if json else format
@@ -105,7 +106,7 @@ def compare(
         else:
             frame = runs_from_journals(folder, name)
         try:
-            result = comparing.compare(frame, metric, margin)
+            result = comparison.compare(frame, metric, margin)
         except ValueError as error:
             fail(f"--metric: {error}", error)
     content: Any = result
@@ -114,11 +115,11 @@ def compare(
     if rows is not None or columns is not None:
         down, across = ([name for name in (given or "").split(",") if name] for given in (rows, columns))
         try:
-            content = pivoting.pivot(result, down, across)
+            content = pivot.pivot(result, down, across)
         except ValueError as error:
             fail(f"--rows, --columns: {error}", error)
         stamp = stamp_of(frame, "pivot", metric=metric, margin=margin, rows=down, columns=across)
-        grids[0] = pivoting.pivot_grid(content)
+        grids[0] = pivot_grid(content)
     if chosen is args.Format.terminal:
         if output is not None:
             fail("--output needs --format md, tex, html, csv or json")
@@ -142,8 +143,8 @@ def claims(
     Example: gatelab claims quickstart
     """
     from gatelab.orchestrator.mirroring import add_to_mlflow
-    from gatelab.results.claims import NoClaims
-    from gatelab.results.publish import write_claims
+    from gatelab.results.analyses.claims import NoClaims
+    from gatelab.results.report.write import write_claims
 
     folder, name = RunsFolder(runs), args.study_name(study)
     with reporting_errors():
@@ -168,7 +169,7 @@ def curves(
 
     Example: gatelab curves quickstart --metric train/gradient_norm
     """
-    from gatelab.results.publish import write_curves
+    from gatelab.results.report.write import write_curves
 
     folder, name = RunsFolder(runs), args.study_name(study)
     with reporting_errors():
@@ -194,8 +195,8 @@ def diagnose(
     Example: gatelab diagnose gate-diagnostics -o figures/
     """
     from gatelab.orchestrator.mirroring import add_to_mlflow
-    from gatelab.results.diagnosis import NoDiagnostics
-    from gatelab.results.publish import write_diagnosis
+    from gatelab.results.analyses.diagnostics import NoDiagnostics
+    from gatelab.results.report.write import write_diagnosis
 
     folder, name = RunsFolder(runs), args.study_name(study)
     with reporting_errors():
@@ -218,7 +219,7 @@ def export(
 
     Example: gatelab export quickstart -o results/
     """
-    from gatelab.results.export import export_study
+    from gatelab.results.report.parquet import export_study
 
     folder, name = RunsFolder(runs), args.study_name(study)
     with reporting_errors():
@@ -239,7 +240,7 @@ def ui(
     folder = RunsFolder(runs)
     if tracking_uri is None and not folder.database.exists():
         fail(f"there is no tracking store in {folder.root} yet: gatelab run STUDY.yaml")
-    from gatelab.results.mlflow_pages import study_pages  # MLflow takes seconds to import
+    from gatelab.results.tracking.ui import study_pages  # MLflow takes seconds to import
 
     uri = tracking_uri or folder.tracking_uri
     console.print(f"MLflow on http://{host}:{port} (store: {escape(uri)})")

@@ -23,11 +23,11 @@ from gatelab.cli.console import (
     reporting_errors,
     running_on,
 )
-from gatelab.results.folders import RunsFolder
+from gatelab.results.store.layout import RunsFolder
 
 if TYPE_CHECKING:
     from gatelab.orchestrator import driver
-    from gatelab.results import publish
+    from gatelab.results.report import write
 
 
 def run(
@@ -100,14 +100,14 @@ def refuse_early(chain: tuple[Matrix, ...], folder: RunsFolder, concurrency: int
 
 def _run_matrix(
     matrix: Matrix, folder: RunsFolder, options: "driver.Options"
-) -> "tuple[driver.Progress, publish.Published]":
+) -> "tuple[driver.Progress, write.Published]":
     """Run one study, publish what came out and show it."""
     from gatelab.cli.live import LiveView
     from gatelab.orchestrator import driver, planning
     from gatelab.orchestrator.mirroring import add_to_mlflow
     from gatelab.orchestrator.record import changed_since
-    from gatelab.results import publish
-    from gatelab.results.tables import comparison_grid
+    from gatelab.results.report import write
+    from gatelab.results.views.comparison import comparison_grid
 
     name = matrix.plan.study.name
     for change in changed_since(folder, matrix):
@@ -119,7 +119,7 @@ def _run_matrix(
         console.print(f"{done} of {plural(len(matrix.trials), 'trial')} done already")
     with running_on(options.address), LiveView() as view:
         progress = driver.run_study(matrix, folder, options, view)
-    published = publish.publish(folder, name)
+    published = write.publish(folder, name)
     if not progress.mirror_problem:
         files = [*published.tables, *published.plots]
         verdicts = {row.variant: row.verdict for row in published.comparison.rows}
@@ -134,7 +134,7 @@ def _run_matrix(
     return progress, published
 
 
-def _report(progress: "driver.Progress", study: str, published: "publish.Published") -> dict[str, Any]:
+def _report(progress: "driver.Progress", study: str, published: "write.Published") -> dict[str, Any]:
     """What a program reads of a study that was run."""
     counts = {state: progress.count(state) for state in ("finished", "diverged", "failed", "waiting")}
     paths = {kind: [str(path) for path in getattr(published, kind)] for kind in ("tables", "plots", "parquet")}

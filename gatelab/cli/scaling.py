@@ -14,7 +14,7 @@ from gatelab.ablations.yaml_source import line_of
 from gatelab.cli import arguments as args
 from gatelab.cli.console import DONE, INTERRUPTED, console, fail, print_grid, reporting_errors, show_written
 from gatelab.cli.run import run_chain
-from gatelab.results.folders import RunsFolder
+from gatelab.results.store.layout import RunsFolder
 
 if TYPE_CHECKING:
     from gatelab.orchestrator import driver
@@ -77,8 +77,8 @@ def scaling(
 
 def _report(folder: RunsFolder, study: str, bootstraps: int, options: "driver.Options", json: bool) -> None:
     from gatelab.orchestrator.mirroring import add_to_mlflow
-    from gatelab.results.publish import write_scaling
-    from gatelab.results.scaling import NotScalable
+    from gatelab.results.analyses.scaling import NotScalable
+    from gatelab.results.report.write import write_scaling
 
     try:
         written = write_scaling(folder, study, bootstraps)

@@ -2,7 +2,7 @@
 
 from gatelab.cli import arguments as args
 from gatelab.cli.console import fail, reporting_errors, show_written
-from gatelab.results.folders import RunsFolder
+from gatelab.results.store.layout import RunsFolder
 
 
 def stability(
@@ -20,8 +20,8 @@ def stability(
     Example: gatelab stability learning-rates-lr-tolerance --variant "arm=none, learning_rate=1"
     """
     from gatelab.orchestrator.mirroring import add_to_mlflow
-    from gatelab.results.publish import write_stability
-    from gatelab.results.stability import NoSteps
+    from gatelab.results.analyses.stability import NoSteps
+    from gatelab.results.report.write import write_stability
 
     folder, name = RunsFolder(runs), args.study_name(study)
     with reporting_errors():

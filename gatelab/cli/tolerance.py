@@ -22,7 +22,7 @@ from gatelab.cli.console import (
     show_written,
 )
 from gatelab.cli.run import refuse_early, run_chain
-from gatelab.results.folders import RunsFolder
+from gatelab.results.store.layout import RunsFolder
 
 if TYPE_CHECKING:
     from gatelab.ablations.matrix import Matrix
@@ -147,9 +147,9 @@ def _report(
     """Write what was found, show it, and add it to MLflow."""
     from gatelab.ablations.rate_matrix import SUFFIX
     from gatelab.orchestrator.mirroring import add_to_mlflow
-    from gatelab.results.publish import write_tolerance
-    from gatelab.results.tolerance import NotSearched
-    from gatelab.results.tolerance_report import summary
+    from gatelab.results.analyses.learning_rates import NotSearched
+    from gatelab.results.report.write import write_tolerance
+    from gatelab.results.views.learning_rates import summary
 
     study = searched.removesuffix(SUFFIX) + SUFFIX
     try:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 from gatelab.ablations.claims import Claim
 from gatelab.ablations.matrix import Matrix, Variant, claimed_of
-from gatelab.results import statistics
-from gatelab.results.comparison import ENOUGH
-from gatelab.results.folders import RunsFolder
-from gatelab.results.noise import KnownNoise, known_noise
+from gatelab.results.analyses.comparison import ENOUGH
+from gatelab.results.analyses.noise_ledger import KnownNoise, known_noise
+from gatelab.results.statistics import blocks, dunnett, paired, power
+from gatelab.results.store.layout import RunsFolder
 from gatelab.training.config import DataConfig
 from gatelab.training.data import data_identity
 
@@ -65,13 +65,13 @@ def _power(
     n = seeds[variant.label]
     family = sum(other.baseline == variant.baseline != other.label for other in matrix.variants)
     test = _Test(claim, n, seeds[baseline.label], family, noise.correlation if noise else 0.0)
-    smallest = statistics.smallest_sign_flip_p(n, "less") if claim.test == "sign-flip" else 0.0
+    smallest = paired.smallest_sign_flip_p(n, "less") if claim.test == "sign-flip" else 0.0
     obstacle = "a single seed has no test" if n < 2 else ""
     if smallest > claim.alpha:
         obstacle = f"with {n} seeds no sign-flip p is below {smallest:.3g}"
     if obstacle:
         return ClaimPower(name, claim.metric, n, noise, math.nan, math.nan, None, obstacle)
-    least = statistics.smallest_with_power(test.power)
+    least = power.smallest_with_power(test.power)
     if noise is None or not noise.sd:
         return ClaimPower(name, claim.metric, n, None, least, math.nan, None, "")
     equivalent = claim.direction == "equivalent"
@@ -103,30 +103,30 @@ class _Test:
         """That which a difference has with the baseline's further seeds, over that of pairs alone."""
         if self.family * (self.seeds - 1) < ENOUGH:
             return 1.0
-        return math.sqrt(statistics.variance_share(self.correlation, self.seeds, self.baseline_seeds))
+        return math.sqrt(blocks.variance_share(self.correlation, self.seeds, self.baseline_seeds))
 
     def power(self, effect: float) -> float:
         """With a true difference; of a claim of equivalence: with none, and this margin."""
         n, alpha, sd = self.seeds, self.claim.alpha, self.sd
-        shared = statistics.correlation_of_differences(self.correlation, n, self.baseline_seeds)
+        shared = blocks.correlation_of_differences(self.correlation, n, self.baseline_seeds)
         df = self.family * (n - 1)
         if self.claim.direction == "equivalent":
             if self.claim.test != "dunnett":
-                return statistics.equivalence_power(sd, n, effect, alpha)
-            critical = statistics.dunnett_critical(alpha, self.family, df, shared)
-            return statistics.equivalence_power(sd, n, effect, alpha, df, critical)
+                return power.equivalence_power(sd, n, effect, alpha)
+            critical = dunnett.dunnett_critical(alpha, self.family, df, shared)
+            return power.equivalence_power(sd, n, effect, alpha, df, critical)
         if self.claim.test == "dunnett":
-            return statistics.dunnett_power(effect * math.sqrt(n) / sd, self.family, df, shared, alpha)
+            return power.dunnett_power(effect * math.sqrt(n) / sd, self.family, df, shared, alpha)
         if self.claim.test == "sign-flip":  # which is of the pairs alone
-            return statistics.sign_flip_power(effect, 1.0, n, alpha)
-        return statistics.detection_power(effect, sd, n, alpha, sides=1)
+            return power.sign_flip_power(effect, 1.0, n, alpha)
+        return power.detection_power(effect, sd, n, alpha, sides=1)
 
     def seeds_needed(self, effect: float) -> int | None:
         """For 80 % power; None if they are more than a thousand."""
         step = self.baseline_seeds / self.seeds
 
         def enough(n: int) -> bool:
-            return replace(self, seeds=n, baseline_seeds=round(step * n)).power(effect) >= statistics.POWER
+            return replace(self, seeds=n, baseline_seeds=round(step * n)).power(effect) >= power.POWER
 
         if not enough(1000):  # asked first: a thousand critical values take seconds
             return None

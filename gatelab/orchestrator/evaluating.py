@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from gatelab.ablations.identity import digest
 from gatelab.orchestrator.cluster import Share, connected, share
 from gatelab.orchestrator.provenance import code_version
-from gatelab.results.folders import RunsFolder, TrialFolder, read_json, write_json
+from gatelab.results.store.layout import RunsFolder, TrialFolder, read_json, write_json
 from gatelab.training.config import TrialConfig
 from gatelab.training.corpus import DataError
 from gatelab.training.data import Dataset

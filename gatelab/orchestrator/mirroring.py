@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from gatelab.results.folders import RunsFolder
+from gatelab.results.store.layout import RunsFolder
 
 if TYPE_CHECKING:
-    from gatelab.results.mirror import Mirror
+    from gatelab.results.tracking.sync import Mirror
 
 SYNC_SECONDS = 5.0
 
@@ -86,7 +86,7 @@ def _mirror(folder: RunsFolder, record: Mapping[str, Any], tracking_uri: str) ->
     # A server that does not answer is tried again at the next sync, not for minutes within one call.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    from gatelab.results.mirror import Mirror  # MLflow takes seconds to import
+    from gatelab.results.tracking.sync import Mirror  # MLflow takes seconds to import
 
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

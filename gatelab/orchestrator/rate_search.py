@@ -28,18 +28,11 @@ from gatelab.orchestrator.cluster import CannotRun, connected
 from gatelab.orchestrator.driver import Options, Progress, run_study
 from gatelab.orchestrator.planning import is_over_in
 from gatelab.orchestrator.record import study_record
-from gatelab.results.folders import RunsFolder, write_json
-from gatelab.results.frames import AXIS, arm_of, runs_of_record
-from gatelab.results.publish import read_tolerance
-from gatelab.results.tolerance import (
-    Sweep,
-    around,
-    largest_stable,
-    lower_edge,
-    optimum,
-    sweeps,
-    upper_edge,
-)
+from gatelab.results.analyses.learning_rates import Sweep, sweeps
+from gatelab.results.report.write import read_tolerance
+from gatelab.results.statistics.optimum import around, largest_stable, lower_edge, optimum, upper_edge
+from gatelab.results.store.layout import RunsFolder, write_json
+from gatelab.results.store.runs import AXIS, arm_of, runs_of_record
 from gatelab.training.config import DataConfig
 from gatelab.training.data import data_identity
 

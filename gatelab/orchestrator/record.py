@@ -8,7 +8,7 @@ from gatelab.ablations.ladder import ladder
 from gatelab.ablations.learning_rates import LEARNING_RATE
 from gatelab.ablations.matrix import Matrix, Trial, claimed_of
 from gatelab.orchestrator.registering import claim_changes
-from gatelab.results.folders import RunsFolder, read_json, write_json
+from gatelab.results.store.layout import RunsFolder, read_json, write_json
 
 RECORD_VERSION = 1
 

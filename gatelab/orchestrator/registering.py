@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gatelab.ablations.matrix import Matrix, claimed_of
-from gatelab.results.folders import RunsFolder, read_json, write_json
-from gatelab.results.frames import SUMMED_UP
-from gatelab.results.register import chained, read_entries
+from gatelab.results.store.layout import RunsFolder, read_json, write_json
+from gatelab.results.store.preregistration import chained, read_entries
+from gatelab.results.store.runs import SUMMED_UP
 
 
 def register_claims(folder: RunsFolder, matrix: Matrix) -> None:

@@ -21,10 +21,10 @@ from gatelab.ablations.study import make_study
 from gatelab.orchestrator.mirroring import add_to_mlflow
 from gatelab.orchestrator.record import study_record, write_record
 from gatelab.orchestrator.system_metrics import SystemMetrics
-from gatelab.results.folders import RunsFolder, write_json
-from gatelab.results.frames import PROVENANCE
-from gatelab.results.journal import Journal
-from gatelab.results.publish import publish
+from gatelab.results.report.write import publish
+from gatelab.results.store.journal import Journal
+from gatelab.results.store.layout import RunsFolder, write_json
+from gatelab.results.store.runs import PROVENANCE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

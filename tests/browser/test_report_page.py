@@ -11,12 +11,13 @@ import pytest
 from gatelab.ablations.matrix import build_matrix
 from gatelab.ablations.study import make_study
 from gatelab.orchestrator.record import study_record, write_record
-from gatelab.results.comparison import compare
-from gatelab.results.folders import RunsFolder, write_json
-from gatelab.results.frames import PROVENANCE, runs_from_journals
-from gatelab.results.journal import Journal
-from gatelab.results.page import write_report
-from gatelab.results.tables import comparison_grid, to_markdown
+from gatelab.results.analyses.comparison import compare
+from gatelab.results.report.page import write_report
+from gatelab.results.store.journal import Journal
+from gatelab.results.store.layout import RunsFolder, write_json
+from gatelab.results.store.runs import PROVENANCE, runs_from_journals
+from gatelab.results.views.comparison import comparison_grid
+from gatelab.results.views.table import to_markdown
 
 STEPS, LAYERS = 40, 3
 MEASURES = (

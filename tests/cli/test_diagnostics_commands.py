@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from gatelab.cli.console import console
 from gatelab.cli.main import app
-from gatelab.results.folders import RunsFolder
+from gatelab.results.store.layout import RunsFolder
 
 Command = Callable[..., Result]
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from gatelab.cli.console import console
 from gatelab.cli.main import app
-from gatelab.results.folders import RunsFolder, write_json
+from gatelab.results.store.layout import RunsFolder, write_json
 
 Command = Callable[..., Result]
 

@@ -13,11 +13,11 @@ from statsmodels.stats.power import TTestPower
 
 from gatelab.ablations.matrix import Matrix
 from gatelab.orchestrator.claim_power import ClaimPower, claim_powers
-from gatelab.results.comparison import DEFAULT_METRIC
-from gatelab.results.folders import RunsFolder
-from gatelab.results.noise import remember
+from gatelab.results.analyses.comparison import DEFAULT_METRIC
+from gatelab.results.analyses.noise_ledger import remember
+from gatelab.results.store.layout import RunsFolder
 from gatelab.training.data import data_identity
-from tests.results.test_comparison import build_frame
+from tests.results.analyses.test_comparison import build_frame
 
 DIFFERENCES = (0.05, -0.03, 0.01, 0.04, -0.07)
 SD = float(np.std(DIFFERENCES, ddof=1))
@@ -133,7 +133,7 @@ def test_seeds_that_can_support_nothing_are_pointed_out(
 def test_dunnetts_test_pools_the_variance_of_all(
     seeds: int, family: int, smallest: float, tiny_study: Callable[..., Matrix], folder: RunsFolder
 ) -> None:
-    """The smallest difference that it detects, as simulated studies have it (tests/results/test_statistics.py): with
+    """The smallest difference that it detects, as simulated studies have it: with
     three seeds far below a t-test's, whose variance has two degrees of freedom."""
     axes, about = {"model.layers": list(range(1, family + 2))}, {"variant": {"model.layers": 2}}
     claims = {"all": {**about, "test": "dunnett"}, "one": about}

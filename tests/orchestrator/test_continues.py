@@ -18,8 +18,10 @@ from gatelab.cli.live import LiveView
 from gatelab.cli.main import app
 from gatelab.orchestrator.driver import Options, Progress, run_study
 from gatelab.orchestrator.planning import plan_study
-from gatelab.results.folders import RunsFolder, read_json
-from gatelab.results.frames import metrics_from_journals, runs_from_journals, runs_from_mlflow
+from gatelab.results.store.layout import RunsFolder, read_json
+from gatelab.results.store.metrics import metrics_from_journals
+from gatelab.results.store.runs import runs_from_journals
+from gatelab.results.tracking.runs import runs_from_mlflow
 
 pytestmark = pytest.mark.usefixtures("own_ray")
 

@@ -14,10 +14,12 @@ import pytest
 from gatelab.ablations.matrix import Matrix
 from gatelab.orchestrator.cluster import CannotRun
 from gatelab.orchestrator.driver import Options, Progress, run_here, run_study
-from gatelab.results.comparison import compare
-from gatelab.results.folders import RunsFolder, read_json
-from gatelab.results.frames import metrics_from_journals, runs_from_journals, runs_from_mlflow
-from gatelab.results.journal import read_journal
+from gatelab.results.analyses.comparison import compare
+from gatelab.results.store.journal import read_journal
+from gatelab.results.store.layout import RunsFolder, read_json
+from gatelab.results.store.metrics import metrics_from_journals
+from gatelab.results.store.runs import runs_from_journals
+from gatelab.results.tracking.runs import runs_from_mlflow
 from gatelab.training.corpus import DataError
 
 pytestmark = pytest.mark.usefixtures("own_ray")

@@ -29,10 +29,12 @@ from gatelab.orchestrator.driver import Options, Progress, run_study
 from gatelab.orchestrator.planning import plan_search, plan_study, searched, searched_or_given
 from gatelab.orchestrator.rate_search import Round, propose, search, window_matrix
 from gatelab.orchestrator.record import changed_since
-from gatelab.results.folders import RunsFolder, read_json, write_json
-from gatelab.results.frames import runs_from_journals, runs_from_mlflow
-from gatelab.results.publish import read_tolerance
-from gatelab.results.tolerance import Bounded, Sweep, largest_stable, lower_edge, optimum, sweeps, upper_edge
+from gatelab.results.analyses.learning_rates import Sweep, sweeps
+from gatelab.results.report.write import read_tolerance
+from gatelab.results.statistics.optimum import Bounded, largest_stable, lower_edge, optimum, upper_edge
+from gatelab.results.store.layout import RunsFolder, read_json, write_json
+from gatelab.results.store.runs import runs_from_journals
+from gatelab.results.tracking.runs import runs_from_mlflow
 from gatelab.training.data import data_identity
 from tests.orchestrator.conftest import TINY
 

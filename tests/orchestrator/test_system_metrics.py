@@ -9,9 +9,9 @@ import torch
 
 from gatelab.orchestrator.system_metrics import SystemMetrics
 from gatelab.orchestrator.worker import Task, run_task
-from gatelab.results.folders import RunsFolder
-from gatelab.results.journal import Journal, JournalTail, read_journal
-from gatelab.results.measures import is_mirrored, measure, sums_up
+from gatelab.results.store.journal import Journal, JournalTail, read_journal
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.metric_specs import is_mirrored, measure, sums_up
 from gatelab.training.config import TrialConfig
 from gatelab.training.data import prepare
 

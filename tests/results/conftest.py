@@ -14,9 +14,9 @@ import pytest
 from gatelab.ablations.matrix import build_matrix
 from gatelab.ablations.study import make_study
 from gatelab.orchestrator.record import study_record, write_record
-from gatelab.results.folders import RunsFolder, TrialFolder, write_json
-from gatelab.results.frames import PROVENANCE, SUMMARY
-from gatelab.results.journal import Journal
+from gatelab.results.store.journal import Journal
+from gatelab.results.store.layout import RunsFolder, TrialFolder, write_json
+from gatelab.results.store.runs import PROVENANCE, SUMMARY
 
 _numbers = itertools.count()
 

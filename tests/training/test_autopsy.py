@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from gatelab.results.autopsies import RING as READ
-from gatelab.results.autopsies import autopsies
+from gatelab.results.analyses.divergence import RING as READ
+from gatelab.results.analyses.divergence import autopsies
 from gatelab.training import loop
 from gatelab.training.autopsy import RING, SPIKES, Ring
 from gatelab.training.config import TrialConfig

@@ -1,0 +1,192 @@
+"""What the sections of a report are made of: a study's records, each read once, and what sections share."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gatelab.results.analyses.claims import Claims, NoClaims, claims_of_record, stated_margin
+from gatelab.results.analyses.comparison import DEFAULT_METRIC, Comparison, ComparisonRow, compare
+from gatelab.results.analyses.curves import averaged_rows
+from gatelab.results.analyses.diagnostics import DRAWN, drawn_rows
+from gatelab.results.analyses.evaluation import notes_of_answers
+from gatelab.results.analyses.learning_rates import NotSearched, Tolerance, tolerance_of_record
+from gatelab.results.analyses.scaling import NotScalable, Scaling, scaling_of_record
+from gatelab.results.analyses.stability import READ, NoSteps, Stability, settings_from, stability_of_journals
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.metrics import each_journal, named, together
+from gatelab.results.store.preregistration import RegisterChanged
+from gatelab.results.store.runs import (
+    Descriptions,
+    evaluations_of_record,
+    runs_of_record,
+    study_answers,
+    study_descriptions,
+    study_states,
+)
+
+MOST_DRAWN = 10
+"""Variants in a figure."""
+
+
+SEARCH = "-lr-tolerance"
+"""Ends the name of a study that searches the learning rates of another."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """What figures show of journals."""
+
+    curves: pa.Table
+    """Of the variants that are drawn the metrics of `Material.curve_names`, thinned, of the whole model."""
+    diagnostics: pa.Table
+    """Of the same variants what figures of diagnostics show."""
+    stability: tuple[pa.Table, Stability] | None
+    """What figures show of how stable training was, and what was found of all variants; None if nothing has trained."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """A study and what several sections need of it, each found once and only if it is asked for."""
+
+    folder: RunsFolder
+    record: Mapping[str, Any]
+    descriptions: Descriptions
+    runs: pa.Table
+    ended: float | None
+    """When the last trial that is over ended."""
+    evaluations: pa.Table
+    """What trained models answered; see `evaluations_of_record`."""
+    answer_notes: tuple[str, ...]
+    """How much they were asked, and in what answers differ."""
+    comparison: Comparison
+
+    @property
+    def study(self) -> str:
+        """The study's name."""
+        return str(self.record["name"])
+
+    @cached_property
+    def drawn(self) -> dict[str, str | None]:
+        """The variants in figures, and their baselines, in the order of the table."""
+        return chosen(self.comparison.rows)
+
+    @property
+    def omitted(self) -> tuple[str, ...]:
+        """A sentence where figures do not show all variants."""
+        total = len(self.comparison.rows)
+        if len(self.drawn) == total:
+            return ()
+        best = f"the best and the worst by `{self.comparison.metric}`"
+        return (f"Figures show {len(self.drawn)} of {total} variants: {best}, each with its baseline.",)
+
+    @property
+    def curve_names(self) -> tuple[str, ...]:
+        """The metrics that are drawn over training, if they were recorded."""
+        return tuple(dict.fromkeys((self.comparison.metric, DEFAULT_METRIC, "train/loss")))
+
+    @cached_property
+    def claims(self) -> Claims | RegisterChanged | None:
+        """What became of the study's claims, if it makes or made any, or why nobody can say."""
+        try:
+            return claims_of_record(self.folder, self.record, self.runs)
+        except NoClaims:
+            return None
+        except RegisterChanged as error:
+            return error
+
+    @cached_property
+    def values(self) -> Values:
+        """What figures show of journals, which are read one after the other, each for all sections at once."""
+        last, trials = pc.max(self.runs["step"]).as_py(), self.record["trials"]
+        curves, diagnostics = [], []
+
+        def journals() -> Iterator[pa.Table]:
+            names = {*READ, *DRAWN, *self.curve_names}
+            for trial, rows in zip(trials, each_journal(self.folder, trials, names), strict=True):
+                if trial["variant"] in self.drawn:
+                    whole = rows.filter(pc.and_(pc.is_null(rows["layer"]), named(rows, *self.curve_names)))
+                    curves.append(averaged_rows(whole, last))
+                    diagnostics.append(drawn_rows(rows.filter(named(rows, *DRAWN)), last))
+                yield rows
+
+        stability = None
+        settings = settings_from(self.descriptions)
+        with contextlib.suppress(NoSteps):
+            stability = stability_of_journals(self.folder, trials, self.runs, settings, journals())
+        return Values(together(curves), together(diagnostics), stability)
+
+    @property
+    def searched_by(self) -> str | None:
+        """The study that searches this one's learning rates: itself, or another one that has come to its end."""
+        if self.study.endswith(SEARCH):
+            return self.study
+        return self.study + SEARCH if self.folder.study(self.study + SEARCH).located.exists() else None
+
+    @cached_property
+    def search(self) -> tuple[Mapping[str, Any], pa.Table] | None:
+        """Its record and `runs`."""
+        name = self.searched_by
+        if name is None or name == self.study:
+            return None if name is None else (self.record, self.runs)
+        record = self.folder.study(name).read()
+        return record, runs_of_record(self.folder, record)
+
+    @cached_property
+    def tolerance(self) -> Tolerance | None:
+        """What it found."""
+        if self.search is None:
+            return None
+        try:
+            return tolerance_of_record(*self.search)
+        except NotSearched:
+            return None
+
+    @cached_property
+    def scaling(self) -> Scaling | None:
+        """What the study's ladder shows, if it has one."""
+        if not self.record.get("ladder"):
+            return None
+        try:
+            return scaling_of_record(self.record, self.runs)
+        except NotScalable:
+            return None
+
+
+def read_material(folder: RunsFolder, study: str, metric: str) -> Material:
+    """Read a study's records and compare its variants by a metric, with the margin that its claims state for it.
+
+    Raises NotFound, and ValueError for an unknown metric.
+    """
+    record = folder.study(study).read()
+    descriptions, states = study_descriptions(folder, record), study_states(folder, record)
+    answers = study_answers(folder, record)
+    runs = runs_of_record(folder, record, answers, descriptions, states)
+    return Material(
+        folder=folder,
+        record=record,
+        descriptions=descriptions,
+        runs=runs,
+        ended=max((state["ended"] for state in states.values() if "ended" in state), default=None),
+        evaluations=evaluations_of_record(record, answers),
+        answer_notes=tuple(notes_of_answers(answers)),
+        comparison=compare(runs, metric, stated_margin(record, metric)),
+    )
+
+
+def chosen(rows: tuple[ComparisonRow, ...], most: int = MOST_DRAWN) -> dict[str, str | None]:
+    """The variants of a comparison that a figure has room for, and their baselines, in its order: the best ones and the
+    worst, each with its baseline."""
+    known = {row.variant for row in rows}
+    valued = [row for row in rows if row.value.n]
+    ranked = [*valued[:1], *valued[-1:], *valued[1:-1], *(row for row in rows if not row.value.n)]
+    wanted: set[str] = set()
+    for row in ranked:
+        pair = {name for name in (row.variant, row.baseline) if name in known}
+        if len(wanted | pair) <= most:
+            wanted |= pair
+    return {row.variant: row.baseline for row in rows if row.variant in wanted}

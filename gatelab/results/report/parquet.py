@@ -1,0 +1,231 @@
+"""Results as Parquet that anything can read, written and read again: see docs/results.md for the columns.
+
+A table is a folder, and in it a folder for each study, `runs/study=NAME/`: many studies lie side by side, and readers
+of the whole get a column `study` and skip the others' files.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gatelab.atomic import replacing
+from gatelab.results.analyses.comparison import compare, comparison_records
+from gatelab.results.report.fits import fits
+from gatelab.results.store.layout import NotFound, RunsFolder
+from gatelab.results.store.metric_specs import measure
+from gatelab.results.store.metrics import METRICS, TEXT, each_journal
+from gatelab.results.store.runs import (
+    AXIS,
+    PROVENANCE,
+    Answers,
+    evaluations_of_record,
+    metrics_of,
+    runs_of_record,
+    study_answers,
+)
+
+SCHEMA_VERSION = 4
+
+
+TABLES = ("runs", "metrics", "layers", "evaluations", "comparisons", "fits")
+
+
+PACKAGES = ("gatelab", "torch", "ray", "mlflow", "pyarrow", "numpy")
+
+
+FILE = "part-0.parquet"
+"""The only file of a study in a table."""
+
+
+ROW_GROUP = 1 << 16
+"""Most rows of a row group; no two trials share one."""
+
+
+VALUES = pa.schema([pa.field(each.name, pa.utf8() if each.type == TEXT else each.type) for each in METRICS])
+"""Columns of `layers`, and of `metrics` but for `layer`."""
+
+
+COMPARISONS = pa.schema(
+    [
+        *((name, pa.utf8()) for name in ("metric", "unit", "variant", "baseline")),
+        *((name, pa.float64()) for name in ("mean", "low", "high")),
+        ("n", pa.int64()),
+        *((name, pa.float64()) for name in ("delta", "delta_low", "delta_high", "delta_sd")),
+        ("pairs", pa.int64()),
+        *((name, pa.utf8()) for name in ("verdict", "why")),
+        *((name, pa.float64()) for name in ("p_t", "p_sign_flip", "p_sign_flip_smallest", "p_dunnett")),
+        ("dunnett_variants", pa.int64()),
+        *((name, pa.float64()) for name in ("q_benjamini_hochberg", "margin", "p_equivalence")),
+        *((name, pa.float64()) for name in ("detectable", "correlation")),
+        *((name, pa.int64()) for name in ("finished", "diverged", "failed", "unfinished")),
+        *((name, pa.int64()) for name in ("parameters", "added_parameters")),
+        ("tokens_per_second", pa.float64()),
+    ]
+)
+"""Columns of `comparisons`. Axes are columns of `runs` alone, so that this is the same for all studies."""
+
+
+COLUMNS = {
+    "study_hash": ("", "SHA-256 of what was asked"),
+    "trial": ("", "id: a hash of the configuration and of the data trained on"),
+    "variant": ("", "label"),
+    "baseline": ("", "label of the variant to compare with; null: none"),
+    "seed": ("", ""),
+    "outcome": ("", "finished, diverged, failed, running, interrupted or waiting"),
+    "reason": ("", "why it diverged or failed"),
+    "step": ("steps", "optimiser steps done"),
+    "steps": ("steps", "optimiser steps planned"),
+    "parameters": ("parameters", "of the model"),
+    "added_parameters": ("parameters", "over the baseline"),
+    "flops_per_token": ("FLOPs/token", "to train on a token, forward and backward"),
+    "tokens": ("tokens", "to train on"),
+    "layer": ("", "the first is 0"),
+    "name": ("", "of the metric; its unit is that of docs/results.md"),
+    "value": ("", ""),
+    "time": ("UTC", "at which it was recorded"),
+}
+"""Column -> its unit and what it is, as files say it of themselves."""
+
+
+def export_study(folder: RunsFolder, study: str, target: Path) -> list[Path]:
+    """Write a study as Parquet: `runs`, `metrics`, `layers`, `evaluations`, `comparisons`, `fits`; return the paths.
+
+    Takes the place of what an earlier export wrote of this study, file by file, and leaves other studies alone. Each
+    file's metadata says which study, code and data its numbers come from. Raises NotFound.
+    """
+    record = folder.study(study).read()
+    answers = study_answers(folder, record)
+    return export_record(folder, record, runs_of_record(folder, record, answers), answers, target)
+
+
+def export_record(
+    folder: RunsFolder, record: Mapping[str, Any], runs: pa.Table, answers: Answers, target: Path
+) -> list[Path]:
+    """The same of a study's record, of its `runs` and of what its trials answered. See `export_study`."""
+    origin = _provenance(record, runs)
+    tables = {
+        "runs": runs.drop_columns("study"),
+        "evaluations": evaluations_of_record(record, answers),
+        "comparisons": _comparisons(runs),
+        "fits": fits(record, runs),
+    }
+    for name, table in tables.items():
+        with _written(target, name, table.schema, origin) as writer:
+            writer.write_table(table)
+    of_model = VALUES.remove(VALUES.get_field_index("layer"))
+    with ExitStack() as stack:
+        metrics = stack.enter_context(_written(target, "metrics", of_model, origin))
+        layers = stack.enter_context(_written(target, "layers", VALUES, origin))
+        for rows in map(_sorted, each_journal(folder, record["trials"])):
+            whole = pc.is_null(rows["layer"])
+            _append(metrics, rows.filter(whole).drop_columns("layer"))
+            _append(layers, rows.filter(pc.invert(whole)))
+    return [_path(target, name, record["name"]) for name in TABLES]
+
+
+def _comparisons(runs: pa.Table) -> pa.Table:
+    """The comparison of a study by each metric that sums up its trials. Numbers that do not exist are null."""
+    rows = []
+    for metric in metrics_of(runs):
+        for row in comparison_records(compare(runs, metric)):
+            known = {name: None if value != value else value for name, value in row.items()}
+            rows.append({**known, "unit": measure(metric).unit})
+    return pa.Table.from_pylist(rows, COMPARISONS)
+
+
+def runs_from_parquet(target: Path, study: str) -> pa.Table:
+    """`runs` of a study that was exported into a folder, equal to what was read from journals then. Raises NotFound."""
+    path = _path(target, "runs", study)
+    if not path.exists():
+        known = sorted(each.parent.name.partition("=")[2] for each in target.glob(f"runs/study=*/{FILE}"))
+        hint = f"there are: {', '.join(known)}" if known else f"there is none: gatelab export {study}"
+        raise NotFound(f"no Parquet of study {study!r} in {target} ({hint})")
+    try:
+        table = pq.ParquetFile(path).read()
+    except pa.ArrowInvalid as error:
+        raise NotFound(f"{path} is no whole Parquet file: gatelab export {study}") from error
+    version = (table.schema.metadata or {}).get(b"gatelab.schema", b"none").decode()
+    if version != str(SCHEMA_VERSION):
+        raise NotFound(f"{path} has schema version {version}, not {SCHEMA_VERSION}: gatelab export {study}")
+    plain = pa.schema([each.remove_metadata() for each in table.schema])
+    return table.cast(plain).add_column(0, pa.field("study", pa.utf8()), pa.repeat(pa.scalar(study), len(table)))
+
+
+def _path(target: Path, table: str, study: str) -> Path:
+    return target / table / f"study={study}" / FILE
+
+
+@contextmanager
+def _written(target: Path, table: str, schema: pa.Schema, origin: Mapping[str, str]) -> Iterator[pq.ParquetWriter]:
+    """Writes a table of a study beside what is there, whose place it takes once it is whole."""
+    with (
+        replacing(_path(target, table, origin["gatelab.study"])) as path,
+        pq.ParquetWriter(
+            path,
+            _described(schema).with_metadata({**origin, "gatelab.table": table}),
+            compression="zstd",
+            use_dictionary=[each.name for each in schema if each.type == pa.utf8()],
+            column_encoding={name: "DELTA_BINARY_PACKED" for name in ("step", "time") if name in schema.names},
+            write_page_index=True,
+        ) as writer,
+    ):
+        yield writer
+
+
+def _described(schema: pa.Schema) -> pa.Schema:
+    """A schema whose columns say what they are, and in which unit."""
+    fields = []
+    for field in schema:
+        unit, text = COLUMNS.get(field.name, (measure(field.name).unit, ""))
+        if field.name.startswith(AXIS):
+            text = "its level; null: makes no difference to this variant"
+        elif field.name in PROVENANCE:
+            text = "provenance; what attempts differ in is joined by 'then'"
+        said = {key: value for key, value in (("unit", unit), ("description", text)) if value}
+        fields.append(field.with_metadata(said))
+    return pa.schema(fields)
+
+
+def _sorted(rows: pa.Table) -> pa.Table:
+    """A trial's values by name and layer, steps ascending: what is read together lies together."""
+    if not len(rows):
+        return rows
+    names = rows["name"].combine_chunks()
+    order = np.argsort(np.argsort(np.array(names.dictionary.to_pylist())))
+    layers = pc.fill_null(rows["layer"], -1).to_numpy()
+    return rows.take(np.argsort(order[names.indices.to_numpy()] * (1 << 16) + layers, kind="stable"))
+
+
+def _append(writer: pq.ParquetWriter, rows: pa.Table) -> None:
+    """Add a trial's values, texts written out."""
+    if not len(rows):
+        return
+    columns = []
+    for column in rows.columns:
+        if column.type == TEXT:
+            texts = column.combine_chunks()
+            column = texts.dictionary.take(texts.indices)  # many times as fast as to decode it
+        columns.append(column)
+    writer.write_table(pa.table(columns, writer.schema), row_group_size=ROW_GROUP)
+
+
+def _provenance(record: Mapping[str, Any], runs: pa.Table) -> dict[str, str]:
+    def all_of(column: str) -> str:
+        return json.dumps(sorted({value for value in runs[column].to_pylist() if value is not None}))
+
+    return {
+        "gatelab.schema": str(SCHEMA_VERSION),
+        "gatelab.study": record["name"],
+        "gatelab.study_hash": record["hash"],
+        "gatelab.code": all_of("code"),
+        "gatelab.data": all_of("data"),
+        "gatelab.packages": json.dumps({name: metadata.version(name) for name in PACKAGES}),
+    }

@@ -1,0 +1,70 @@
+"""The parts of a report: pictures, lists, sections."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from matplotlib.figure import Figure
+
+from gatelab.results.views.style import render_figure
+from gatelab.results.views.table import Column, Grid
+
+MOST_COLUMNS = 8
+"""Variants beside each other in a table."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: what its files are called, how it is read, width and height in inches, its files by suffix."""
+
+    name: str
+    caption: str
+    size: tuple[float, float]
+    files: dict[str, bytes]
+    scale: bool = False
+    """Whether its colours are a scale, as those of a map are."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A text that is shown as it is."""
+
+    title: str
+    text: str
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report. Words between backticks are names, in prose and captions."""
+
+    id: str
+    title: str
+    prose: tuple[str, ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    grids: tuple[Grid, ...] = ()
+    wordy: bool = False
+    """Whether its tables hold sentences, to be broken into lines."""
+    listings: tuple[Listing, ...] = ()
+
+
+def picture(name: str, caption: str, figure: Figure) -> Picture:
+    """Draw a figure as a picture of a page."""
+    width, height = figure.get_size_inches()
+    return Picture(name, caption, (float(width), float(height)), render_figure(figure))
+
+
+def upright(grid: Grid) -> Grid:
+    """A table with a column for each variant as one with a row for each, where there are many."""
+    if len(grid.columns) <= 1 + MOST_COLUMNS:
+        return grid
+    table = [[column.heading for column in grid.columns], *grid.rows]
+    head, *rows = zip(*table, strict=True)
+    columns = (Column(head[0]), *(Column(name, numeric=True) for name in head[1:]))
+    return replace(grid, columns=columns, rows=tuple(rows), emphasised=(False,) * len(rows))
+
+
+def listed(items: Iterable[str], most: int = 12) -> str:
+    """Texts after each other, not too many."""
+    every = list(items)
+    return ", ".join(every[:most]) + (f", … ({len(every)} in all)" if len(every) > most else "")

@@ -1,0 +1,119 @@
+"""Where a study's numbers come from: code, data, machines, configuration, commands."""
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from gatelab.results.report.context import SEARCH, Material
+from gatelab.results.report.parts import Listing, Section, listed
+from gatelab.results.store.runs import PROVENANCE
+from gatelab.results.views.table import Column, Grid
+
+
+def provenance_section(material: Material) -> Section:
+    """Where the numbers come from, and how to get them again."""
+    record, runs = material.record, material.runs
+    facts = [("Study", material.study), ("Study hash", str(record["hash"]))]
+    if "continues" in record:
+        facts.append(("Continues", str(record["continues"])))
+    facts.append(("Data hash", listed(_known(runs, "data")) or "–"))
+    facts.append(("Learning rates", str(record.get("learning_rate", "given"))))
+    attempts = [len(description["attempts"]) for description in material.descriptions.values()]
+    begun = [one["attempts"][0]["started"] for one in material.descriptions.values() if one["attempts"]]
+    if begun:
+        facts.append(("First trial began", _date(min(begun))))
+    if material.ended is not None:
+        facts.append(("Last trial ended", _date(material.ended)))
+    if seconds := [value for value in runs["train/seconds"].to_pylist() if value is not None]:
+        facts.append(("Time in training", _hours(sum(seconds))))
+    if resumed := sum(count > 1 for count in attempts):
+        facts.append(("Trials that took several attempts", f"{resumed} of {len(attempts)}"))
+    listings = [Listing("How to reproduce it", "\n".join(_commands(material)))]
+    common, varying = common_configuration([one["config"] for one in material.descriptions.values()])
+    prose = []
+    if common:
+        text = yaml.safe_dump(common, sort_keys=False).rstrip()
+        listings.append(Listing("Configuration that all trials share", text, folded=True))
+        others = [path for path in varying if path != "seed"]
+        if others:
+            prose.append(f"Trials differ in {', '.join(f'`{path}`' for path in others)} and in their seeds.")
+    return Section(
+        "provenance",
+        "Provenance",
+        prose=tuple(prose),
+        facts=tuple(facts),
+        grids=(_environments(material),),
+        listings=tuple(listings),
+    )
+
+
+def _known(runs: pa.Table, column: str) -> list[str]:
+    return sorted(value for value in pc.unique(runs[column]).to_pylist() if value is not None)
+
+
+def _environments(material: Material) -> Grid:
+    """A row for each combination of code and machine that trials were carried out by."""
+    shown = [name for name in PROVENANCE if name not in ("data", "host")]
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for trial in material.runs.select(list(PROVENANCE)).to_pylist():
+        if any(trial[name] for name in shown):
+            kinds.setdefault(tuple(trial[name] or "–" for name in shown), []).append(trial["host"] or "–")
+    rows = tuple((str(len(hosts)), *kind, listed(sorted(set(hosts)), 4)) for kind, hosts in kinds.items())
+    columns = (Column("trials", numeric=True), *(Column(name) for name in (*shown, "hosts")))
+    return Grid("What the trials were carried out with", columns, rows, (False,) * len(rows))
+
+
+def common_configuration(configs: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """What configurations have in common, as one; and the dotted paths of what differs."""
+    flat = [dict(_leaves(config)) for config in configs]
+    paths = list(dict.fromkeys(path for one in flat for path in one))
+    values = {path: {json.dumps(one.get(path), sort_keys=True) for one in flat} for path in paths}
+    common: dict[str, Any] = {}
+    for path in paths:
+        if len(values[path]) == 1:
+            *rooms, leaf = path.split(".")
+            place = common
+            for room in rooms:
+                place = place.setdefault(room, {})
+            place[leaf] = flat[0][path]
+    return common, [path for path in paths if len(values[path]) > 1]
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _commands(material: Material) -> Iterator[str]:
+    """What to type to get the study again; the study file itself is not in the records."""
+    name = material.study
+    commits = sorted({commit for each in _known(material.runs, "commit") for commit in each.split(" then ")} - {""})
+    if len(commits) == 1:
+        changed = "; it had changes that were not committed" if commits[0].endswith("+") else ""
+        yield f"git checkout {commits[0].removesuffix('+')}   # gatelab's sources{changed}"
+    torch = sorted({version for each in _known(material.runs, "torch") for version in each.split(" then ")})
+    if len(torch) == 1:
+        yield f"pip install -c constraints.txt -e . torch=={torch[0].partition('+')[0]}"
+    searched = name.removesuffix(SEARCH)
+    file = f"{searched}.yaml   # the file of the study {searched}"
+    yield f"gatelab lr-tolerance {file}" if name != searched else f"gatelab run {file}"
+    if material.scaling is not None:
+        yield f"gatelab scaling {name}"
+    yield f"gatelab report {name}"
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _hours(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if minutes < 120 else f"{seconds / 3600:,.1f} h"

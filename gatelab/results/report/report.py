@@ -1,0 +1,77 @@
+"""The report of a study: what it asked, what came out, how sure that is, and where every number comes from.
+
+Its sections are in `sections`, what these are made of in `material`; `page` makes an HTML page of it.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from gatelab.results.analyses.comparison import DEFAULT_METRIC
+from gatelab.results.report.context import Material, read_material
+from gatelab.results.report.parts import Section, listed
+from gatelab.results.report.sections import SECTIONS
+from gatelab.results.report.stamp import Stamp, stamp_of
+from gatelab.results.report.summary import answer
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.runs import OUTCOMES
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a page is made of."""
+
+    study: str
+    question: str
+    answer: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...]
+    sections: tuple[Section, ...]
+    stamp: Stamp | None = None
+    """Of its comparison."""
+
+
+def report(folder: RunsFolder, study: str, metric: str = DEFAULT_METRIC) -> Report:
+    """Collect what there is to say of a study.
+
+    Args:
+        folder: where its trials are.
+        study: its name.
+        metric: by which variants are compared.
+
+    Raises NotFound, and ValueError for an unknown metric.
+    """
+    material = read_material(folder, study, metric)
+    runs, comparison = material.runs, material.comparison
+    sections = (collect(material) for collect in SECTIONS)
+    return Report(
+        study=study,
+        question=str(material.record.get("question", "")),
+        answer=tuple(answer(runs, comparison, material.claims, material.tolerance, material.scaling)),
+        facts=tuple(_facts(material)),
+        sections=tuple(section for section in sections if section is not None),
+        stamp=stamp_of(runs, "comparison", metric=metric, margin=comparison.margin),
+    )
+
+
+def _facts(material: Material) -> Iterator[tuple[str, str]]:
+    """The study in numbers."""
+    runs, record = material.runs, material.record
+    counts = Counter(runs["outcome"].to_pylist())
+    yield "Trials", ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
+    yield "Variants", f"{len(record['variants'])}"
+    seeds = sorted(set(runs["seed"].to_pylist()))
+    yield "Seeds", f"{len(seeds)} ({listed(map(str, seeds))})"
+    yield "Parameters", _range(runs["parameters"].to_pylist())
+    if tokens := [count for count in runs["tokens"].to_pylist() if count is not None]:
+        yield "Tokens of each trial", _range(tokens)
+    matched = record.get("match", "none")
+    yield "Matched", matched if matched != "none" else "nothing"
+    for axis in record["axes"]:
+        levels = dict.fromkeys(str(one["levels"][axis]) for one in record["variants"].values() if axis in one["levels"])
+        if levels:
+            yield axis, listed(levels)
+
+
+def _range(numbers: Collection[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"

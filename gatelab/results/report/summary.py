@@ -1,0 +1,165 @@
+"""What a study found, in sentences: how many variants have which verdict, which they are, by how much they differ."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+import pyarrow as pa
+
+from gatelab.results.analyses.claims import NOT_EVALUABLE, Claims
+from gatelab.results.analyses.comparison import UNFINISHED, Comparison, ComparisonRow
+from gatelab.results.analyses.learning_rates import Tolerance
+from gatelab.results.analyses.scaling import Scaling
+from gatelab.results.statistics.paired import LEVEL
+from gatelab.results.store.metric_specs import measure
+from gatelab.results.store.preregistration import RegisterChanged
+from gatelab.results.views.learning_rates import summary
+from gatelab.results.views.table import number
+
+MOST_NAMED = 8
+"""Variants that are named if no more are compared, and arms that are told of."""
+
+
+DIFFERENT = ("lower", "higher", "better", "worse")
+
+
+DECIDED = (*DIFFERENT, "equivalent")
+"""Verdicts that say something of a difference: they are told first."""
+
+
+def answer(
+    runs: pa.Table,
+    comparison: Comparison,
+    claims: Claims | RegisterChanged | None = None,
+    tolerance: Tolerance | None = None,
+    scaling: Scaling | None = None,
+) -> list[str]:
+    """The verdicts of a study in a paragraph or a few. Words between backticks are names."""
+    claimed = [f"Claims: {_claims(claims)}."] if isinstance(claims, Claims) else []
+    verdicts = [" ".join(_verdicts(comparison))]
+    arms = []
+    if tolerance is not None:
+        told = list(summary(tolerance))
+        arms += [f"Learning rates of {line.replace(']*', ']')}." for line in told[:MOST_NAMED]]
+    if scaling is not None:
+        arms += [f"{line}." for line in list(_largest_rungs(scaling))[:MOST_NAMED]]
+    # Of a search or a ladder the arms are the answer; what its many variants are says little.
+    return [
+        *claimed,
+        *(arms + verdicts if len(_compared(comparison)) > MOST_NAMED else verdicts + arms),
+        *_incomplete(runs),
+    ]
+
+
+def _claims(claims: Claims) -> str:
+    """How many claims have which verdict, which they are, and of each that was not made before anything was known
+    when it was."""
+    groups: dict[str, list[str]] = {}
+    for result in claims.results:
+        made = result.registered.rpartition(", ")[2]  # without its date
+        late = "" if made.startswith("before") else f", made {made}" if made.startswith("after") else f", {made}"
+        groups.setdefault(result.verdict, []).append(f"`{result.claim}`{late}")
+    return "; ".join(f"{len(names)} {verdict} ({'; '.join(names)})" for verdict, names in groups.items())
+
+
+def _compared(comparison: Comparison) -> list[ComparisonRow]:
+    return [row for row in comparison.rows if row.baseline is not None and not row.is_baseline]
+
+
+def _has_difference(row: ComparisonRow) -> bool:
+    """Whether there is a difference that means something: of a row that cannot be judged there is a number at most."""
+    return row.verdict != NOT_EVALUABLE and row.delta is not None and row.delta.n > 0
+
+
+def short_names(rows: Iterable[ComparisonRow]) -> dict[str, str]:
+    """Variants by their levels alone, where these are words that tell them apart; else by their labels."""
+    levels = {row.variant: [level for level in row.levels.values() if level is not None] for row in rows}
+    words = all(level[:1].isalpha() and level not in ("true", "false") for own in levels.values() for level in own)
+    names = {variant: " ".join(own) for variant, own in levels.items()}
+    told_apart = len(set(names.values())) == len(names) and all(names.values())
+    return names if words and told_apart else {variant: variant for variant in levels}
+
+
+def _verdicts(comparison: Comparison) -> Iterator[str]:
+    """How many variants have which verdict, and which they are; then the best mean."""
+    names = short_names(comparison.rows)
+    compared = _compared(comparison)
+    baselines = [row for row in comparison.rows if row.is_baseline]
+    unit = measure(comparison.metric).unit
+    by = f"`{comparison.metric}`{f' ({unit})' if unit else ''}"
+    against = f"`{names[baselines[0].variant]}`" if len(baselines) == 1 else "their baselines"
+    if len(compared) == 1:
+        [row] = compared
+        change = f" ({_signed(row.delta.mean)})" if row.delta and _has_difference(row) else ""
+        change = f" ({row.why})" if row.why else change
+        yield f"`{names[row.variant]}` compared with {against} by {by}: {row.verdict}{change}."
+    elif compared:
+        groups: dict[str, list[ComparisonRow]] = {}
+        for row in sorted(compared, key=lambda row: row.verdict not in DECIDED):
+            groups.setdefault(row.verdict, []).append(row)
+        counts = [f"{len(rows)} {verdict}" for verdict, rows in groups.items()]
+        if len(compared) <= MOST_NAMED:
+            each = (", ".join(_change(row, names) for row in rows) for rows in groups.values())
+            counts = [f"{count} ({them})" for count, them in zip(counts, each, strict=True)]
+        yield f"Of {len(compared)} variants compared with {against} by {by}: {'; '.join(counts)}."
+        yield from _families(compared)
+        if len(compared) > MOST_NAMED and (known := [row for row in compared if _has_difference(row)]):
+            known.sort(key=lambda row: row.delta.mean if row.delta else 0)
+            yield f"Differences reach from {_change(known[0], names)} to {_change(known[-1], names)}."
+    best = next((row for row in comparison.rows if row.best), None)
+    if best is not None:
+        seeds = f"{best.value.n} seed{'' if best.value.n == 1 else 's'}"
+        other = baselines[0] if len(baselines) == 1 and baselines[0] is not best and baselines[0].value.n else None
+        than = f"; the baseline's is {number(other.value.mean)}" if other else ""
+        yield f"Best mean: {names[best.variant]}, {number(best.value.mean)} over {seeds}{than}."
+    elif not any(row.value.n for row in comparison.rows):
+        yield f"No trial has finished with a value of {by}."
+
+
+def _change(row: ComparisonRow, names: Mapping[str, str]) -> str:
+    """A variant and by how much it differs."""
+    name = names[row.variant]
+    return f"{name} {_signed(row.delta.mean)}" if row.delta and _has_difference(row) else name
+
+
+def _families(compared: Iterable[ComparisonRow]) -> Iterator[str]:
+    """Of comparisons with several baselines, how many there are and how many hold among all: some do by chance."""
+    tested = [row for row in compared if row.evidence is not None and row.verdict != NOT_EVALUABLE]
+    baselines = len({row.baseline for row in tested})
+    if baselines > 1:
+        differ = sum(row.verdict in DIFFERENT and row.evidence.q <= LEVEL for row in tested if row.evidence)
+        yield (
+            f"Each of {baselines} baselines is a family of its own: over all {len(tested)} comparisons together "
+            f"{differ} differ{'s' if differ == 1 else ''} with q ≤ {LEVEL:g}."
+        )
+
+
+def _largest_rungs(found: Scaling) -> Iterator[str]:
+    """Of each arm that is compared, its difference and gain at the most compute at which it has one."""
+    for arm in found.baselines:
+        rungs = [rung for rung in found.rungs if rung.arm == arm and not rung.row.is_baseline]
+        paired = [(rung, rung.row.delta) for rung in rungs if rung.row.delta is not None and rung.row.delta.n]
+        if paired:
+            rung, delta = max(paired, key=lambda pair: pair[0].compute)
+            if not _has_difference(rung.row):
+                yield f"At the largest rung, {rung.rung}: {arm} {rung.row.verdict} ({rung.row.why})"
+                continue
+            interval = f" [{_signed(delta.low)}, {_signed(delta.high)}]" if delta.n > 1 else ""
+            told = f"At the largest rung, {rung.rung}: {arm} {_signed(delta.mean)}{interval}, {rung.row.verdict}"
+            if (gain := rung.gain) is not None:
+                told += f", compute-equivalent gain {gain.value:.2f} [{gain.low:.2f}, {gain.high:.2f}]"
+            yield told
+
+
+def _incomplete(runs: pa.Table) -> Iterator[str]:
+    """What has no result."""
+    counts = Counter(runs["outcome"].to_pylist())
+    missing = [f"{counts[outcome]} {outcome}" for outcome in ("diverged", "failed") if counts[outcome]]
+    if unfinished := sum(counts[outcome] for outcome in UNFINISHED):
+        missing.append(f"{unfinished} not finished yet")
+    if missing:
+        yield f"Of {runs.num_rows} trials, {', '.join(missing)}: they are counted beside the means, never in them."
+
+
+def _signed(value: float) -> str:
+    """A difference, with a minus sign that is not a hyphen."""
+    return f"{value:+.4f}".replace("-", "−")

@@ -1,0 +1,73 @@
+"""Curves over steps: their means in bins, their extremes, each seed's own, paired differences."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Curve = tuple[npt.NDArray[Any], npt.NDArray[np.float64]]
+"""Abscissae, ascending, and values."""
+
+
+SPANS = 200
+"""Points of a line over training: one that has more is thinned."""
+
+
+def averaged(curve: Curve, last: int) -> Curve:
+    """A curve over steps as means over spans of them, `SPANS` up to step `last`, if it has more points than spans.
+
+    A span that the curve has not finished is left out: curves that went on have more of it.
+    """
+    steps, values = curve
+    span, last = max(1, math.ceil(last / SPANS)), max(last, int(steps[-1]))  # a trial may go on while it is read
+    if len(steps) <= math.ceil(steps[-1] / span):
+        return curve
+    index = (steps - 1) // span
+    counts = np.bincount(index)
+    ends = np.minimum((np.flatnonzero(counts) + 1) * span, last)
+    means = np.bincount(index, values)[counts > 0] / counts[counts > 0]
+    over = ends <= steps[-1]
+    return ends[over], means[over]
+
+
+def extremes(curve: Curve, spans: int = SPANS) -> npt.NDArray[np.intp]:
+    """Which points of a curve over steps to keep so that no extreme is lost, ascending: of each of so many spans of its
+    steps the lowest, the highest and the last value and the first that is not finite. All, if there are no more points
+    than spans.
+    """
+    steps, values = curve
+    places = np.arange(len(steps))
+    if len(steps) <= spans:
+        return places
+    of_span = (steps - 1) // math.ceil(steps[-1] / spans)
+    finite = np.isfinite(values)
+    ordered = places[finite][np.lexsort((values[finite], of_span[finite]))]
+
+    def first_of_spans(grouped: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        return grouped[np.flatnonzero(np.diff(of_span[grouped], prepend=-2))]
+
+    grouped = (ordered, ordered[::-1], places[::-1], places[~finite])
+    return np.unique(np.concatenate([first_of_spans(each) for each in grouped]))
+
+
+def differences_to_baselines(
+    curves: dict[str, dict[int, Curve]], baselines: Mapping[str, str | None]
+) -> dict[str, dict[int, Curve]]:
+    """Of each variant that has a baseline beside itself, the paired differences of its curves."""
+    return {
+        variant: _paired_differences(curves[variant], curves[baseline])
+        for variant, baseline in baselines.items()
+        if baseline in curves and baseline != variant
+    }
+
+
+def _paired_differences(own: Mapping[int, Curve], baseline: Mapping[int, Curve]) -> dict[int, Curve]:
+    """Own less the baseline's value, at the seeds and abscissae that both have."""
+    paired = {}
+    for seed in own.keys() & baseline.keys():
+        where, mine, others = np.intersect1d(own[seed][0], baseline[seed][0], return_indices=True)
+        if len(where):
+            paired[seed] = (where, own[seed][1][mine] - baseline[seed][1][others])
+    return paired

@@ -1,0 +1,160 @@
+"""Where things lie: the one place that knows the layout of a runs folder.
+
+gatelab-runs/
+  data/<identity>/            prepared tokens and their manifest
+  trials/<trial id>/          trial.json, journal/, checkpoints/, outcome.json, log.txt
+  studies/<name>/             study.json (the matrix), study-<hash>.json (each matrix there was), tables and plots
+  noise.parquet               how metrics scatter over seeds, of every study that was run here
+  mlflow.db                   the default tracking store
+  mlflow-artifacts/
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gatelab.atomic import replacing
+
+DEFAULT_ROOT = Path("gatelab-runs")
+
+
+PAGE = "report.html"
+"""A study's report, in its folder."""
+
+
+class NotFound(LookupError):
+    """A study or trial that is asked for is not in the runs folder."""
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """Files of one trial."""
+
+    path: Path
+
+    @property
+    def description(self) -> Path:
+        """trial.json: id, configuration and, of each attempt, when it started and its provenance."""
+        return self.path / "trial.json"
+
+    @property
+    def outcome(self) -> Path:
+        """outcome.json: there once the trial is over."""
+        return self.path / "outcome.json"
+
+    @property
+    def journal(self) -> Path:
+        """Folder of the journal's segments."""
+        return self.path / "journal"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the newest checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def evaluations(self) -> Path:
+        """Folder of what was measured after training, a file for each question asked of it."""
+        return self.path / "evaluations"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that is at work on the trial."""
+        return self.path / "lock"
+
+    @property
+    def log(self) -> Path:
+        """What the trial's process had to say."""
+        return self.path / "log.txt"
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Files of one study."""
+
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        """study.json: the matrix as it was last launched."""
+        return self.path / "study.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that runs the study: the only one that writes it to MLflow."""
+        return self.path / "lock"
+
+    @property
+    def located(self) -> Path:
+        """located.json: what a learning-rate search found, there once one has come to its end."""
+        return self.path / "located.json"
+
+    @property
+    def claims(self) -> Path:
+        """claims.json: what was claimed when, the first entry from the first launch."""
+        return self.path / "claims.json"
+
+    def read(self) -> dict[str, Any]:
+        """The study record. Raises NotFound."""
+        if not self.record.exists():
+            known = sorted(path.parent.name for path in self.path.parent.glob("*/study.json"))
+            hint = f"there are: {', '.join(known)}" if known else "there is none yet: gatelab run STUDY.yaml"
+            raise NotFound(f"no study {self.path.name!r} in {self.path.parent.parent} ({hint})")
+        record: dict[str, Any] = json.loads(self.record.read_text(encoding="utf-8"))
+        return record
+
+
+@dataclass(frozen=True)
+class RunsFolder:
+    """A folder that holds studies, their trials and their data."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        """Prepared data."""
+        return self.root / "data"
+
+    def trial(self, trial_id: str) -> TrialFolder:
+        """Folder of a trial, which need not exist."""
+        return TrialFolder(self.root / "trials" / trial_id)
+
+    def study(self, name: str) -> StudyFolder:
+        """Folder of a study, which need not exist."""
+        return StudyFolder(self.root / "studies" / name)
+
+    @property
+    def noise(self) -> Path:
+        """noise.parquet: how metrics scattered over seeds in the studies that were run here."""
+        return self.root / "noise.parquet"
+
+    @property
+    def database(self) -> Path:
+        """The tracking store that is used when none is named."""
+        return self.root.resolve() / "mlflow.db"
+
+    @property
+    def tracking_uri(self) -> str:
+        """Its address."""
+        return f"sqlite:///{self.database}"
+
+    @property
+    def artifacts(self) -> Path:
+        """Artifacts of the default tracking store."""
+        return self.root.resolve() / "mlflow-artifacts"
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is no whole one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON durably and at once. Non-finite numbers are written as NaN and Infinity, as Python reads them."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")

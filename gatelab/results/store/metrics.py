@@ -1,0 +1,133 @@
+"""Values of a study's trials in long form, one trial at a time."""
+
+import fnmatch
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gatelab.results.store.journal import JournalTail
+from gatelab.results.store.layout import RunsFolder
+
+TEXT = pa.dictionary(pa.int32(), pa.utf8())
+"""Texts that many rows share."""
+
+
+METRICS = pa.schema(
+    [
+        ("trial", TEXT),
+        ("variant", TEXT),
+        ("seed", pa.int64()),
+        ("step", pa.int64()),
+        ("layer", pa.int16()),  # null: of the whole model
+        ("name", TEXT),
+        ("value", pa.float64()),
+        ("time", pa.timestamp("ms")),
+    ]
+)
+"""Columns of values in long form."""
+
+
+AT_ONCE = 1 << 16
+"""Rows of a journal that are looked at together."""
+
+
+def metrics_from_journals(
+    folder: RunsFolder,
+    study: str,
+    names: Collection[str] = ("*",),
+    layers: bool | None = None,
+    keep: Callable[[pa.Table], pa.Table] = lambda rows: rows,
+) -> pa.Table:
+    """Values of a study in long form, in `METRICS`: of each trial what `keep` makes of those that are asked for.
+
+    See `each_journal`. A whole study may be more than memory holds. Raises NotFound.
+    """
+    each = each_journal(folder, folder.study(study).read()["trials"], names, layers)
+    return together(keep(rows) for rows in each)
+
+
+def together(tables: Iterable[pa.Table]) -> pa.Table:
+    """Rows of several trials as one table."""
+    return pa.concat_tables([METRICS.empty_table(), *tables]).unify_dictionaries()
+
+
+def each_journal(
+    folder: RunsFolder, trials: Sequence[Mapping[str, Any]], names: Collection[str] = ("*",), layers: bool | None = None
+) -> Iterator[pa.Table]:
+    """Values of each trial, an entry of a study's record, in `METRICS`, steps ascending. Holds two at a time: the next
+    one is read while one is looked at.
+
+    Args:
+        folder: where their journals lie.
+        trials: whose values.
+        names: of metrics, patterns as those of file names; all others are left out.
+        layers: of layers only (True), of the whole model only (False), or both.
+    """
+    ids, variants = [trial["id"] for trial in trials], list(dict.fromkeys(trial["variant"] for trial in trials))
+    of_trials, of_variants = pa.array(ids, pa.utf8()), pa.array(variants, pa.utf8())
+
+    def read(index: int) -> pa.Table:
+        trial = trials[index]
+        parts = [_chosen(rows, names, layers) for rows in _in_parts(JournalTail(folder.trial(trial["id"]).journal))]
+        rows = pa.Table.from_batches(parts, _VALUES).unify_dictionaries()
+        own = {
+            "trial": _constant(index, of_trials, len(rows)),
+            "variant": _constant(variants.index(trial["variant"]), of_variants, len(rows)),
+            "seed": pa.repeat(pa.scalar(trial["seed"], pa.int64()), len(rows)),
+        }
+        return pa.table([*own.values(), *rows.columns], METRICS)
+
+    with ThreadPoolExecutor(1) as reader:  # Arrow lets go of the interpreter while it reads
+        following = reader.submit(read, 0) if trials else None
+        for index in range(len(trials)):
+            assert following is not None
+            rows = following.result()
+            following = reader.submit(read, index + 1) if index + 1 < len(trials) else None
+            yield rows
+
+
+_VALUES = pa.schema([METRICS.field(name) for name in ("step", "layer", "name", "value", "time")])
+
+
+def _in_parts(journal: JournalTail) -> Iterator[pa.RecordBatch]:
+    """What is new in a journal in batches of some size: those that were written may hold a step each."""
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in journal.batches():
+        held.append(batch)
+        count += len(batch)
+        if count >= AT_ONCE:
+            yield pa.concat_batches(held)
+            held, count = [], 0
+    if held:
+        yield pa.concat_batches(held)
+
+
+def _chosen(rows: pa.RecordBatch, names: Collection[str], layers: bool | None) -> pa.RecordBatch:
+    """Rows of a journal with names that fit, in `_VALUES`."""
+    texts = rows["name"].dictionary_encode()
+    known = texts.dictionary.to_pylist()
+    fitting = [index for index, name in enumerate(known) if _fits(name, names)]
+    rows = pa.record_batch([rows[name] if name != "name" else texts for name in _VALUES.names], schema=_VALUES)
+    if len(fitting) < len(known):
+        rows = rows.filter(pc.is_in(texts.indices, pa.array(fitting, pa.int32())))
+    if layers is not None:
+        rows = rows.filter((pc.is_valid if layers else pc.is_null)(rows["layer"]))
+    return rows
+
+
+def _constant(index: int, texts: pa.Array, length: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(index, pa.int32()), length), texts)
+
+
+def _fits(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def named(rows: pa.Table, *patterns: str) -> pa.ChunkedArray:
+    """Which rows in long form have a name that fits one of some patterns, as those of file names."""
+    fitting = [name for name in pc.unique(rows["name"]).to_pylist() if _fits(name, patterns)]
+    return pc.is_in(rows["name"], pa.array(fitting, pa.utf8()))

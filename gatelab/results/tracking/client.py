@@ -1,0 +1,107 @@
+"""A study in MLflow: its experiment, its runs and what is written on them."""
+
+import json
+import math
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import ViewType
+from mlflow.tracking import MlflowClient
+
+from gatelab.results.store.layout import NotFound
+
+
+@dataclass
+class Run:
+    """A trial's run in MLflow."""
+
+    run_id: str
+    tags: dict[str, str]
+    latest: dict[str, float] = field(default_factory=dict)  # metric -> its value at the last step
+    described: bool = False  # whether its parameters and its dataset are there
+
+    @property
+    def of_model(self) -> dict[str, float]:
+        """The latest values of the whole model."""
+        return {name: value for name, value in self.latest.items() if not name.startswith("layer/")}
+
+    @property
+    def mirrored(self) -> int:
+        """All rows up to this step have been sent."""
+        return int(self.tags.get("gatelab.mirrored", "-1"))
+
+
+@dataclass
+class RunIndex:
+    """The runs of a study in a tracking store."""
+
+    client: MlflowClient
+    experiment_id: str
+    experiment_tags: dict[str, str]
+    study_run: Run | None
+    runs: dict[str, Run]  # by trial id
+
+    @classmethod
+    def open(cls, tracking_uri: str, study: str) -> "RunIndex":
+        """Look up a study. Raises NotFound if the store does not have it."""
+        database = tracking_uri.removeprefix("sqlite:///")
+        if database != tracking_uri and not Path(database).exists():
+            raise NotFound(f"no tracking store {tracking_uri}")  # where MLflow would create an empty one
+        client = MlflowClient(tracking_uri)
+        experiment = client.get_experiment_by_name(study)
+        if experiment is None:
+            raise NotFound(f"no MLflow experiment {study!r} in {tracking_uri}")
+        return cls._read(client, experiment.experiment_id, experiment.tags)
+
+    @classmethod
+    def open_or_create(cls, tracking_uri: str, study: str, artifacts: Path | None) -> "RunIndex":
+        """Look up a study, or create its experiment (a deleted one is brought back)."""
+        client = MlflowClient(tracking_uri)
+        experiment = client.get_experiment_by_name(study)
+        known: dict[str, str] = {} if experiment is None else experiment.tags
+        if experiment is None:
+            location = None if artifacts is None else (artifacts / study).as_uri()
+            # The kind decides which of MLflow's page layouts opens: runs and charts, not traces.
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            experiment_id = client.create_experiment(study, artifact_location=location, tags=tags)
+        else:
+            experiment_id = experiment.experiment_id
+            if experiment.lifecycle_stage == "deleted":
+                client.restore_experiment(experiment_id)
+        return cls._read(client, experiment_id, known)
+
+    @classmethod
+    def _read(cls, client: MlflowClient, experiment_id: str, tags: dict[str, str]) -> "RunIndex":
+        index = cls(client, experiment_id, dict(tags), None, {})
+        token = None
+        while True:
+            page = client.search_runs(
+                [experiment_id], run_view_type=ViewType.ACTIVE_ONLY, max_results=1000, page_token=token
+            )
+            for run in page:
+                if run.data.tags.get("gatelab.kind") == "study":
+                    index.study_run = Run(run.info.run_id, dict(run.data.tags))
+                elif trial := run.data.tags.get("gatelab.trial"):
+                    latest = {name: _from_store(value) for name, value in run.data.metrics.items()}
+                    described = bool(run.data.params and run.inputs and run.inputs.dataset_inputs)
+                    index.runs[trial] = Run(run.info.run_id, dict(run.data.tags), latest, described)
+            token = page.token
+            if not token:
+                return index
+
+    def study_record(self) -> dict[str, Any]:
+        """The record of the study, from its run's artifacts."""
+        if self.study_run is None:
+            raise NotFound(f"MLflow experiment {self.experiment_id} was not written by gatelab")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        path = self.client.download_artifacts(self.study_run.run_id, "study.json")
+        record: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        return record
+
+
+def _from_store(value: float) -> float:
+    """A value as it was recorded: MLflow's SQL stores keep infinities as the largest finite numbers."""
+    return math.copysign(math.inf, value) if abs(value) == sys.float_info.max else value

@@ -1,0 +1,272 @@
+"""Journals copied to MLflow: where results are gathered and read.
+
+One mirror per study writes. What it has sent is marked on each run (`gatelab.mirrored`), so that it can stop at any
+moment and go on later; a store that was away is caught up, and one that was deleted is rebuilt from the journals.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.tracking import MlflowClient
+
+from gatelab.results.store.journal import SCHEMA, JournalTail
+from gatelab.results.store.layout import PAGE, RunsFolder, TrialFolder, read_json
+from gatelab.results.store.metric_specs import is_mirrored
+from gatelab.results.store.runs import SUMMED_UP, evaluations, provenance, trial_state
+from gatelab.results.tracking.client import Run, RunIndex
+from gatelab.results.tracking.ui import (
+    COMPARISON,
+    DESCRIPTION_TAG,
+    VIEW_TAG,
+    dataset_input,
+    saved_view,
+    study_description,
+)
+
+BATCH = 1_000  # most metrics that MLflow takes at once
+
+
+BUCKETS = 1_000
+"""A metric recorded at more steps than this is thinned: of each of this many spans its extremes and its last value
+are sent, and a non-finite one if there is one. Journals keep every value."""
+
+
+OVER = ("finished", "diverged", "failed")
+
+
+FIGURES = (".png", ".svg", ".pdf")
+"""Suffixes of figures."""
+
+
+def kind_of(path: Path) -> str:
+    """The folder of artifacts that a file goes to."""
+    return "figures" if path.suffix in FIGURES else "report" if path.name == PAGE else "tables"
+
+
+class Mirror:
+    """Copies a study's journals to MLflow, call by call."""
+
+    def __init__(self, folder: RunsFolder, record: Mapping[str, Any], tracking_uri: str) -> None:
+        self._folder, self._record, self._uri = folder, record, tracking_uri
+        self._index: RunIndex | None = None
+        self._tails: dict[str, JournalTail] = {}
+        self._held: dict[str, pa.Table] = {}  # rows of a span that is not over
+        self._done: set[str] = set()
+
+    def sync(self) -> int:
+        """Send what is new; return the number of values sent. Raises what MLflow raises if the store is away."""
+        try:
+            if self._index is None:
+                self._index = self._connect()
+            return sum(self._sync_trial(self._index, trial) for trial in self._record["trials"])
+        except Exception:
+            # What was sent is on the runs; start over from there.
+            self._index = None
+            self._tails.clear()
+            self._held.clear()
+            self._done.clear()
+            raise
+
+    def add_files(self, paths: Iterable[Path]) -> None:
+        """Put files beside the study's record, figures, tables and pages each in a folder, and show the comparison.
+
+        Raises what MLflow raises.
+        """
+        if self._index is None:
+            self._index = self._connect()
+        client, study = self._index.client, self._index.study_run
+        assert study is not None
+        for path in paths:
+            client.log_artifact(study.run_id, str(path), kind_of(path))
+            if path.name == COMPARISON:
+                described = study_description(self._record, path.read_text(encoding="utf-8"))
+                client.set_tag(study.run_id, DESCRIPTION_TAG, described)
+
+    def add_verdicts(self, verdicts: Mapping[str, str]) -> None:
+        """Tag each trial with what the comparison says of its variant. Raises what MLflow raises."""
+        if self._index is None:
+            self._index = self._connect()
+        for trial in self._record["trials"]:
+            run, verdict = self._index.runs.get(trial["id"]), verdicts.get(trial["variant"])
+            if run is not None and verdict is not None and run.tags.get("gatelab.verdict") != verdict:
+                self._index.client.set_tag(run.run_id, "gatelab.verdict", verdict)
+                run.tags["gatelab.verdict"] = verdict
+
+    def _connect(self) -> RunIndex:
+        # A server knows where its artifacts go; a database does not.
+        served = self._uri.startswith(("http://", "https://"))
+        index = RunIndex.open_or_create(self._uri, self._record["name"], None if served else self._folder.artifacts)
+        if index.study_run is None:
+            tags = {"gatelab.kind": "study", DESCRIPTION_TAG: study_description(self._record)}
+            run = index.client.create_run(index.experiment_id, tags=tags, run_name=f"study {self._record['name']}")
+            index.study_run = Run(run.info.run_id, tags)
+            index.client.set_terminated(run.info.run_id)
+        known = index.study_run.tags.get("gatelab.study_hash")
+        if known != self._record["hash"] or VIEW_TAG not in index.experiment_tags:
+            # Only then: what people have since made of the view or the description stays.
+            index.client.set_experiment_tag(index.experiment_id, VIEW_TAG, saved_view(self._record))
+            index.client.set_experiment_tag(index.experiment_id, DESCRIPTION_TAG, study_description(self._record))
+            index.client.set_tag(index.study_run.run_id, "gatelab.study_hash", self._record["hash"])
+        index.client.log_dict(index.study_run.run_id, dict(self._record), "study.json")
+        return index
+
+    def _sync_trial(self, index: RunIndex, trial: Mapping[str, Any]) -> int:
+        trial_id = trial["id"]
+        files = self._folder.trial(trial_id)
+        if trial_id in self._done:
+            return 0
+        # The state is read first: once it is over, the journal is complete.
+        outcome = trial_state(files)
+        if outcome["status"] == "waiting":
+            return 0
+        over = outcome["status"] in OVER
+        run = index.runs.get(trial_id)
+        if run is None:
+            run = index.runs[trial_id] = self._create_run(index, trial)
+        if not run.described:
+            self._describe(index.client, run, trial)
+        tail = self._tails.setdefault(trial_id, JournalTail(files.journal))
+        rows = pa.concat_tables([self._held.get(trial_id, SCHEMA.empty_table()), tail.read()])
+        span = max(1, math.ceil(self._record["variants"][trial["variant"]]["steps"] / BUCKETS))
+        last = int(rows["step"][-1].as_py()) if len(rows) else max(run.mirrored, 0)
+        upto = last if over else last // span * span
+        steps = rows["step"].to_numpy()
+        self._held[trial_id] = rows.slice(int(np.searchsorted(steps, upto, side="right")))
+        sent = self._send(index.client, run, rows.slice(0, len(rows) - len(self._held[trial_id])), span, upto)
+        self._update(index.client, run, {"step": last, **outcome}, provenance(files))
+        if outcome["status"] in SUMMED_UP:  # one that failed may be tried again
+            sent += self._send_evaluations(index.client, run, files, outcome)
+            self._done.add(trial_id)
+            del self._tails[trial_id], self._held[trial_id]
+        return sent
+
+    def _create_run(self, index: RunIndex, trial: Mapping[str, Any]) -> Run:
+        files = self._folder.trial(trial["id"])
+        description = read_json(files.description) or {}
+        attempts = description.get("attempts") or [{"started": 0}]
+        tags = {
+            "gatelab.trial": trial["id"],
+            "gatelab.study": self._record["name"],
+            "gatelab.variant": trial["variant"],
+            "gatelab.seed": str(trial["seed"]),
+            "gatelab.outcome": "running",
+            "gatelab.step": "0",
+            "gatelab.config": json.dumps(description.get("config", {}))[:8000],
+            "gatelab.provenance": json.dumps(provenance(files)),
+        }
+        run = index.client.create_run(
+            index.experiment_id,
+            start_time=int(attempts[0]["started"] * 1000) or None,
+            tags=tags,
+            run_name=f"{trial['variant']}, seed={trial['seed']}",
+        )
+        return Run(run.info.run_id, tags)
+
+    def _describe(self, client: MlflowClient, run: Run, trial: Mapping[str, Any]) -> None:
+        """Give a run its parameters and what it trains on."""
+        variant = self._record["variants"][trial["variant"]]
+        params = {
+            **variant["levels"],
+            "seed": trial["seed"],
+            "variant": trial["variant"],
+            "parameters": variant["parameters"],
+            "flops_per_token": variant["flops_per_token"],
+        }
+        client.log_batch(run.run_id, params=[Param(name, str(value)) for name, value in params.items()])
+        description = read_json(self._folder.trial(trial["id"]).description) or {}
+        identity = next((a["provenance"].get("data") for a in reversed(description.get("attempts", []))), None)
+        if identity:
+            source = description.get("config", {}).get("data", {}).get("source", "")
+            client.log_inputs(run.run_id, datasets=[dataset_input(self._folder.data, identity, source)])
+        run.described = True
+
+    def _send(self, client: MlflowClient, run: Run, rows: pa.Table, span: int, upto: int) -> int:
+        metrics = [metric for metric in thin(_mirrored(rows), span) if metric.step > run.mirrored]
+        for start in range(0, len(metrics), BATCH):
+            client.log_batch(run.run_id, metrics=metrics[start : start + BATCH])
+        if upto > run.mirrored:
+            run.tags["gatelab.mirrored"] = str(upto)
+            client.set_tag(run.run_id, "gatelab.mirrored", str(upto))
+        return len(metrics)
+
+    def _send_evaluations(self, client: MlflowClient, run: Run, files: TrialFolder, outcome: Mapping[str, Any]) -> int:
+        """Send what was measured after training and is not on the run yet."""
+        found = {name: value for name, value in evaluations(files).items() if is_mirrored(name, None)}
+        new = {name: value for name, value in found.items() if not _same(run.latest.get(name), value)}
+        now = time.time_ns() // 1_000_000
+        for start in range(0, len(new), BATCH):
+            part = list(new.items())[start : start + BATCH]
+            metrics = [Metric(name, value, now, outcome["step"]) for name, value in part]
+            client.log_batch(run.run_id, metrics=metrics)
+        run.latest |= new
+        return len(new)
+
+    def _update(self, client: MlflowClient, run: Run, outcome: Mapping[str, Any], origin: Mapping[str, str]) -> None:
+        """Bring what a run says of its trial up to date."""
+        status = outcome["status"]
+        tags = {
+            "gatelab.outcome": status,
+            "gatelab.step": str(outcome["step"]),
+            "gatelab.provenance": json.dumps(origin),
+        }
+        reason = str(outcome.get("reason", ""))[:8000]
+        if reason or "gatelab.reason" in run.tags:
+            tags |= {"gatelab.reason": reason, DESCRIPTION_TAG: reason}
+        changed = {name: value for name, value in tags.items() if run.tags.get(name) != value}
+        if not changed:
+            return
+        now = int(outcome.get("ended", 0) * 1000)
+        metrics = [
+            Metric(name, value, now, outcome["step"])
+            for name, value in outcome.get("metrics", {}).items()
+            if name.startswith(("train/", "memory/"))  # the journal has the others, at its last step
+        ]
+        client.log_batch(run.run_id, metrics=metrics, tags=[RunTag(*item) for item in changed.items()])
+        if "gatelab.outcome" in changed and status in OVER:
+            client.set_terminated(run.run_id, "FAILED" if status == "failed" else "FINISHED", end_time=now)
+        elif "gatelab.outcome" in changed:
+            client.update_run(run.run_id, "RUNNING" if status == "running" else "KILLED")
+        run.tags |= changed
+
+
+def _mirrored(rows: pa.Table) -> pa.Table:
+    """The rows of a journal that MLflow gets."""
+    wanted = [
+        is_mirrored(name, layer)
+        for name, layer in zip(rows["name"].to_pylist(), rows["layer"].to_pylist(), strict=True)
+    ]
+    return rows.filter(pa.array(wanted, pa.bool_()))
+
+
+def _same(one: float | None, other: float) -> bool:
+    return one is not None and (one == other or (math.isnan(one) and math.isnan(other)))
+
+
+def thin(rows: pa.Table, span: int) -> list[Metric]:
+    """Rows of a journal as MLflow metrics; of a metric with several values in a span of steps only the extremes,
+    the last and the first non-finite one. Metrics of a layer are named layer/NN/name."""
+    steps, values = rows["step"].to_numpy(), rows["value"].to_numpy()
+    times = rows["time"].cast(pa.int64()).to_numpy()
+    names = [
+        name if layer is None else f"layer/{layer:02d}/{name}"
+        for name, layer in zip(rows["name"].to_pylist(), rows["layer"].to_pylist(), strict=True)
+    ]
+    groups: dict[tuple[str, int], list[int]] = {}
+    for row, name in enumerate(names):
+        groups.setdefault((name, (int(steps[row]) - 1) // span), []).append(row)
+    kept: set[int] = set()
+    for members in groups.values():
+        kept.add(members[-1])
+        finite = [row for row in members if math.isfinite(values[row])]
+        if finite:
+            kept |= {min(finite, key=lambda row: values[row]), max(finite, key=lambda row: values[row])}
+        if len(finite) < len(members):
+            kept.add(next(row for row in members if not math.isfinite(values[row])))
+    return [Metric(names[row], float(values[row]), int(times[row]), int(steps[row])) for row in sorted(kept)]

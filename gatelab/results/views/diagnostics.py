@@ -1,0 +1,211 @@
+"""What attention and gates do, as a table and figures by layer, over training and by position."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from gatelab.results.analyses.comparison import Comparison
+from gatelab.results.analyses.curves import Variants, curves_by_seed
+from gatelab.results.analyses.diagnostics import FLOORS, GATE_PANELS, LAYER_PANELS, TRAINING_PANELS, NoDiagnostics
+from gatelab.results.statistics.series import Curve, differences_to_baselines
+from gatelab.results.store.metric_specs import measure, with_unit
+from gatelab.results.store.metrics import named
+from gatelab.results.views.comparison import measures_grid
+from gatelab.results.views.style import draw_curves, legend_below, panels, tidy
+from gatelab.results.views.table import Grid
+
+
+def plot_by_layer(metrics: pa.Table, variants: Variants, title: str) -> Figure:
+    """Each measure by layer, at each trial's last evaluation. Raises NoDiagnostics."""
+    last = _at_last_step(_of_diagnostics(metrics, layers=True))
+    whole = _of_diagnostics(metrics, layers=False)
+    names = [*LAYER_PANELS, *_gate_panels(last), *(f"weight_norm/gate_{position}" for position in _positions(last))]
+
+    def draw(axes: Axes, name: str) -> None:
+        _draw_variants(axes, name, last, variants, "layer", marker="o")
+        _draw_floor(axes, name, whole)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    return panels(names, draw, "layer (the first is 0)", title)
+
+
+def plot_over_training(metrics: pa.Table, variants: Variants, title: str) -> Figure:
+    """Each measure of the whole model over training. Raises NoDiagnostics."""
+    whole = _of_diagnostics(metrics, layers=False)
+    names = [*TRAINING_PANELS, *_gate_panels(whole)]
+
+    def draw(axes: Axes, name: str) -> None:
+        _draw_variants(axes, name, whole, variants, "step", marker="o")
+        _draw_floor(axes, name, whole)
+
+    return panels(names, draw, "step", title)
+
+
+def plot_gates(metrics: pa.Table, variants: Variants, title: str) -> Figure | None:
+    """Distributions of gate scores by layer, a panel for each gate, at the last evaluation. None without gates."""
+    last = _at_last_step(metrics.filter(named(metrics, "histogram/gate/*")))
+    shares = {
+        (variant, position): histogram
+        for variant in variants
+        for position, histogram in _histograms(last.filter(pc.equal(last["variant"], variant))).items()
+    }
+    if not shares:
+        return None
+    columns = min(3, len(shares))
+    rows = -(-len(shares) // columns)
+    figure = Figure(figsize=(2.9 * columns + 0.8, 2.3 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    most = max(float(histogram.max()) for histogram in shares.values())
+    for axes, ((variant, position), histogram) in zip(grid.flat, shares.items(), strict=False):
+        image = axes.imshow(
+            histogram,
+            origin="lower",
+            aspect="auto",
+            extent=(0, 1, -0.5, len(histogram) - 0.5),
+            vmin=0,
+            vmax=most,
+            cmap="viridis",
+        )
+        axes.set_title(f"{variant}\ngate/{position}", fontsize=8)
+        axes.set_xlabel("score", fontsize=8)
+        axes.set_ylabel("layer", fontsize=8)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.tick_params(labelsize=8)
+    for axes in list(grid.flat)[len(shares) :]:
+        axes.set_visible(False)
+    figure.colorbar(image, ax=list(grid.flat), label="share of scores", shrink=0.9)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def plot_by_position(metrics: pa.Table, variants: Variants, title: str) -> Figure:
+    """Loss by the number of tokens that a prediction sees, at the last evaluation, and below it the paired difference.
+
+    Raises NoDiagnostics.
+    """
+    rows = _at_last_step(metrics.filter(named(metrics, "validation/position/*")))
+    if not len(rows):
+        raise NoDiagnostics("no trial has been evaluated yet")
+    seen = [float(np.sqrt(np.prod(_bounds(name)))) for name in rows["name"].to_pylist()]
+    rows = rows.append_column("seen", pa.array(seen)).sort_by("seen")
+    curves = {variant: curves_by_seed(rows.filter(pc.equal(rows["variant"], variant)), "seen") for variant in variants}
+    differences = differences_to_baselines(curves, variants)
+    compared = any(differences.values())
+    figure = Figure(figsize=(6.5, 5.4 if compared else 3.4), layout="constrained")
+    grid = figure.subplots(1 + compared, 1, sharex=True, squeeze=False)[:, 0]
+    parts: list[tuple[Mapping[str, Mapping[int, Curve]], str]] = [(curves, "validation loss")]
+    if compared:
+        parts.append((differences, "difference\nto baseline"))
+        grid[1].axhline(0, color="#555555", linewidth=0.8)
+    for axes, (own, label) in zip(grid, parts, strict=True):
+        for index, variant in enumerate(variants):
+            draw_curves(axes, index, own.get(variant, {}), variant, marker="o")
+        axes.set_xscale("log", base=2)
+        axes.set_ylabel(f"{label} [nats/token]")
+        tidy(axes)
+    grid[0].set_title(title, fontsize=10)
+    handles, labels = grid[0].get_legend_handles_labels()
+    legend_below(figure, dict(zip(labels, handles, strict=True)))
+    grid[-1].set_xlabel("tokens that the prediction sees")
+    figure.align_ylabels()
+    return figure
+
+
+def diagnosis_grid(comparisons: Sequence[Comparison], runs: pa.Table) -> Grid:
+    """Diagnostics for people: of each measure every variant that has it, with its difference to the baseline."""
+    notes = ["Of each trial's last evaluation, the mean over layers (attention/max_logit: the largest)."]
+    if lengths := _values(runs, "attention/sequence_length"):
+        notes.append(f"Sequences of {lengths} tokens.")
+    floors = [f"{name} {values}" for name, floor in FLOORS.items() if (values := _values(runs, floor))]
+    if floors:
+        notes.append(f"Attention uniform over the past would show: {', '.join(floors)}.")
+    return measures_grid("diagnostics", comparisons, notes)
+
+
+def _values(runs: pa.Table, name: str) -> str:
+    """The different values of a metric, for people."""
+    known = runs[name].to_pylist() if name in runs.column_names else []
+    return " or ".join(f"{value:.4g}" for value in sorted({value for value in known if value is not None}))
+
+
+def _of_diagnostics(metrics: pa.Table, layers: bool) -> pa.Table:
+    """The rows of layers, or of the whole model. Raises NoDiagnostics if no trial was measured."""
+    of_autopsies = named(metrics, "autopsy/*")  # of no evaluation
+    rows = metrics.filter(pc.and_not((pc.is_valid if layers else pc.is_null)(metrics["layer"]), of_autopsies))
+    if not pc.any(pc.equal(rows["name"], "attention/entropy")).as_py():
+        raise NoDiagnostics("no trial has recorded diagnostics yet, or evaluation.diagnostic_tokens is 0")
+    return rows
+
+
+def _at_last_step(rows: pa.Table) -> pa.Table:
+    """Of each trial, the rows of its last evaluation."""
+    last = rows.group_by("trial").aggregate([("step", "max")])
+    joined = rows.join(last, "trial", join_type="inner")
+    return joined.filter(pc.equal(joined["step"], joined["step_max"])).drop_columns("step_max")
+
+
+def _positions(rows: pa.Table) -> list[str]:
+    """Positions at which some trial has a gate."""
+    names = pc.unique(rows["name"]).to_pylist()
+    return sorted({match[1] for name in names if (match := re.fullmatch(r"gate/(\w+)/mean", name))})
+
+
+def _gate_panels(rows: pa.Table) -> list[str]:
+    return [f"gate/{position}/{kind}" for position in _positions(rows) for kind in GATE_PANELS]
+
+
+def _draw_variants(axes: Axes, name: str, rows: pa.Table, variants: Variants, abscissa: str, marker: str = "") -> None:
+    mine = rows.filter(pc.equal(rows["name"], name)).sort_by(abscissa)
+    for index, variant in enumerate(variants):
+        curves = curves_by_seed(mine.filter(pc.equal(mine["variant"], variant)), abscissa)
+        draw_curves(axes, index, curves, variant, marker)
+    axes.set_title(with_unit(name), fontsize=8)
+    if measure(name).logarithmic and len(mine):
+        least, most = (bound(mine["value"]).as_py() for bound in (pc.min, pc.max))
+        if 0 < 10 * least < most:
+            axes.set_yscale("log")
+
+
+def _draw_floor(axes: Axes, name: str, whole: pa.Table) -> None:
+    """What uniform attention shows, where the measure has such a floor."""
+    if name in FLOORS:
+        for value in pc.unique(whole.filter(pc.equal(whole["name"], FLOORS[name]))["value"]).to_pylist():
+            axes.axhline(value, color="#555555", linestyle=":", linewidth=1, label="uniform attention")
+
+
+def _histograms(rows: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
+    """`[layers, bins]` shares of scores of each gate, mean over seeds, by position."""
+    mean = rows.group_by(["name", "layer"]).aggregate([("value", "mean")])
+    cells: dict[str, dict[tuple[int, int], float]] = {}
+    for entry in mean.to_pylist():
+        _, _, position, index = entry["name"].split("/")
+        cells.setdefault(position, {})[entry["layer"], int(index)] = entry["value_mean"]
+    found = {}
+    for position, values in sorted(cells.items()):  # Arrow keeps no order of groups
+        layers, bins = (1 + max(key[axis] for key in values) for axis in (0, 1))
+        found[position] = np.array(
+            [[values.get((layer, index), 0.0) for index in range(bins)] for layer in range(layers)]
+        )
+    return found
+
+
+def _bounds(name: str) -> tuple[int, int]:
+    """4 and 7 of …/position/00004-00007."""
+    first, last = name.rpartition("/")[2].split("-")
+    return int(first), int(last)
+
+
+FIGURES = {
+    "diagnostics-layers": plot_by_layer,
+    "diagnostics-training": plot_over_training,
+    "diagnostics-gates": plot_gates,
+    "loss-by-position": plot_by_position,
+}
+"""Name of a file -> how its figure is drawn."""

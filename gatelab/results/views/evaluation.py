@@ -1,0 +1,95 @@
+"""Evaluations after training, as figures: losses by length and position, retrieval."""
+
+import re
+from collections.abc import Callable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gatelab.results.analyses.curves import Variants, curves_by_seed
+from gatelab.results.store.metric_specs import measure
+from gatelab.results.views.style import draw_curves, panels
+
+LENGTH = re.compile(r"length/(?P<length>\d+)/(?P<rope>[^/]+)/loss")
+
+
+POSITION = re.compile(r"length/(?P<length>\d+)/(?P<rope>[^/]+)/position/(?P<first>\d+)-(?P<last>\d+)")
+
+
+RETRIEVAL = re.compile(r"retrieval/(?P<length>\d+)/(?P<rope>[^/]+)/(?P<task>[^/]+)/(?P<score>accuracy|gain)")
+
+
+def plot_by_length(rows: pa.Table, variants: Variants, title: str) -> Figure | None:
+    """Loss against the length of the sequence, a panel for each RoPE."""
+
+    def place(match: re.Match[str]) -> tuple[str, float]:
+        return f"loss, {match['rope']}", float(match["length"])
+
+    return _plot(rows, variants, LENGTH, place, "tokens in a sequence", title)
+
+
+def plot_by_position(rows: pa.Table, variants: Variants, title: str) -> Figure | None:
+    """Loss against the number of tokens that a prediction sees, in the longest sequences, a panel for each RoPE."""
+    lengths = [match["length"] for name in rows["name"].to_pylist() if (match := POSITION.fullmatch(name))]
+    longest = max(lengths, key=int, default="")
+
+    def place(match: re.Match[str]) -> tuple[str, float] | None:
+        seen = float(int(match["first"]) * int(match["last"])) ** 0.5
+        return (f"loss, {match['rope']}", seen) if match["length"] == longest else None
+
+    return _plot(rows, variants, POSITION, place, "tokens that the prediction sees", title)
+
+
+def plot_retrieval(rows: pa.Table, variants: Variants, title: str) -> Figure | None:
+    """Gain and, where there is any, accuracy of synthetic tasks against the length: a row of panels for each task."""
+    values = zip(rows["name"].to_pylist(), rows["value"].to_pylist(), strict=True)
+    matches = [(match, value) for name, value in values if (match := RETRIEVAL.fullmatch(name))]
+    scored = any(value and match["score"] == "accuracy" for match, value in matches)
+    ropes = {match["rope"] for match, _ in matches}
+
+    def place(match: re.Match[str]) -> tuple[str, float] | None:
+        shown = match["score"] == "gain" or scored
+        return (f"{match['task']}/{match['score']}, {match['rope']}", float(match["length"])) if shown else None
+
+    columns = len(ropes) * (2 if scored else 1)
+    return _plot(rows, variants, RETRIEVAL, place, "tokens in a sequence", title, columns)
+
+
+def _plot(
+    rows: pa.Table,
+    variants: Variants,
+    pattern: re.Pattern[str],
+    place: Callable[[re.Match[str]], tuple[str, float] | None],
+    label: str,
+    title: str,
+    columns: int = 3,
+) -> Figure | None:
+    """Curves of the metrics that have the pattern, at the panel and abscissa of `place`; None where there are none."""
+    matches = [pattern.fullmatch(name) for name in rows["name"].to_pylist()]
+    places = [None if match is None else place(match) for match in matches]
+    found = rows.append_column("panel", pa.array([at and at[0] for at in places], pa.utf8()))
+    found = found.append_column("at", pa.array([at and at[1] for at in places], pa.float64()))
+    found = found.filter(pc.is_valid(found["at"])).sort_by("at")
+    if not len(found):
+        return None
+    units = {row["panel"]: measure(row["name"]).unit for row in found.select(["panel", "name"]).to_pylist()}
+
+    def draw(axes: Axes, panel: str) -> None:
+        mine = found.filter(pc.equal(found["panel"], panel))
+        for index, variant in enumerate(variants):
+            curves = curves_by_seed(mine.filter(pc.equal(mine["variant"], variant)), "at")
+            draw_curves(axes, index, curves, variant, marker="o")
+        axes.set_title(f"{panel} [{units[panel]}]", fontsize=8)
+        axes.set_xscale("log", base=2)
+
+    return panels(sorted(units), draw, label, title, columns)
+
+
+FIGURES = {
+    "loss-by-length": plot_by_length,
+    "loss-by-position-beyond": plot_by_position,
+    "retrieval": plot_retrieval,
+}
+"""Name of a file -> how its figure is drawn."""

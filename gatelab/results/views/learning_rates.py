@@ -1,0 +1,274 @@
+"""What a learning-rate search found, for people and programs: a table, JSON, and the plot of loss against rate."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gatelab.results.analyses.curves import curves_by_seed
+from gatelab.results.analyses.learning_rates import LOSS, OPTIMUM, RATE, STABLE, UPPER, Arm, Quantity, Tolerance
+from gatelab.results.statistics.paired import Interval
+from gatelab.results.store.metric_specs import measure, with_unit
+from gatelab.results.store.runs import AXIS, arm_of
+from gatelab.results.views.style import draw_curves, legend_below, line_style, panels, tidy
+from gatelab.results.views.table import Column, Grid, finite
+
+SHOWN = 3  # margins above the worst arm's best loss that the lower panel shows
+
+
+BY_RATE = ("attention/max_logit", "activation/ffn_residual", "attention/first_token_share", "train/gradient_spikes")
+"""Measures of a trial that are drawn against its learning rate."""
+
+
+def tolerance_grid(found: Tolerance) -> Grid:
+    """A row for each property, a column for each arm; beneath each value its difference to the baseline."""
+    arms = sorted(found.arms, key=lambda arm: arm.sweep.arm != arm.sweep.baseline)
+    rows = []
+    for first in arms[0].quantities:
+        quantities = [arm.quantity(first.name) for arm in arms]
+        unit = "" if first.is_rate else f" [{first.unit}]"
+        rows.append((first.name + unit, *(_value(quantity) for quantity in quantities)))
+        if any(quantity.delta is not None and quantity.delta.n for quantity in quantities):
+            change = "  × baseline" if first.is_rate else "  Δ to baseline"
+            rows.append((change, *(_difference(quantity) for quantity in quantities)))
+    rows.append(("first not stable", *(_rate(arm.first_unstable) for arm in arms)))
+    rows.append(("tried at, from", *(f"{arm.sweep.rates[0]:g} to {arm.sweep.rates[-1]:g}" for arm in arms)))
+    rows.append(("trials, diverged", *(f"{arm.sweep.losses.size}, {arm.sweep.diverged}" for arm in arms)))
+    window = f"{found.window[0]:g} to {found.window[-1]:g}"
+    notes = [
+        "Mean over seeds [95 % t-interval]; learning rates: geometric mean. Differences are paired by seed; * the "
+        "interval does not hold 0 (or × 1), which it misses once in twenty by chance. ≥, ≤: only a bound, of at least "
+        "one seed: the learning rates that were tried do not hold it.",
+        f"S (arXiv 2309.14322): mean over {len(found.window)} learning rates, {window}, of min(loss, initial loss) "
+        "less the best; centred: over as many around the arm's own best. Diverged trials count with the initial loss.",
+        f"Edges: where the loss exceeds a seed's best by {found.margin:.0%}. Stable: finished below the initial loss.",
+        *(["† a single seed: no interval."] if any(len(arm.sweep.seeds) == 1 for arm in arms) else []),
+        *(note for arm in arms for note in arm.notes),
+        *found.notes,
+    ]
+    columns = (Column("property"), *(Column(arm.sweep.arm, numeric=True) for arm in arms))
+    return Grid(f"{found.study}: learning rates", columns, tuple(rows), (False,) * len(rows), tuple(notes))
+
+
+def _value(quantity: Quantity) -> str:
+    interval, bound = quantity.interval, quantity.bound
+    if interval.n == 0:
+        return "–"
+    if (quantity.name, quantity.unit) == STABLE:
+        least = min(quantity.by_seed.values(), key=lambda own: own.value)
+        return f"{least.bound} {_rate(10**least.value)}".strip()
+    mean = _number(quantity, interval.mean)
+    if bound:
+        return f"{'' if bound == '?' else bound} {mean}".strip() + (" (bounds of both kinds)" if bound == "?" else "")
+    if interval.n == 1:
+        return f"{mean} †"
+    return f"{mean} [{_number(quantity, interval.low)}, {_number(quantity, interval.high)}]"
+
+
+def _number(quantity: Quantity, value: float) -> str:
+    if quantity.is_rate:
+        return _rate(10**value)
+    return f"{value:.2f}" if quantity.unit == "decades" else f"{value:.4f}"
+
+
+def _rate(rate: float | None) -> str:
+    return "–" if rate is None else f"{rate:.3g}"
+
+
+def _difference(quantity: Quantity) -> str:
+    delta = quantity.delta
+    if delta is None or delta.n == 0:
+        return "–"
+    if quantity.is_rate:
+        mean, low, high = (f"×{10**value:.3g}" for value in (delta.mean, delta.low, delta.high))
+    else:
+        digits = 2 if quantity.unit == "decades" else 4
+        mean, low, high = (f"{value:+.{digits}f}" for value in (delta.mean, delta.low, delta.high))
+    if delta.n == 1:
+        return mean
+    return f"{mean} [{low}, {high}]" + ("*" if decided(delta) else "")
+
+
+def decided(delta: Interval) -> bool:
+    """Whether an interval does not hold 0."""
+    return delta.low > 0 or delta.high < 0
+
+
+def tolerance_dict(found: Tolerance) -> dict[str, Any]:
+    """All of it as JSON values: learning rates as such, their differences in decades, numbers that do not exist as
+    None."""
+    whole: dict[str, Any] = finite(
+        {
+            "study": found.study,
+            "study_hash": found.study_hash,
+            "window": list(found.window),
+            "margin": found.margin,
+            "arms": [_arm_dict(arm) for arm in found.arms],
+            "notes": list(found.notes),
+        }
+    )
+    return whole
+
+
+def _arm_dict(arm: Arm) -> dict[str, Any]:
+    sweep = arm.sweep
+    return {
+        "arm": sweep.arm,
+        "baseline": sweep.baseline,
+        "best_rate": arm.best_rate,
+        "first_unstable": arm.first_unstable,
+        "diverged": sweep.diverged,
+        "quantities": [_quantity_dict(quantity) for quantity in arm.quantities],
+        "rates": sweep.rates.tolist(),
+        "seeds": list(sweep.seeds),
+        "losses": sweep.losses.tolist(),
+        "stable": sweep.stable.tolist(),
+        "notes": list(arm.notes),
+    }
+
+
+def _quantity_dict(quantity: Quantity) -> dict[str, Any]:
+    def plain(value: float) -> float:
+        return 10**value if quantity.is_rate else value
+
+    interval = quantity.interval
+    return {
+        "name": quantity.name,
+        "unit": "" if quantity.is_rate else quantity.unit,
+        "mean": plain(interval.mean),
+        "low": None if quantity.bound else plain(interval.low),
+        "high": None if quantity.bound else plain(interval.high),
+        "bound": quantity.bound,
+        "by_seed": {str(seed): [plain(own.value), own.bound] for seed, own in quantity.by_seed.items()},
+        "difference": None if quantity.delta is None else vars(quantity.delta),
+        "difference_unit": "decades" if quantity.is_rate else quantity.unit,
+    }
+
+
+def tolerance_json(found: Tolerance) -> str:
+    """The same as text."""
+    return json.dumps(tolerance_dict(found), indent=1)
+
+
+def tolerance_csv(found: Tolerance) -> str:
+    """Every trial, for spreadsheets: arm, learning rate, seed, loss (at most the initial one), whether stable."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["arm", "learning_rate", "seed", "loss", "stable"])
+    for arm in found.arms:
+        sweep = arm.sweep
+        for row, seed in enumerate(sweep.seeds):
+            for rate, loss, stable in zip(sweep.rates, sweep.losses[row], sweep.stable[row], strict=True):
+                known = math.isfinite(loss)
+                writer.writerow([sweep.arm, f"{rate:g}", seed, loss if known else "", stable if known else ""])
+    return text.getvalue()
+
+
+def plot_tolerance(found: Tolerance) -> Figure:
+    """Loss against learning rate: all of it above, and below what is near the best, with optimum and upper edge."""
+    figure = Figure(figsize=(6.5, 6.6), layout="constrained")
+    whole, near = figure.subplots(2, 1, sharex=True, height_ratios=[2, 3])
+    for index, arm in enumerate(found.arms):
+        for axes in (whole, near):
+            _draw_arm(axes, index, arm)
+    for index, arm in enumerate(found.arms):
+        _mark(near, index, arm, found.margin)
+    whole.axvspan(found.window[0], found.window[-1], color="#000000", alpha=0.04, linewidth=0)
+    lowest = [float(arm.sweep.mean[arm.sweep.complete].min()) for arm in found.arms if arm.best_rate is not None]
+    if lowest and min(lowest) < max(float(np.nanmax(arm.sweep.losses)) for arm in found.arms if arm.best_rate):
+        near.set_ylim(min(lowest) * (1 - found.margin), max(lowest) * (1 + SHOWN * found.margin))
+    whole.set_xscale("log")
+    tried = np.concatenate([arm.sweep.rates for arm in found.arms])
+    whole.set_xlim(tried.min() / 1.5, tried.max() * 1.5)
+    whole.set_ylabel("validation loss\n[nats/token]")
+    near.set_ylabel("validation loss [nats/token]")
+    near.set_xlabel("learning rate (peak of the schedule)")
+    figure.suptitle(found.study, fontsize=10)
+    whole.set_title("mean over seeds (band: their range; grey: the window of S; ×: not stable)", fontsize=8)
+    near.set_title(
+        f"near the best (●: optimum with its 95 % interval; |: where the loss exceeds the best by {found.margin:.0%})",
+        fontsize=8,
+    )
+    for axes in (whole, near):
+        tidy(axes)
+    handles, labels = whole.get_legend_handles_labels()
+    legend_below(figure, dict(zip(labels, handles, strict=True)))
+    figure.align_ylabels()
+    return figure
+
+
+def plot_by_rate(runs: pa.Table, title: str) -> Figure | None:
+    """What training at each learning rate does to attention, activations and gradients, of the trials that finished.
+
+    None if they recorded none of it.
+    """
+    names = [name for name in BY_RATE if name in runs.column_names]
+    trials = [trial for trial in runs.to_pylist() if trial["outcome"] == "finished"]
+    arms = list(dict.fromkeys(arm_of(trial, [RATE]) for trial in trials))
+    if not names or not trials:
+        return None
+
+    def draw(axes: Axes, name: str) -> None:
+        for index, arm in enumerate(arms):
+            own = sorted((t for t in trials if arm_of(t, [RATE]) == arm), key=lambda t: float(t[AXIS + RATE]))
+            columns = {
+                "seed": [trial["seed"] for trial in own],
+                "rate": [float(trial[AXIS + RATE]) for trial in own],
+                "value": pa.array([trial[name] for trial in own], pa.float64(), from_pandas=True),
+            }
+            draw_curves(axes, index, curves_by_seed(pa.table(columns), "rate"), arm, marker="o")
+        axes.set_title(with_unit(name), fontsize=8)
+        axes.set_xscale("log")
+        if measure(name).logarithmic:
+            axes.set_yscale("log")
+
+    return panels(names, draw, "learning rate", title, columns=2)
+
+
+def _draw_arm(axes: Axes, index: int, arm: Arm) -> None:
+    sweep = arm.sweep
+    curves = {
+        seed: (sweep.rates[known], losses[known])
+        for seed, losses in zip(sweep.seeds, sweep.losses, strict=True)
+        if (known := np.isfinite(losses)).any()
+    }
+    draw_curves(axes, index, curves, sweep.arm, marker="o")
+    unstable = sweep.complete & ~np.all(sweep.stable, axis=0)
+    colour = line_style(index)["color"]
+    axes.plot(sweep.rates[unstable], sweep.mean[unstable], "x", color=colour, markersize=6)
+
+
+def _mark(axes: Axes, index: int, arm: Arm, margin: float) -> None:
+    """The optimum with its interval, and the upper edge, of one arm."""
+    colour = line_style(index)["color"]
+    best, loss, upper = (arm.quantity(name) for name, _ in (OPTIMUM, LOSS, UPPER))
+    if not loss.by_seed or not best.by_seed:
+        return
+    height = loss.interval.mean
+    if not best.bound:
+        axes.plot(10**best.interval.mean, height, "o", color=colour, markersize=7, markeredgecolor="white")
+        if best.interval.n > 1:
+            axes.plot(
+                10 ** np.array([best.interval.low, best.interval.high]), [height] * 2, color=colour, linewidth=2.5
+            )
+    if not upper.bound:
+        axes.plot(10**upper.interval.mean, height * (1 + margin), "|", color=colour, markersize=16, markeredgewidth=2)
+
+
+def summary(found: Tolerance) -> Iterator[str]:
+    """A sentence for each arm that is compared: what of its differences the seeds decide."""
+    for arm in found.arms:
+        told = [
+            f"{quantity.name} {_difference(quantity)}"
+            for quantity in arm.quantities
+            if quantity.delta is not None and quantity.delta.n > 1 and decided(quantity.delta)
+        ]
+        if arm.sweep.baseline not in (None, arm.sweep.arm):
+            yield f"{arm.sweep.arm} against {arm.sweep.baseline}: {'; '.join(told) or 'nothing is decided'}"

@@ -1,0 +1,248 @@
+"""The journal is the truth: what was committed is read back exactly, whatever happens to the process or the disk."""
+
+import math
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gatelab.results.store.journal import SCHEMA, Journal, JournalTail, continue_from, read_journal
+
+Rows = list[tuple[int, int | None, str, float]]
+
+VALUES = st.floats(width=64) | st.sampled_from([math.nan, math.inf, -math.inf, -0.0, 5e-324])
+RECORDS = st.lists(
+    st.tuples(st.none() | st.integers(0, 300), st.dictionaries(st.text(min_size=1), VALUES, min_size=1, max_size=3)),
+    min_size=1,
+    max_size=3,
+)
+STEPS = st.lists(st.tuples(st.integers(1, 5), RECORDS, st.booleans()), max_size=8)  # later by, what, commit after it
+
+
+def rows_of(table: pa.Table) -> Rows:
+    """Without the times."""
+    return [(row["step"], row["layer"], row["name"], row["value"]) for row in table.to_pylist()]
+
+
+def same(left: Rows, right: Rows) -> bool:
+    """Equal, NaN included and the zeros told apart."""
+    return repr(left) == repr(right)
+
+
+def write(journal: Journal, steps: Iterable[int], value: float = 0.5) -> Rows:
+    """Record a value of the model and one of a layer at each step, and commit."""
+    expected: Rows = []
+    for step in steps:
+        journal.record(step, {"train/loss": value * step})
+        journal.record(step, {"gradient_norm": value}, layer=1)
+        expected += [(step, None, "train/loss", value * step), (step, 1, "gradient_norm", value)]
+    journal.commit()
+    return expected
+
+
+@settings(deadline=None, max_examples=60)
+@given(STEPS)
+def test_what_was_recorded_is_read_back(
+    steps: list[tuple[int, list[tuple[int | None, dict[str, float]]], bool]],
+) -> None:
+    """Every value, NaN and infinities included, in its order, at once or as it grows, and stamped with its time."""
+    with tempfile.TemporaryDirectory() as folder:
+        journal, tail = Journal(Path(folder)), JournalTail(Path(folder))
+        expected: Rows = []
+        committed = 0
+        grown: list[pa.Table] = []
+        step, before = 0, time.time() * 1000 - 1
+        for later, records, commit in steps:
+            step += later
+            for layer, values in records:
+                journal.record(step, values, layer)
+                expected += [(step, layer, name, value) for name, value in values.items()]
+            if commit:
+                journal.commit()
+                committed = len(expected)
+                grown.append(tail.read())
+                assert same(rows_of(read_journal(Path(folder))), expected)
+        assert len(read_journal(Path(folder))) == committed  # what was not committed is not promised
+        journal.close()
+        grown.append(tail.read())
+        table = read_journal(Path(folder))
+        assert table.schema == SCHEMA
+        assert same(rows_of(table), expected)
+        assert same(rows_of(pa.concat_tables(grown)), expected)
+        assert not len(tail.read())
+        times = table["time"].cast(pa.int64()).to_pylist()
+        assert times == sorted(times)
+        assert all(before <= moment <= time.time() * 1000 for moment in times)
+
+
+@pytest.fixture
+def crashed(tmp_path: Path) -> tuple[bytes, list[tuple[int, Rows]]]:
+    """A segment as a killed process leaves it, and after each batch its size and all rows so far."""
+    journal = Journal(tmp_path / "written")
+    path = next((tmp_path / "written").iterdir())
+    rows: Rows = []
+    sizes = []
+    for first in (1, 6, 11):
+        rows = rows + write(journal, range(first, first + 5))
+        sizes.append((path.stat().st_size, rows))
+    return path.read_bytes(), sizes
+
+
+def read_bytes(folder: Path, content: bytes) -> Rows:
+    """The rows of a journal whose only segment has this content."""
+    folder.mkdir(exist_ok=True)
+    (folder / "0000.arrows").write_bytes(content)
+    return rows_of(read_journal(folder))
+
+
+def test_a_torn_tail_costs_its_batch_and_no_more(crashed: tuple[bytes, list[tuple[int, Rows]]], tmp_path: Path) -> None:
+    """Wherever in the last batch a write was cut off, all batches before it are there, and nothing is made up."""
+    content, sizes = crashed
+    (before, kept), (end, everything) = sizes[1:]
+    assert end == len(content)
+    for cut in range(before, end):
+        assert read_bytes(tmp_path / "torn", content[:cut]) == kept
+    assert read_bytes(tmp_path / "torn", content) == everything
+    for cut in range(0, before, 7):
+        assert read_bytes(tmp_path / "torn", content[:cut]) == next((r for s, r in sizes[::-1] if s <= cut), [])
+
+
+def test_a_tail_of_zeros_costs_its_batch_and_no_more(
+    crashed: tuple[bytes, list[tuple[int, Rows]]], tmp_path: Path
+) -> None:
+    """After a power cut a file may have its new length but zeros for content."""
+    content, ((_, _), (before, kept), (end, _)) = crashed
+    for cut in range(before, end, 5):
+        torn = content[:cut] + bytes(end - cut)
+        assert torn == content or read_bytes(tmp_path / "torn", torn) == kept
+    assert read_bytes(tmp_path / "torn", content + bytes(4096)) == crashed[1][-1][1]
+
+
+def test_garbage_after_the_last_batch_is_left_out(
+    crashed: tuple[bytes, list[tuple[int, Rows]]], tmp_path: Path
+) -> None:
+    """Bytes that are no batch end a segment; they neither stop its readers nor become values."""
+    content, sizes = crashed
+    generator = random.Random(0)
+    for length in [*range(1, 40), 200, 1000]:
+        noise = generator.randbytes(length)
+        for garbage in (noise, b"\xff" * 4 + noise, length.to_bytes(4, "little") + noise):
+            assert read_bytes(tmp_path / "noisy", content + garbage) == sizes[-1][1]
+
+
+def test_a_batch_that_is_being_written_is_read_once_it_is_whole(
+    crashed: tuple[bytes, list[tuple[int, Rows]]], tmp_path: Path
+) -> None:
+    """A reader meets a live writer at any byte: it must neither skip the batch nor read it twice."""
+    content, sizes = crashed
+    for cut in range(sizes[0][0], len(content), 37):
+        shutil.rmtree(tmp_path / "live", ignore_errors=True)
+        first = read_bytes(tmp_path / "live", content[:cut])
+        tail = JournalTail(tmp_path / "live")
+        assert rows_of(tail.read()) == first
+        with (tmp_path / "live" / "0000.arrows").open("ab") as file:
+            file.write(content[cut:])
+        assert first + rows_of(tail.read()) == sizes[-1][1]
+
+
+def test_steps_that_are_trained_again_are_not_repeated(tmp_path: Path) -> None:
+    """An attempt resumes before the point that the last one had reached: each step must count once, not twice."""
+    tail = JournalTail(tmp_path)
+    seen = []
+    attempts = [(range(1, 11), 1.0), (range(6, 9), 2.0), (range(6, 14), 3.0), (range(13, 16), 4.0)]
+    for steps, value in attempts:
+        journal = Journal(tmp_path)
+        write(journal, steps, value)  # in one batch: parts of it are new
+        seen += rows_of(tail.read())
+    expected: Rows = []
+    for steps, value in ((range(1, 11), 1.0), (range(11, 14), 3.0), (range(14, 16), 4.0)):
+        for step in steps:
+            expected += [(step, None, "train/loss", value * step), (step, 1, "gradient_norm", value)]
+    assert rows_of(read_journal(tmp_path)) == seen == expected
+
+
+def test_an_attempt_after_a_torn_one_is_read(crashed: tuple[bytes, list[tuple[int, Rows]]], tmp_path: Path) -> None:
+    """The torn end of one segment must not hide the next; the steps that it lost are those of the next."""
+    content, sizes = crashed
+    kept = read_bytes(tmp_path / "torn", content[: sizes[2][0] - 3])
+    with Journal(tmp_path / "torn") as journal:
+        write(journal, range(9, 13), 2.0)
+    found = rows_of(read_journal(tmp_path / "torn"))
+    assert found[: len(kept)] == kept
+    assert [row for row in found[len(kept) :] if row[1] is None] == [(s, None, "train/loss", 2.0 * s) for s in (11, 12)]
+
+
+@pytest.mark.parametrize("content", [None, b""], ids=["no segment", "empty segment"])
+def test_a_journal_without_a_batch_is_empty(content: bytes | None, tmp_path: Path) -> None:
+    """A trial that has just begun is no error."""
+    if content is not None:
+        (tmp_path / "0000.arrows").write_bytes(content)
+    for folder in (tmp_path, tmp_path / "absent"):
+        table = read_journal(folder)
+        assert (len(table), table.schema) == (0, SCHEMA)
+
+
+def test_values_reach_the_disk_when_they_are_due(tmp_path: Path) -> None:
+    """`flush` keeps its promise of at most so many seconds, and `commit` its of now, while the journal stays open."""
+    patient, prompt = Journal(tmp_path / "a", flush_seconds=1e6), Journal(tmp_path / "b", flush_seconds=0.0)
+    for journal in (patient, prompt):
+        journal.record(1, {"train/loss": 1.0})
+        journal.flush()
+    assert (len(read_journal(tmp_path / "a")), len(read_journal(tmp_path / "b"))) == (0, 1)
+    patient.commit()
+    patient.commit()
+    assert len(read_journal(tmp_path / "a")) == 1
+
+
+def test_nothing_is_dropped_in_silence_after_the_end(tmp_path: Path) -> None:
+    """A value that comes after `close` cannot be kept: its writer must hear of it."""
+    with Journal(tmp_path) as journal:
+        expected = write(journal, range(3))
+    journal.record(3, {"train/loss": 1.0})
+    with pytest.raises(ValueError, match="closed"):
+        journal.commit()
+    assert rows_of(read_journal(tmp_path)) == expected
+
+
+def test_each_writer_has_its_own_segment(tmp_path: Path) -> None:
+    """Two attempts at once, or one after the other, never write into one another's file."""
+    first, second = Journal(tmp_path), Journal(tmp_path)
+    write(first, range(1, 4), 1.0)
+    write(second, range(1, 6), 2.0)
+    first.close()
+    Journal(tmp_path).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0000.arrows", "0001.arrows", "0002.arrows"]
+    assert [row[0] for row in rows_of(read_journal(tmp_path)) if row[1] is None] == [1, 2, 3, 4, 5]
+
+
+def test_a_segment_is_a_plain_arrow_stream(tmp_path: Path) -> None:
+    """Without gatelab, PyArrow alone reads it."""
+    with Journal(tmp_path) as journal:
+        expected = write(journal, range(1, 4))
+    with pa.OSFile(str(tmp_path / "0000.arrows")) as file:
+        assert rows_of(pa.ipc.open_stream(file).read_all()) == expected
+
+
+def test_a_branch_begins_with_what_its_trunk_recorded_of_training(tmp_path: Path) -> None:
+    """No step of a branch is missing or there twice, whatever an earlier attempt at it left."""
+    with Journal(tmp_path / "trunk") as trunk:
+        for step in range(1, 41):
+            trunk.record(step, {"train/loss": float(step), "validation/loss": 0.0})
+    for left in (0, 10, 30):
+        folder = tmp_path / f"branch-{left}"
+        if left:
+            with Journal(folder) as own:
+                for step in range(1, left + 1):
+                    own.record(step, {"train/loss": float(step)})
+        continue_from(folder, tmp_path / "trunk", 25)
+        continue_from(folder, tmp_path / "trunk", 25)
+        rows = read_journal(folder)
+        assert rows["step"].to_pylist() == list(range(1, max(left, 25) + 1))
+        assert set(rows["name"].to_pylist()) == {"train/loss"}  # evaluations are of another budget's moments
