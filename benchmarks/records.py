@@ -17,7 +17,8 @@ from mlflow.tracking import MlflowClient
 from gatelab.ablations.matrix import build_matrix
 from gatelab.ablations.study import make_study
 from gatelab.results.store.journal import Journal, read_journal
-from gatelab.results.store.layout import RunsFolder, write_json
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.records import write_json
 from gatelab.results.tracking.sync import Mirror
 
 ROWS = 100_000

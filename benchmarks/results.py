@@ -39,8 +39,9 @@ from gatelab.results.statistics.law_bootstrap import bootstrap
 from gatelab.results.statistics.law_fit import HUBER, fit
 from gatelab.results.statistics.power_law import Cells, Floats, Law
 from gatelab.results.store.journal import Journal
-from gatelab.results.store.layout import RunsFolder, write_json
-from gatelab.results.store.runs import PROVENANCE
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.records import write_json
+from gatelab.results.store.trials import PROVENANCE
 
 LAWS = {
     "compute": Law(np.array([1.6]), np.array([60.0, 60.5, 66.0]), np.array([0.09, 0.0906, 0.092])),

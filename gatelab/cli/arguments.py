@@ -81,7 +81,7 @@ def is_file(given: str | None) -> bool:
 
 def check_variants(folder: RunsFolder, study: str, given: Collection[str]) -> None:
     """Exit where a study has not a variant that is asked for. Raises NotFound."""
-    known = list(folder.study(study).read()["variants"])
+    known = list(folder.study(study).read().variants)
     for variant in given:
         if variant not in known:
             fail(f"--variant {variant!r}: {nearest(variant, known)}")

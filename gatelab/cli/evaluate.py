@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.markup import escape
@@ -12,6 +12,7 @@ from gatelab.cli import arguments as args
 from gatelab.cli.console import DONE, SOME_FAILED, console, fail, plural, reporting_errors, running_on, show_written
 from gatelab.configuration import parse_count
 from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.records import TrialRecord
 
 if TYPE_CHECKING:
     from gatelab.orchestrator.evaluating import Examination, Report, Request
@@ -160,8 +161,8 @@ def _trained(folder: RunsFolder, study: str, variants: list[str]) -> "list[Exami
 
     args.check_variants(folder, study, variants)
 
-    def wanted(trial: Mapping[str, Any]) -> bool:
-        return not variants or trial["variant"] in variants
+    def wanted(trial: TrialRecord) -> bool:
+        return not variants or trial.variant in variants
 
     found = examinations(folder, study, wanted)
     if not found:

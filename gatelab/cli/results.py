@@ -29,12 +29,12 @@ def status(study: args.StudyName, runs: args.Runs = args.DEFAULT_RUNS, json: arg
 
     Example: gatelab status quickstart
     """
-    from gatelab.results.store.runs import OUTCOMES, runs_from_journals
+    from gatelab.results.store.runs import STATUSES, runs_from_journals
     from gatelab.results.views.table import Column, Grid
 
     with reporting_errors():
         trials = runs_from_journals(RunsFolder(runs), args.study_name(study)).to_pylist()
-    counts = {outcome: sum(trial["outcome"] == outcome for trial in trials) for outcome in OUTCOMES}
+    counts = {outcome: sum(trial["outcome"] == outcome for trial in trials) for outcome in STATUSES}
     if json:
         shown = ("trial", "variant", "seed", "outcome", "reason", "step", "steps")
         print_json({"counts": counts, "trials": [{key: trial[key] for key in shown} for trial in trials]})

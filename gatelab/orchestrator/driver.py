@@ -23,7 +23,8 @@ from gatelab.orchestrator.record import study_record, write_record
 from gatelab.orchestrator.registering import register_claims
 from gatelab.orchestrator.worker import EvaluationPrinter, Task, TrialWorker, run_task
 from gatelab.results.store.journal import JournalTail
-from gatelab.results.store.layout import RunsFolder, read_json, write_json
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.records import read_json, write_json
 from gatelab.training.checkpoint import is_written
 from gatelab.training.config import DataConfig
 from gatelab.training.data import Dataset, prepare

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ from ray.exceptions import RayError
 from gatelab.ablations.identity import digest
 from gatelab.orchestrator.cluster import Share, connected, share
 from gatelab.orchestrator.provenance import code_version
-from gatelab.results.store.layout import RunsFolder, TrialFolder, read_json, write_json
+from gatelab.results.store.layout import RunsFolder, TrialFolder
+from gatelab.results.store.records import TrialRecord, write_json
+from gatelab.results.store.trials import read_description, read_outcome
+from gatelab.status import Status
 from gatelab.training.config import TrialConfig
 from gatelab.training.corpus import DataError
 from gatelab.training.data import Dataset
@@ -49,17 +52,17 @@ class Report:
 
 
 def examinations(
-    folder: RunsFolder, study: str, wanted: Callable[[Mapping[str, Any]], bool] = lambda trial: True
+    folder: RunsFolder, study: str, wanted: Callable[[TrialRecord], bool] = lambda trial: True
 ) -> list[Examination]:
     """The finished trials of a study that are wanted, with nothing to ask yet. Raises NotFound."""
     found = []
-    for trial in folder.study(study).read()["trials"]:
-        files = folder.trial(trial["id"])
-        outcome, description = read_json(files.outcome), read_json(files.description)
-        if wanted(trial) and outcome is not None and outcome["status"] == "finished" and description is not None:
-            identity = description["attempts"][-1]["provenance"]["data"]
-            config = _configuration(trial["id"], description["config"])
-            found.append(Examination(trial["id"], f"{trial['variant']}, seed={trial['seed']}", config, identity, ()))
+    for trial in folder.study(study).read().trials:
+        files = folder.trial(trial.id)
+        outcome, description = read_outcome(files), read_description(files)
+        if wanted(trial) and outcome.status == Status.FINISHED and description is not None:
+            identity = description.attempts[-1].provenance["data"]
+            config = _configuration(trial.id, description.config)
+            found.append(Examination(trial.id, f"{trial.variant}, seed={trial.seed}", config, identity, ()))
     return found
 
 

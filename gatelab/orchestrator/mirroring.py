@@ -5,11 +5,12 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import filelock
 
 from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.records import StudyRecord
 
 if TYPE_CHECKING:
     from gatelab.results.tracking.sync import Mirror
@@ -25,7 +26,7 @@ class MirrorThread:
     If the store is away the study goes on, `problem` says so, and the next sync (or the next run) catches up.
     """
 
-    def __init__(self, folder: RunsFolder, record: Mapping[str, Any], tracking_uri: str) -> None:
+    def __init__(self, folder: RunsFolder, record: StudyRecord, tracking_uri: str) -> None:
         self.problem = ""
         self._arguments = (folder, record, tracking_uri)
         self._over = threading.Event()
@@ -82,7 +83,7 @@ def add_to_mlflow(
     return ""
 
 
-def _mirror(folder: RunsFolder, record: Mapping[str, Any], tracking_uri: str) -> "Mirror":
+def _mirror(folder: RunsFolder, record: StudyRecord, tracking_uri: str) -> "Mirror":
     # A server that does not answer is tried again at the next sync, not for minutes within one call.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")

@@ -14,7 +14,8 @@ from gatelab.ablations.study import StudyPlan
 from gatelab.ablations.trunks import branches
 from gatelab.ablations.yaml_source import line_of
 from gatelab.orchestrator.driver import is_over
-from gatelab.results.store.layout import RunsFolder, read_json, write_json
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.records import read_json, write_json
 from gatelab.training.config import DataConfig, TrialConfig
 from gatelab.training.corpus import DataError
 from gatelab.training.data import Manifest, data_identity, prepare

@@ -31,7 +31,8 @@ from gatelab.orchestrator.record import study_record
 from gatelab.results.analyses.learning_rates import Sweep, sweeps
 from gatelab.results.report.write import read_tolerance
 from gatelab.results.statistics.optimum import around, largest_stable, lower_edge, optimum, upper_edge
-from gatelab.results.store.layout import RunsFolder, write_json
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.records import write_json
 from gatelab.results.store.runs import AXIS, arm_of, runs_of_record
 from gatelab.training.config import DataConfig
 from gatelab.training.data import data_identity

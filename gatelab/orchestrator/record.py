@@ -1,6 +1,5 @@
 """A study's record: what was launched, in a form that tables can read without knowing what a study is."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from gatelab.ablations.identity import digest
@@ -8,16 +7,15 @@ from gatelab.ablations.ladder import ladder
 from gatelab.ablations.learning_rates import LEARNING_RATE
 from gatelab.ablations.matrix import Matrix, Trial, claimed_of
 from gatelab.orchestrator.registering import claim_changes
-from gatelab.results.store.layout import RunsFolder, read_json, write_json
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.records import StudyRecord, read_json, write_json
 
-RECORD_VERSION = 1
 
-
-def study_record(matrix: Matrix) -> dict[str, Any]:
-    """The record of a matrix: its study, its variants by label, its trials."""
+def study_record(matrix: Matrix) -> StudyRecord:
+    """Return the record of a matrix: its study, its variants by label, its trials."""
     plan = matrix.plan
-    return {
-        "version": RECORD_VERSION,
+    content = {
+        "version": StudyRecord.VERSION,
         "name": plan.study.name,
         "question": plan.study.question,
         "hash": plan.hash,
@@ -48,6 +46,7 @@ def study_record(matrix: Matrix) -> dict[str, Any]:
         "excluded": matrix.excluded,
         "impossible": matrix.impossible,
     }
+    return StudyRecord.from_json(content, plan.source)
 
 
 def trial_entry(trial: Trial) -> dict[str, Any]:
@@ -56,24 +55,24 @@ def trial_entry(trial: Trial) -> dict[str, Any]:
     return entry if trial.parent is None else {**entry, "parent": trial.parent}
 
 
-def write_record(folder: RunsFolder, record: dict[str, Any]) -> None:
+def write_record(folder: RunsFolder, record: StudyRecord) -> None:
     """Make this the study's current record. Earlier ones are kept beside it under their hashes."""
-    study = folder.study(record["name"])
-    if read_json(study.record) == record:
+    study, content = folder.study(record.name), record.to_json()
+    if read_json(study.record) == content:
         return
-    write_json(study.path / f"study-{digest(record)[:12]}.json", record)
-    write_json(study.record, record)
+    write_json(study.path / f"study-{digest(content)[:12]}.json", content)
+    write_json(study.record, content)
 
 
 def changed_since(folder: RunsFolder, matrix: Matrix) -> list[str]:
     """In what a study differs from what it was when it was last launched, for people; nothing that was run is lost."""
-    before = read_json(folder.study(matrix.plan.study.name).record)
+    before = StudyRecord.read(folder.study(matrix.plan.study.name).record)
     return [] if before is None else _changes(before, study_record(matrix))
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _changes(before: StudyRecord, now: StudyRecord) -> list[str]:
     found = []
-    old, new = (sorted({trial["seed"] for trial in record["trials"]}) for record in (before, now))
+    old, new = (sorted({trial.seed for trial in record.trials}) for record in (before, now))
     if old != new:
         found.append(f"seeds: {', '.join(map(str, old))} -> {', '.join(map(str, new))}")
     gone, added = _levels(before) - _levels(now), _levels(now) - _levels(before)
@@ -82,31 +81,27 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             found.append(f"{what}: {', '.join(sorted(f'{axis}={level}' for axis, level in levels))}")
     changed = claim_changes(*(_claims(record) for record in (before, now)))
     found += [f"claim {name}: {change}" for name, change in changed.items()]
-    for name, value in now["tolerance"].items():
-        if name != "lattice" and before.get("tolerance", {}).get(name, value) != value:
-            found.append(f"tolerance.{name}: {before['tolerance'][name]} -> {value}")
-    ids = {(trial["variant"], trial["seed"]): trial["id"] for trial in before["trials"]}
-    others = {
-        trial["variant"]
-        for trial in now["trials"]
-        if ids.get((trial["variant"], trial["seed"])) not in (None, trial["id"])
-    }
+    rules = {} if before.tolerance is None else before.tolerance.to_json()
+    for name, value in (now.tolerance.to_json() if now.tolerance else {}).items():
+        if name != "lattice" and rules.get(name, value) != value:
+            found.append(f"tolerance.{name}: {rules[name]} -> {value}")
+    ids = {(trial.variant, trial.seed): trial.id for trial in before.trials}
+    others = {trial.variant for trial in now.trials if ids.get((trial.variant, trial.seed)) not in (None, trial.id)}
     if others:
         more = ", …" if len(others) > 3 else ""
         found.append(f"another configuration or other data of {', '.join(sorted(others)[:3])}{more}")
     return found
 
 
-def _claims(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The claims of a record as they were written."""
+def _claims(record: StudyRecord) -> dict[str, Any]:
+    """Return the claims of a record as they were written."""
     rest = ("name", "variants")
     return {
-        claim["name"]: {key: value for key, value in claim.items() if key not in rest}
-        for claim in record.get("claims", [])
+        claim.name: {key: value for key, value in claim.to_json().items() if key not in rest} for claim in record.claims
     }
 
 
-def _levels(record: Mapping[str, Any]) -> set[tuple[str, str]]:
+def _levels(record: StudyRecord) -> set[tuple[str, str]]:
     """(axis, level) of all variants; of a search without the learning rates, which it chooses."""
-    every = {item for variant in record["variants"].values() for item in variant["levels"].items()}
+    every = {item for variant in record.variants.values() for item in variant.levels.items()}
     return {(axis, level) for axis, level in every if axis != LEARNING_RATE}

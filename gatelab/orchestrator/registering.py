@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gatelab.ablations.matrix import Matrix, claimed_of
-from gatelab.results.store.layout import RunsFolder, read_json, write_json
+from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.preregistration import chained, read_entries
-from gatelab.results.store.runs import SUMMED_UP
+from gatelab.results.store.records import write_json
+from gatelab.results.store.trials import is_over
 
 
 def register_claims(folder: RunsFolder, matrix: Matrix) -> None:
@@ -22,10 +23,9 @@ def register_claims(folder: RunsFolder, matrix: Matrix) -> None:
     changes = claim_changes(before["claims"], claims)
     if not changes:
         return
-    outcomes = (read_json(folder.trial(trial.id).outcome) or {} for trial in matrix.trials)
     entry: dict[str, Any] = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "ended": sum(outcome.get("status") in SUMMED_UP for outcome in outcomes),
+        "ended": sum(is_over(folder.trial(trial.id)) for trial in matrix.trials),
         "trials": len(matrix.trials),
         "changes": changes,
         "claims": claims,

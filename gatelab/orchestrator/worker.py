@@ -17,8 +17,9 @@ from gatelab.ablations.trunks import Branch
 from gatelab.orchestrator.provenance import code_version
 from gatelab.orchestrator.system_metrics import SystemMetrics
 from gatelab.results.store.journal import Journal, continue_from
-from gatelab.results.store.layout import RunsFolder, TrialFolder, read_json, write_json
+from gatelab.results.store.layout import RunsFolder, TrialFolder
 from gatelab.results.store.metric_specs import sums_up
+from gatelab.results.store.records import read_json, write_json
 from gatelab.training.checkpoint import is_written
 from gatelab.training.config import TrialConfig
 from gatelab.training.data import Dataset

@@ -23,8 +23,9 @@ from gatelab.orchestrator.record import study_record, write_record
 from gatelab.orchestrator.system_metrics import SystemMetrics
 from gatelab.results.report.write import publish
 from gatelab.results.store.journal import Journal
-from gatelab.results.store.layout import RunsFolder, write_json
-from gatelab.results.store.runs import PROVENANCE
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.records import write_json
+from gatelab.results.store.trials import PROVENANCE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -14,8 +14,10 @@ from gatelab.orchestrator.record import study_record, write_record
 from gatelab.results.analyses.comparison import compare
 from gatelab.results.report.page import write_report
 from gatelab.results.store.journal import Journal
-from gatelab.results.store.layout import RunsFolder, write_json
-from gatelab.results.store.runs import PROVENANCE, runs_from_journals
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.records import write_json
+from gatelab.results.store.runs import runs_from_journals
+from gatelab.results.store.trials import PROVENANCE
 from gatelab.results.views.comparison import comparison_grid
 from gatelab.results.views.table import to_markdown
 

@@ -15,8 +15,9 @@ from typer.testing import CliRunner, Result
 
 from gatelab.cli.console import console
 from gatelab.cli.main import app
-from gatelab.results.store.layout import RunsFolder, write_json
+from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.preregistration import read_register
+from gatelab.results.store.records import write_json
 from gatelab.training import data
 from tests.cli.conftest import FOREIGN, STUDY
 

@@ -12,7 +12,8 @@ from typer.testing import CliRunner, Result
 
 from gatelab.cli.console import console
 from gatelab.cli.main import app
-from gatelab.results.store.layout import RunsFolder, write_json
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.records import write_json
 
 Command = Callable[..., Result]
 

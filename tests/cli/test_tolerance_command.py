@@ -22,7 +22,8 @@ from gatelab.cli.live import LiveView
 from gatelab.cli.main import app
 from gatelab.orchestrator.driver import Progress
 from gatelab.orchestrator.planning import plan_search
-from gatelab.results.store.layout import RunsFolder, write_json
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.records import write_json
 from gatelab.training.data import data_identity
 from tests.cli.conftest import FOREIGN, STUDY
 

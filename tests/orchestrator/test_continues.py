@@ -18,8 +18,9 @@ from gatelab.cli.live import LiveView
 from gatelab.cli.main import app
 from gatelab.orchestrator.driver import Options, Progress, run_study
 from gatelab.orchestrator.planning import plan_study
-from gatelab.results.store.layout import RunsFolder, read_json
+from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.metrics import metrics_from_journals
+from gatelab.results.store.records import read_json
 from gatelab.results.store.runs import runs_from_journals
 from gatelab.results.tracking.runs import runs_from_mlflow
 

@@ -16,8 +16,9 @@ from gatelab.orchestrator.cluster import CannotRun
 from gatelab.orchestrator.driver import Options, Progress, run_here, run_study
 from gatelab.results.analyses.comparison import compare
 from gatelab.results.store.journal import read_journal
-from gatelab.results.store.layout import RunsFolder, read_json
+from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.metrics import metrics_from_journals
+from gatelab.results.store.records import read_json
 from gatelab.results.store.runs import runs_from_journals
 from gatelab.results.tracking.runs import runs_from_mlflow
 from gatelab.training.corpus import DataError

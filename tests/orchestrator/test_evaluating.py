@@ -28,8 +28,9 @@ from gatelab.orchestrator.evaluating import (
 )
 from gatelab.orchestrator.planning import plan_study
 from gatelab.orchestrator.record import study_record, write_record
-from gatelab.results.store.layout import NotFound, RunsFolder, read_json, write_json
-from gatelab.results.store.runs import provenance
+from gatelab.results.store.layout import NotFound, RunsFolder
+from gatelab.results.store.records import read_json, write_json
+from gatelab.results.store.trials import provenance
 
 REQUEST = Request(lengths=(16, 32), tokens=256)
 

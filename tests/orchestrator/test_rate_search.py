@@ -32,7 +32,8 @@ from gatelab.orchestrator.record import changed_since
 from gatelab.results.analyses.learning_rates import Sweep, sweeps
 from gatelab.results.report.write import read_tolerance
 from gatelab.results.statistics.optimum import Bounded, largest_stable, lower_edge, optimum, upper_edge
-from gatelab.results.store.layout import RunsFolder, read_json, write_json
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.records import read_json, write_json
 from gatelab.results.store.runs import runs_from_journals
 from gatelab.results.tracking.runs import runs_from_mlflow
 from gatelab.training.data import data_identity

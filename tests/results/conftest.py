@@ -15,8 +15,10 @@ from gatelab.ablations.matrix import build_matrix
 from gatelab.ablations.study import make_study
 from gatelab.orchestrator.record import study_record, write_record
 from gatelab.results.store.journal import Journal
-from gatelab.results.store.layout import RunsFolder, TrialFolder, write_json
-from gatelab.results.store.runs import PROVENANCE, SUMMARY
+from gatelab.results.store.layout import RunsFolder, TrialFolder
+from gatelab.results.store.records import write_json
+from gatelab.results.store.runs import SUMMARY
+from gatelab.results.store.trials import PROVENANCE
 
 _numbers = itertools.count()
 

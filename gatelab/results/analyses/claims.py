@@ -17,6 +17,7 @@ from gatelab.results.statistics import paired
 from gatelab.results.statistics.paired import Alternative, Interval
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.preregistration import Registered, read_register
+from gatelab.results.store.records import ClaimRecord, StudyRecord
 from gatelab.results.store.runs import metrics_of
 
 SUPPORTED, REFUTED, EQUIVALENT = "supported", "refuted", "equivalent"
@@ -63,39 +64,39 @@ class Claims:
     notes: tuple[str, ...]
 
 
-def claims_of_record(folder: RunsFolder, record: Mapping[str, Any], runs: pa.Table) -> Claims:
+def claims_of_record(folder: RunsFolder, record: StudyRecord, runs: pa.Table) -> Claims:
     """What became of the claims of a study's record, by its `runs`. Raises NoClaims, RegisterChanged."""
-    path = folder.study(record["name"]).claims
-    if not record.get("claims") and not path.exists():
-        raise NoClaims(f"{record['name']} makes no claims: say them in its file, under claims")
+    path = folder.study(record.name).claims
+    if not record.claims and not path.exists():
+        raise NoClaims(f"{record.name} makes no claims: say them in its file, under claims")
     return judge(runs, record, read_register(path))
 
 
-def judge(runs: pa.Table, record: Mapping[str, Any], register: Sequence[Registered]) -> Claims:
+def judge(runs: pa.Table, record: StudyRecord, register: Sequence[Registered]) -> Claims:
     """Judge the claims of a study's record by its `runs`; the register says when they were made."""
     first = runs.slice(0, 1).to_pylist()[0]
-    results = tuple(_judge(runs, claim, register) for claim in record.get("claims", []))
+    results = tuple(_judge(runs, claim, register) for claim in record.claims)
     return Claims(first["study"], first["study_hash"], results, tuple(_notes(register)))
 
 
-def _judge(runs: pa.Table, claim: Mapping[str, Any], register: Sequence[Registered]) -> ClaimResult:
+def _judge(runs: pa.Table, claim: ClaimRecord, register: Sequence[Registered]) -> ClaimResult:
     known = metrics_of(runs)
-    found = contrasts(runs, claim["metric"]) if claim["metric"] in known else {}
+    found = contrasts(runs, claim.metric) if claim.metric in known else {}
     trials = runs.select(["variant", "baseline", "seed", "outcome"]).to_pylist()
-    verdicts = [_of_variant(variant, found.get(variant), trials, claim) for variant in claim["variants"]]
+    verdicts = [_of_variant(variant, found.get(variant), trials, claim) for variant in claim.variants]
     common: dict[str, Any] = {
-        "claim": claim["name"],
-        "metric": claim["metric"],
+        "claim": claim.name,
+        "metric": claim.metric,
         "variants": len(verdicts),
         "statement": statement(claim),
-        "test": claim["test"],
-        "alpha": claim["alpha"],
+        "test": claim.test,
+        "alpha": claim.alpha,
         "registered": _since(claim, register),
     }
-    if claim["metric"] not in known or not verdicts:
+    if claim.metric not in known or not verdicts:
         reason = "no variant with a baseline is one that it names"
-        if claim["metric"] not in known:
-            reason = unknown_metric(claim["metric"], known)
+        if claim.metric not in known:
+            reason = unknown_metric(claim.metric, known)
         return ClaimResult(**common, variant="–", delta=paired.NO_INTERVAL, p=math.nan, **_cannot(reason))
     # It is claimed of each: the one that supports it least decides.
     worst = max(verdicts, key=lambda verdict: (_SEVERITY.index(verdict["verdict"]), verdict["p"]))
@@ -110,49 +111,45 @@ def _cannot(reason: str) -> dict[str, Any]:
 
 
 def _of_variant(
-    variant: str, contrast: Contrast | None, trials: Sequence[Mapping[str, Any]], claim: Mapping[str, Any]
+    variant: str, contrast: Contrast | None, trials: Sequence[Mapping[str, Any]], claim: ClaimRecord
 ) -> dict[str, Any]:
     """The verdict on one of the variants of which something is claimed."""
     if contrast is None:
         return {"variant": variant, "delta": paired.NO_INTERVAL, "p": math.nan, **_cannot("it has no baseline")}
-    alpha, margin = claim["alpha"], claim["margin"]
+    alpha, margin = claim.alpha, claim.margin
     shown = {"variant": variant, "delta": contrast.difference.interval(2 * alpha)}
     needed = {variant, contrast.baseline}
-    if claim["test"] == "dunnett":  # which is of all that are compared with the baseline
+    if claim.test == "dunnett":  # which is of all that are compared with the baseline
         needed |= {trial["variant"] for trial in trials if trial["baseline"] == contrast.baseline}
     missing = [trial for trial in trials if trial["variant"] in needed and trial["outcome"] != "finished"]
     obstacle = contrast.obstacle or _missing(missing)
-    if not obstacle and claim["test"] == "sign-flip":
+    if not obstacle and claim.test == "sign-flip":
         smallest = paired.smallest_sign_flip_p(len(contrast.pairs), "less")
         if smallest > alpha:
             obstacle = f"{len(contrast.pairs)} pairs: a sign-flip test cannot give a p below {smallest:.3g}"
-    if (
-        not obstacle
-        and claim["test"] == "dunnett"
-        and (not contrast.noise or len(contrast.noise.variants) < len(needed))
-    ):
+    if not obstacle and claim.test == "dunnett" and (not contrast.noise or len(contrast.noise.variants) < len(needed)):
         obstacle = "Dunnett's test needs two seeds that all variants finished"
     if obstacle:
         return {**shown, "p": math.nan, **_cannot(obstacle)}
 
     def p(null: float, alternative: Alternative) -> float:
         """Of the hypothesis that the difference is `null`, against one that is less or greater."""
-        if claim["test"] == "sign-flip":
+        if claim.test == "sign-flip":
             return paired.sign_flip_p(list(contrast.pairs.values()), null, alternative)
-        if claim["test"] == "dunnett":
+        if claim.test == "dunnett":
             return contrast.dunnett_p(null, alternative)
         return contrast.difference.p(null, alternative)
 
     within = max(p(-margin, "greater"), p(margin, "less")) if margin else 1.0
-    if claim["direction"] == "equivalent":
+    if claim.direction == "equivalent":
         support, against = within, 2 * min(p(-margin, "less"), p(margin, "greater"))
-    elif claim["direction"] == "lower":
+    elif claim.direction == "lower":
         support, against = p(-margin, "less"), p(-margin, "greater")
     else:
         support, against = p(margin, "greater"), p(margin, "less")
     verdict = UNDECIDED
     # A claim of several variants is supported by all of them, but any of them may refute it: that needs an allowance.
-    against *= len(claim["variants"])
+    against *= len(claim.variants)
     for word, evidence in ((SUPPORTED, support), (EQUIVALENT, within), (REFUTED, against)):
         if evidence <= alpha:
             verdict = word
@@ -171,22 +168,22 @@ def _missing(trials: Sequence[Mapping[str, Any]]) -> str:
     return f"of the trials that it needs: {', '.join(parts)}" if parts else ""
 
 
-def statement(claim: Mapping[str, Any]) -> str:
+def statement(claim: ClaimRecord) -> str:
     """What is claimed, in symbols."""
-    margin = claim["margin"]
-    if claim["direction"] == "equivalent":
+    margin = claim.margin
+    if claim.direction == "equivalent":
         return f"|Δ| < {margin:g}"
-    if claim["direction"] == "lower":
+    if claim.direction == "lower":
         return f"Δ < {-margin:g}" if margin else "Δ < 0"
     return f"Δ > {margin:g}"
 
 
-def _since(claim: Mapping[str, Any], register: Sequence[Registered]) -> str:
+def _since(claim: ClaimRecord, register: Sequence[Registered]) -> str:
     """When a claim was made as it is now, and how much was known by then."""
-    entry = next((entry for entry in reversed(register) if claim["name"] in entry.changes), None)
+    entry = next((entry for entry in reversed(register) if claim.name in entry.changes), None)
     if entry is None:
         return "not registered"
-    word = "registered" if entry.changes[claim["name"]] == "new" else "amended"
+    word = "registered" if entry.changes[claim.name] == "new" else "amended"
     return f"{word} {entry.at[:10]}, {entry.knowing}"
 
 
@@ -196,8 +193,8 @@ def _notes(register: Sequence[Registered]) -> Iterator[str]:
         yield f"Amended {entry.at[:16].replace('T', ' ')} UTC, {entry.knowing}: {changes}."
 
 
-def stated_margin(record: Mapping[str, Any], metric: str) -> float | None:
+def stated_margin(record: StudyRecord, metric: str) -> float | None:
     """The margin within which a study's record claims that some variants do not differ in a metric, the smallest of
     several; None where it claims no such thing."""
-    claims = record.get("claims", [])
-    return min((c["margin"] for c in claims if (c["metric"], c["direction"]) == (metric, "equivalent")), default=None)
+    margins = (c.margin for c in record.claims if (c.metric, c.direction) == (metric, "equivalent"))
+    return min(margins, default=None)

@@ -18,7 +18,7 @@ from gatelab.results.statistics import blocks, paired, power
 from gatelab.results.statistics.blocks import Noise
 from gatelab.results.statistics.paired import LEVEL, NO_INTERVAL, Alternative, Interval, Mean, mean_of, t_interval
 from gatelab.results.store.metric_specs import measure
-from gatelab.results.store.runs import AXIS, OUTCOMES, SUMMARY, axes_of, metrics_of
+from gatelab.results.store.runs import AXIS, STATUSES, SUMMARY, axes_of, metrics_of
 
 DEFAULT_METRIC = "validation/loss"
 
@@ -272,7 +272,7 @@ def _row(
         value=t_interval(list(_values(members, metric).values())),
         delta=None if contrast is None else contrast.difference.interval(),
         outcomes={
-            outcome: count for outcome in OUTCOMES if (count := sum(trial["outcome"] == outcome for trial in members))
+            outcome: count for outcome in STATUSES if (count := sum(trial["outcome"] == outcome for trial in members))
         },
         reasons=tuple(f"seed {trial['seed']}: {trial['reason']}" for trial in members if trial["reason"]),
         parameters=first["parameters"],

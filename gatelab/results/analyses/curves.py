@@ -28,7 +28,7 @@ def read_curves(folder: RunsFolder, study: str, metric: str, last: int) -> pa.Ta
     """
     rows = metrics_from_journals(folder, study, [metric], False, lambda rows: averaged_rows(rows, last))
     if not len(rows):
-        every = each_journal(folder, folder.study(study).read()["trials"], layers=False)
+        every = each_journal(folder, folder.study(study).read().trials, layers=False)
         raise unknown_metric(metric, {name for rows in every for name in pc.unique(rows["name"]).to_pylist()})
     return rows
 

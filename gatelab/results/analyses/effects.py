@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +31,9 @@ from gatelab.results.statistics.importance import Importance, importance
 from gatelab.results.statistics.paired import LEVEL, Interval, Mean, benjamini_hochberg, unequal_variances_p
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.metric_specs import measure
-from gatelab.results.store.runs import AXIS, Descriptions, axes_of, metrics_of, short_axes, study_descriptions
+from gatelab.results.store.records import StudyRecord
+from gatelab.results.store.runs import AXIS, axes_of, metrics_of, short_axes
+from gatelab.results.store.trials import Descriptions, study_descriptions
 
 Floats = npt.NDArray[np.float64]
 
@@ -230,21 +231,21 @@ def effects(runs: pa.Table, metric: str = DEFAULT_METRIC, trunks: Collection[str
     return replace(found, study=trials[0]["study"], study_hash=trials[0]["study_hash"], notes=tuple(notes))
 
 
-def shared_trunks(folder: RunsFolder, record: Mapping[str, Any]) -> tuple[str, ...]:
+def shared_trunks(folder: RunsFolder, record: StudyRecord) -> tuple[str, ...]:
     """The axes of a study's record along which some of its trials branched off from the training of others."""
     return trunks_of(record, study_descriptions(folder, record))
 
 
-def trunks_of(record: Mapping[str, Any], descriptions: Descriptions) -> tuple[str, ...]:
+def trunks_of(record: StudyRecord, descriptions: Descriptions) -> tuple[str, ...]:
     """The same, by descriptions that have been read."""
-    levels = {trial["id"]: record["variants"][trial["variant"]]["levels"] for trial in record["trials"]}
+    levels = {trial.id: record.variants[trial.variant].levels for trial in record.trials}
     found = set()
     for trial, own in levels.items():
-        branch = descriptions.get(trial, {}).get("branch")
-        if branch and branch["trunk"] in levels:
-            trunk = levels[branch["trunk"]]
-            found |= {axis for axis in record["axes"] if own.get(axis) != trunk.get(axis)}
-    return tuple(axis for axis in record["axes"] if axis in found)
+        fork = descriptions[trial].branch if trial in descriptions else None
+        if fork and fork.trunk in levels:
+            trunk = levels[fork.trunk]
+            found |= {axis for axis in record.axes if own.get(axis) != trunk.get(axis)}
+    return tuple(axis for axis in record.axes if axis in found)
 
 
 def effect_name(effect: Effect, names: Mapping[str, str]) -> str:

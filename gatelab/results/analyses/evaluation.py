@@ -5,7 +5,8 @@ import re
 import pyarrow as pa
 
 from gatelab.results.analyses.comparison import Comparison, compare
-from gatelab.results.store.runs import Answers, metrics_of
+from gatelab.results.store.runs import metrics_of
+from gatelab.results.store.trials import EvaluationResults
 
 COMPARED = re.compile(r"length/\d+/[^/]+/(loss|loss/.+)|retrieval/.+/(accuracy|gain)|tasks/.+")
 
@@ -29,20 +30,20 @@ def beyond(runs: pa.Table) -> list[Comparison]:
     return [compare(runs, name) for name in names]
 
 
-def notes_of_answers(found: Answers) -> list[str]:
+def notes_of_answers(found: EvaluationResults) -> list[str]:
     """How much was asked for the metrics that count, and in what trials' answers differ."""
     amounts: dict[str, set[str]] = {}
     origins: dict[str, set[str]] = {"code": set(), "device": set()}
     for each in found.values():
-        newest = {name: answer for answer in each for name in answer["metrics"]}
+        newest = {name: answer for answer in each for name in answer.metrics}
         for answer in newest.values():
-            kind, amount = answer["question"]["kind"], answer["question"]["amount"]
+            kind, amount = answer.question.kind, answer.question.amount
             amounts.setdefault(kind, set()).add(f"{amount:,} {AMOUNTS[kind]}" if amount else "all documents")
             for name, values in origins.items():
-                values.add(answer["provenance"][name])
+                values.add(answer.provenance[name])
     notes = [f"{kind}: {' or '.join(sorted(values))}." for kind, values in sorted(amounts.items())]
     mixed = [kind for kind, values in amounts.items() if len(values) > 1]
     mixed += [name for name, values in origins.items() if len(values) > 1]
     if mixed:
-        notes.append(f"Answers differ in {', '.join(sorted(mixed))}: ask all trials again with one setting.")
+        notes.append(f"EvaluationResults differ in {', '.join(sorted(mixed))}: ask all trials again with one setting.")
     return notes

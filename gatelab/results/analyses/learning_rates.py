@@ -25,6 +25,7 @@ from gatelab.results.statistics.optimum import (
     upper_edge,
 )
 from gatelab.results.statistics.paired import Interval, t_interval
+from gatelab.results.store.records import StudyRecord
 from gatelab.results.store.runs import AXIS, arm_of
 
 RATE = "training.optimizer.learning_rate"
@@ -197,12 +198,12 @@ def tolerance(runs: pa.Table, lattice: Sequence[float], window: Sequence[float],
     )
 
 
-def tolerance_of_record(record: Mapping[str, Any], runs: pa.Table) -> Tolerance:
+def tolerance_of_record(record: StudyRecord, runs: pa.Table) -> Tolerance:
     """What the search of a study's record found, of its `runs`, by the record's rules. Raises NotSearched."""
-    rules = record.get("tolerance")
+    rules = record.tolerance
     if rules is None:
-        raise NotSearched(f"{record['name']} was last run before there were searches")
-    return tolerance(runs, rules["lattice"], rules["rates"], rules["margin"])
+        raise NotSearched(f"{record.name} was last run before there were searches")
+    return tolerance(runs, rules.lattice, rules.rates, rules.margin)
 
 
 LOSS = ("loss at the optimum", "nats/token")

@@ -14,6 +14,7 @@ import pyarrow as pa
 from gatelab.results.analyses.comparison import DEFAULT_METRIC, ComparisonRow, compare
 from gatelab.results.statistics import law_bootstrap, law_fit, power_law
 from gatelab.results.statistics.power_law import Cells, Floats, Law
+from gatelab.results.store.records import StudyRecord
 from gatelab.results.store.runs import arm_of, axes_of
 
 BEYOND = (1, 10, 100)
@@ -143,21 +144,22 @@ def scaling(runs: pa.Table, ladder: Sequence[str], *, bootstraps: int = 4000, se
     return replace(report, notes=(*_notes(report, reasons), *notes))
 
 
-def scaling_of_record(record: Mapping[str, Any], runs: pa.Table, bootstraps: int = 4000) -> Scaling:
+def scaling_of_record(record: StudyRecord, runs: pa.Table, bootstraps: int = 4000) -> Scaling:
     """The scaling report of a study's record, of its `runs`, and at which learning rates. Raises NotScalable."""
-    report = scaling(runs, record.get("ladder", []), bootstraps=bootstraps)
+    report = scaling(runs, record.ladder, bootstraps=bootstraps)
     return replace(report, notes=(*report.notes, _learning_rates(record)))
 
 
-def _learning_rates(record: Mapping[str, Any]) -> str:
+def _learning_rates(record: StudyRecord) -> str:
     """At which learning rates a study's sizes were trained, and why at these."""
-    axis = record["ladder"][0]
+    axis = record.ladder[0]
     levels: dict[float, set[str]] = {}
-    for variant in record["variants"].values():
-        levels.setdefault(variant["learning_rate"], set()).add(variant["levels"].get(axis, "–"))
+    for variant in record.variants.values():
+        if variant.learning_rate is not None:
+            levels.setdefault(variant.learning_rate, set()).add(variant.levels.get(axis, "–"))
     rules = {"given": "as given", "search": "each the optimum of a search"}
     each = "; ".join(f"{rate:g} ({', '.join(sorted(of))})" for rate, of in levels.items())
-    return f"Learning rates, {rules.get(record['learning_rate'], record['learning_rate'])}: {each}."
+    return f"Learning rates, {rules.get(record.learning_rate, record.learning_rate)}: {each}."
 
 
 def _rungs(runs: pa.Table, ladder: Sequence[str]) -> tuple[list[Rung], tuple[str, ...]]:

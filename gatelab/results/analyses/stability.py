@@ -19,7 +19,9 @@ from gatelab.results.statistics.series import Curve, extremes
 from gatelab.results.statistics.spikes import NEEDED, spike_score
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.metrics import each_journal, named, together
-from gatelab.results.store.runs import Descriptions, runs_of_record, study_descriptions
+from gatelab.results.store.records import TrialRecord
+from gatelab.results.store.runs import runs_of_record
+from gatelab.results.store.trials import Descriptions, study_descriptions
 
 AUTOPSY_FIGURES = 4
 """Trials whose autopsy is drawn."""
@@ -131,16 +133,16 @@ def read_stability(
     Reads one journal after the other; the values of all may be more than fit in memory. Raises NotFound, NoSteps.
     """
     record = folder.study(study).read()
-    trials = [trial for trial in record["trials"] if not variants or trial["variant"] in variants]
+    trials = [trial for trial in record.trials if not variants or trial.variant in variants]
     descriptions = study_descriptions(folder, record)
-    runs = runs_of_record(folder, {**record, "trials": trials}, None, descriptions)
+    runs = runs_of_record(folder, record.restricted_to(trials), None, descriptions)
     journals = each_journal(folder, trials, READ)
     return runs, *stability_of_journals(folder, trials, runs, settings_from(descriptions), journals)
 
 
 def stability_of_journals(
     folder: RunsFolder,
-    trials: Sequence[Mapping[str, Any]],
+    trials: Sequence[TrialRecord],
     runs: pa.Table,
     settings: Mapping[str, Settings],
     journals: Iterable[pa.Table],
@@ -162,7 +164,7 @@ def stability_of_journals(
         drawn.append(_extremes(rows))
     joined = _joined(runs, found)
     events = {one.trial for one in is_drawn(joined.autopsies)}
-    of_events = [trial for trial in trials if trial["id"] in events]
+    of_events = [trial for trial in trials if trial.id in events]
     return together([*drawn, *each_journal(folder, of_events, ("train/loss", "autopsy/*"))]), joined
 
 
@@ -231,7 +233,7 @@ def settings_from(descriptions: Descriptions) -> dict[str, Settings]:
     """What the configurations of a study's trials, as far as they have begun, say of their steps, by id."""
     found = {}
     for trial, description in descriptions.items():
-        training = description["config"]["training"]
+        training = description.config["training"]
         tokens = training["batch_size"] * training["sequence_length"]
         found[trial] = Settings(tokens, training["optimizer"]["clip_norm"])
     return found

@@ -19,7 +19,9 @@ from gatelab.results.analyses.scaling import scaling_of_record
 from gatelab.results.analyses.stability import Stability, read_stability
 from gatelab.results.report.stamp import Stamp, stamped
 from gatelab.results.store.layout import RunsFolder
-from gatelab.results.store.runs import Answers, runs_of_record, study_answers
+from gatelab.results.store.records import StudyRecord
+from gatelab.results.store.runs import runs_of_record
+from gatelab.results.store.trials import EvaluationResults, study_evaluations
 from gatelab.results.views.claims import claims_csv, claims_grid, claims_json
 from gatelab.results.views.comparison import (
     comparison_csv,
@@ -49,21 +51,21 @@ class Trials:
     """A study's trials, as tables are made of them."""
 
     folder: RunsFolder
-    record: Mapping[str, Any]
+    record: StudyRecord
     runs: pa.Table
-    answers: Answers
+    answers: EvaluationResults
     """What its trained models were asked."""
 
     @property
     def study(self) -> str:
         """The study's name."""
-        return str(self.record["name"])
+        return self.record.name
 
 
 def read_trials(folder: RunsFolder, study: str) -> Trials:
     """A study's trials, each file read once. Raises NotFound."""
     record = folder.study(study).read()
-    answers = study_answers(folder, record)
+    answers = study_evaluations(folder, record)
     return Trials(folder, record, runs_of_record(folder, record, answers), answers)
 
 

@@ -1,10 +1,9 @@
 """What the sections of a report are made of: a study's records, each read once, and what sections share."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,14 +19,9 @@ from gatelab.results.analyses.stability import READ, NoSteps, Stability, setting
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.metrics import each_journal, named, together
 from gatelab.results.store.preregistration import RegisterChanged
-from gatelab.results.store.runs import (
-    Descriptions,
-    evaluations_of_record,
-    runs_of_record,
-    study_answers,
-    study_descriptions,
-    study_states,
-)
+from gatelab.results.store.records import StudyRecord
+from gatelab.results.store.runs import evaluations_frame, runs_of_record
+from gatelab.results.store.trials import Descriptions, study_descriptions, study_evaluations, study_outcomes
 
 MOST_DRAWN = 10
 """Variants in a figure."""
@@ -54,13 +48,13 @@ class Material:
     """A study and what several sections need of it, each found once and only if it is asked for."""
 
     folder: RunsFolder
-    record: Mapping[str, Any]
+    record: StudyRecord
     descriptions: Descriptions
     runs: pa.Table
     ended: float | None
     """When the last trial that is over ended."""
     evaluations: pa.Table
-    """What trained models answered; see `evaluations_of_record`."""
+    """What trained models answered; see `evaluations_frame`."""
     answer_notes: tuple[str, ...]
     """How much they were asked, and in what answers differ."""
     comparison: Comparison
@@ -68,7 +62,7 @@ class Material:
     @property
     def study(self) -> str:
         """The study's name."""
-        return str(self.record["name"])
+        return self.record.name
 
     @cached_property
     def drawn(self) -> dict[str, str | None]:
@@ -102,13 +96,13 @@ class Material:
     @cached_property
     def values(self) -> Values:
         """What figures show of journals, which are read one after the other, each for all sections at once."""
-        last, trials = pc.max(self.runs["step"]).as_py(), self.record["trials"]
+        last, trials = pc.max(self.runs["step"]).as_py(), self.record.trials
         curves, diagnostics = [], []
 
         def journals() -> Iterator[pa.Table]:
             names = {*READ, *DRAWN, *self.curve_names}
             for trial, rows in zip(trials, each_journal(self.folder, trials, names), strict=True):
-                if trial["variant"] in self.drawn:
+                if trial.variant in self.drawn:
                     whole = rows.filter(pc.and_(pc.is_null(rows["layer"]), named(rows, *self.curve_names)))
                     curves.append(averaged_rows(whole, last))
                     diagnostics.append(drawn_rows(rows.filter(named(rows, *DRAWN)), last))
@@ -128,7 +122,7 @@ class Material:
         return self.study + SEARCH if self.folder.study(self.study + SEARCH).located.exists() else None
 
     @cached_property
-    def search(self) -> tuple[Mapping[str, Any], pa.Table] | None:
+    def search(self) -> tuple[StudyRecord, pa.Table] | None:
         """Its record and `runs`."""
         name = self.searched_by
         if name is None or name == self.study:
@@ -149,7 +143,7 @@ class Material:
     @cached_property
     def scaling(self) -> Scaling | None:
         """What the study's ladder shows, if it has one."""
-        if not self.record.get("ladder"):
+        if not self.record.ladder:
             return None
         try:
             return scaling_of_record(self.record, self.runs)
@@ -163,16 +157,16 @@ def read_material(folder: RunsFolder, study: str, metric: str) -> Material:
     Raises NotFound, and ValueError for an unknown metric.
     """
     record = folder.study(study).read()
-    descriptions, states = study_descriptions(folder, record), study_states(folder, record)
-    answers = study_answers(folder, record)
+    descriptions, states = study_descriptions(folder, record), study_outcomes(folder, record)
+    answers = study_evaluations(folder, record)
     runs = runs_of_record(folder, record, answers, descriptions, states)
     return Material(
         folder=folder,
         record=record,
         descriptions=descriptions,
         runs=runs,
-        ended=max((state["ended"] for state in states.values() if "ended" in state), default=None),
-        evaluations=evaluations_of_record(record, answers),
+        ended=max((state.ended for state in states.values() if state.ended is not None), default=None),
+        evaluations=evaluations_frame(record, answers),
         answer_notes=tuple(notes_of_answers(answers)),
         comparison=compare(runs, metric, stated_margin(record, metric)),
     )

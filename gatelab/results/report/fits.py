@@ -1,13 +1,14 @@
 """The numbers that laws and searches give, a row for each: scaling laws, compute-equivalent gains, learning rates."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 
 from gatelab.results.analyses.learning_rates import STABLE, NotSearched, Quantity, Tolerance, tolerance_of_record
 from gatelab.results.analyses.scaling import BEYOND, FORMULAS, Estimate, NotScalable, Scaling, scaling_of_record
+from gatelab.results.store.records import StudyRecord
 
 FITS = pa.schema(
     [
@@ -31,7 +32,7 @@ SEARCH = "learning rates"
 """The `law` of what a learning-rate search found."""
 
 
-def fits(record: Mapping[str, Any], runs: pa.Table) -> pa.Table:
+def fits(record: StudyRecord, runs: pa.Table) -> pa.Table:
     """What the ladder and the search of a study's record found, of its `runs`; no rows where it has neither."""
     rows: list[dict[str, Any]] = []
     with contextlib.suppress(NotScalable):

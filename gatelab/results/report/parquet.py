@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,15 +21,9 @@ from gatelab.results.report.fits import fits
 from gatelab.results.store.layout import NotFound, RunsFolder
 from gatelab.results.store.metric_specs import measure
 from gatelab.results.store.metrics import METRICS, TEXT, each_journal
-from gatelab.results.store.runs import (
-    AXIS,
-    PROVENANCE,
-    Answers,
-    evaluations_of_record,
-    metrics_of,
-    runs_of_record,
-    study_answers,
-)
+from gatelab.results.store.records import StudyRecord
+from gatelab.results.store.runs import AXIS, evaluations_frame, metrics_of, runs_of_record
+from gatelab.results.store.trials import PROVENANCE, EvaluationResults, study_evaluations
 
 SCHEMA_VERSION = 4
 
@@ -102,18 +95,18 @@ def export_study(folder: RunsFolder, study: str, target: Path) -> list[Path]:
     file's metadata says which study, code and data its numbers come from. Raises NotFound.
     """
     record = folder.study(study).read()
-    answers = study_answers(folder, record)
+    answers = study_evaluations(folder, record)
     return export_record(folder, record, runs_of_record(folder, record, answers), answers, target)
 
 
 def export_record(
-    folder: RunsFolder, record: Mapping[str, Any], runs: pa.Table, answers: Answers, target: Path
+    folder: RunsFolder, record: StudyRecord, runs: pa.Table, answers: EvaluationResults, target: Path
 ) -> list[Path]:
     """The same of a study's record, of its `runs` and of what its trials answered. See `export_study`."""
     origin = _provenance(record, runs)
     tables = {
         "runs": runs.drop_columns("study"),
-        "evaluations": evaluations_of_record(record, answers),
+        "evaluations": evaluations_frame(record, answers),
         "comparisons": _comparisons(runs),
         "fits": fits(record, runs),
     }
@@ -124,11 +117,11 @@ def export_record(
     with ExitStack() as stack:
         metrics = stack.enter_context(_written(target, "metrics", of_model, origin))
         layers = stack.enter_context(_written(target, "layers", VALUES, origin))
-        for rows in map(_sorted, each_journal(folder, record["trials"])):
+        for rows in map(_sorted, each_journal(folder, record.trials)):
             whole = pc.is_null(rows["layer"])
             _append(metrics, rows.filter(whole).drop_columns("layer"))
             _append(layers, rows.filter(pc.invert(whole)))
-    return [_path(target, name, record["name"]) for name in TABLES]
+    return [_path(target, name, record.name) for name in TABLES]
 
 
 def _comparisons(runs: pa.Table) -> pa.Table:
@@ -217,14 +210,14 @@ def _append(writer: pq.ParquetWriter, rows: pa.Table) -> None:
     writer.write_table(pa.table(columns, writer.schema), row_group_size=ROW_GROUP)
 
 
-def _provenance(record: Mapping[str, Any], runs: pa.Table) -> dict[str, str]:
+def _provenance(record: StudyRecord, runs: pa.Table) -> dict[str, str]:
     def all_of(column: str) -> str:
         return json.dumps(sorted({value for value in runs[column].to_pylist() if value is not None}))
 
     return {
         "gatelab.schema": str(SCHEMA_VERSION),
-        "gatelab.study": record["name"],
-        "gatelab.study_hash": record["hash"],
+        "gatelab.study": record.name,
+        "gatelab.study_hash": record.hash,
         "gatelab.code": all_of("code"),
         "gatelab.data": all_of("data"),
         "gatelab.packages": json.dumps({name: metadata.version(name) for name in PACKAGES}),

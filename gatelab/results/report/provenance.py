@@ -11,20 +11,20 @@ import yaml
 
 from gatelab.results.report.context import SEARCH, Material
 from gatelab.results.report.parts import Listing, Section, listed
-from gatelab.results.store.runs import PROVENANCE
+from gatelab.results.store.trials import PROVENANCE
 from gatelab.results.views.table import Column, Grid
 
 
 def provenance_section(material: Material) -> Section:
     """Where the numbers come from, and how to get them again."""
     record, runs = material.record, material.runs
-    facts = [("Study", material.study), ("Study hash", str(record["hash"]))]
-    if "continues" in record:
-        facts.append(("Continues", str(record["continues"])))
+    facts = [("Study", material.study), ("Study hash", str(record.hash))]
+    if record.continues:
+        facts.append(("Continues", str(record.continues)))
     facts.append(("Data hash", listed(_known(runs, "data")) or "–"))
-    facts.append(("Learning rates", str(record.get("learning_rate", "given"))))
-    attempts = [len(description["attempts"]) for description in material.descriptions.values()]
-    begun = [one["attempts"][0]["started"] for one in material.descriptions.values() if one["attempts"]]
+    facts.append(("Learning rates", str(record.learning_rate)))
+    attempts = [len(description.attempts) for description in material.descriptions.values()]
+    begun = [one.attempts[0].started for one in material.descriptions.values() if one.attempts]
     if begun:
         facts.append(("First trial began", _date(min(begun))))
     if material.ended is not None:
@@ -34,7 +34,7 @@ def provenance_section(material: Material) -> Section:
     if resumed := sum(count > 1 for count in attempts):
         facts.append(("Trials that took several attempts", f"{resumed} of {len(attempts)}"))
     listings = [Listing("How to reproduce it", "\n".join(_commands(material)))]
-    common, varying = common_configuration([one["config"] for one in material.descriptions.values()])
+    common, varying = common_configuration([one.config for one in material.descriptions.values()])
     prose = []
     if common:
         text = yaml.safe_dump(common, sort_keys=False).rstrip()

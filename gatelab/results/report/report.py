@@ -14,7 +14,7 @@ from gatelab.results.report.sections import SECTIONS
 from gatelab.results.report.stamp import Stamp, stamp_of
 from gatelab.results.report.summary import answer
 from gatelab.results.store.layout import RunsFolder
-from gatelab.results.store.runs import OUTCOMES
+from gatelab.results.store.runs import STATUSES
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def report(folder: RunsFolder, study: str, metric: str = DEFAULT_METRIC) -> Repo
     sections = (collect(material) for collect in SECTIONS)
     return Report(
         study=study,
-        question=str(material.record.get("question", "")),
+        question=material.record.question,
         answer=tuple(answer(runs, comparison, material.claims, material.tolerance, material.scaling)),
         facts=tuple(_facts(material)),
         sections=tuple(section for section in sections if section is not None),
@@ -57,17 +57,17 @@ def _facts(material: Material) -> Iterator[tuple[str, str]]:
     """The study in numbers."""
     runs, record = material.runs, material.record
     counts = Counter(runs["outcome"].to_pylist())
-    yield "Trials", ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
-    yield "Variants", f"{len(record['variants'])}"
+    yield "Trials", ", ".join(f"{counts[outcome]} {outcome}" for outcome in STATUSES if counts[outcome])
+    yield "Variants", f"{len(record.variants)}"
     seeds = sorted(set(runs["seed"].to_pylist()))
     yield "Seeds", f"{len(seeds)} ({listed(map(str, seeds))})"
     yield "Parameters", _range(runs["parameters"].to_pylist())
     if tokens := [count for count in runs["tokens"].to_pylist() if count is not None]:
         yield "Tokens of each trial", _range(tokens)
-    matched = record.get("match", "none")
+    matched = record.match
     yield "Matched", matched if matched != "none" else "nothing"
-    for axis in record["axes"]:
-        levels = dict.fromkeys(str(one["levels"][axis]) for one in record["variants"].values() if axis in one["levels"])
+    for axis in record.axes:
+        levels = dict.fromkeys(one.levels[axis] for one in record.variants.values() if axis in one.levels)
         if levels:
             yield axis, listed(levels)
 

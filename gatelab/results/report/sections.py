@@ -47,7 +47,7 @@ def _comparison(material: Material) -> Section:
 
 def _effects(material: Material) -> Section | None:
     """What each axis does, and each two together. Of one axis the comparison says it all."""
-    if len(material.record["axes"]) < 2:
+    if len(material.record.axes) < 2:
         return None
     trunks = trunks_of(material.record, material.descriptions)
     try:
@@ -213,7 +213,7 @@ def _failures(material: Material) -> Section | None:
     )
     untried = tuple(
         (label, what, reason)
-        for what, reasons in (("excluded", material.record["excluded"]), ("impossible", material.record["impossible"]))
+        for what, reasons in (("excluded", material.record.excluded), ("impossible", material.record.impossible))
         for label, reason in reasons.items()
     )
     headings = (Column("combination"), Column("why"), Column("rule or reason"))

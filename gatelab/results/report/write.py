@@ -21,7 +21,7 @@ from gatelab.results.report.artifacts import KINDS, Measured, Trials, read_trial
 from gatelab.results.report.parquet import export_record
 from gatelab.results.report.stamp import stamp_of
 from gatelab.results.store.layout import RunsFolder
-from gatelab.results.store.runs import evaluations_of_record, runs_from_journals
+from gatelab.results.store.runs import evaluations_frame, runs_from_journals
 from gatelab.results.views import evaluation
 from gatelab.results.views.claims import claims_grid
 from gatelab.results.views.curves import plot_curves
@@ -99,7 +99,7 @@ def write_evaluation(folder: RunsFolder, study: str) -> Measured:
     """
     trials, target = read_trials(folder, study), folder.study(study).path
     found, tables = _write(trials, "evaluation", target / "evaluation")
-    rows = evaluations_of_record(trials.record, trials.answers)
+    rows = evaluations_frame(trials.record, trials.answers)
     figures = {name: draw(rows, _variants(found.comparisons), study) for name, draw in evaluation.FIGURES.items()}
     return Measured(found.comparisons, found.grid, tables, _save(figures, target))
 

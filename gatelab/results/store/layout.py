@@ -9,12 +9,11 @@ gatelab-runs/
   mlflow-artifacts/
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from gatelab.atomic import replacing
+from gatelab.errors import GatelabError
+from gatelab.results.store.records import DamagedRecord, StudyRecord
 
 DEFAULT_ROOT = Path("gatelab-runs")
 
@@ -23,7 +22,7 @@ PAGE = "report.html"
 """A study's report, in its folder."""
 
 
-class NotFound(LookupError):
+class NotFound(GatelabError, LookupError):
     """A study or trial that is asked for is not in the runs folder."""
 
 
@@ -95,13 +94,15 @@ class StudyFolder:
         """claims.json: what was claimed when, the first entry from the first launch."""
         return self.path / "claims.json"
 
-    def read(self) -> dict[str, Any]:
-        """The study record. Raises NotFound."""
+    def read(self) -> StudyRecord:
+        """Read the study's record. Raises NotFound, NewerRecord, DamagedRecord."""
         if not self.record.exists():
             known = sorted(path.parent.name for path in self.path.parent.glob("*/study.json"))
             hint = f"there are: {', '.join(known)}" if known else "there is none yet: gatelab run STUDY.yaml"
             raise NotFound(f"no study {self.path.name!r} in {self.path.parent.parent} ({hint})")
-        record: dict[str, Any] = json.loads(self.record.read_text(encoding="utf-8"))
+        record = StudyRecord.read(self.record)
+        if record is None:
+            raise DamagedRecord(f"{self.record}: no whole JSON object: copy the newest study-*.json beside it over it")
         return record
 
 
@@ -143,18 +144,3 @@ class RunsFolder:
     def artifacts(self) -> Path:
         """Artifacts of the default tracking store."""
         return self.root.resolve() / "mlflow-artifacts"
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is no whole one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON durably and at once. Non-finite numbers are written as NaN and Infinity, as Python reads them."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")

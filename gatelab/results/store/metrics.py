@@ -1,15 +1,15 @@
 """Values of a study's trials in long form, one trial at a time."""
 
 import fnmatch
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatelab.results.store.journal import JournalTail
 from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.records import TrialRecord
 
 TEXT = pa.dictionary(pa.int32(), pa.utf8())
 """Texts that many rows share."""
@@ -45,7 +45,7 @@ def metrics_from_journals(
 
     See `each_journal`. A whole study may be more than memory holds. Raises NotFound.
     """
-    each = each_journal(folder, folder.study(study).read()["trials"], names, layers)
+    each = each_journal(folder, folder.study(study).read().trials, names, layers)
     return together(keep(rows) for rows in each)
 
 
@@ -55,9 +55,9 @@ def together(tables: Iterable[pa.Table]) -> pa.Table:
 
 
 def each_journal(
-    folder: RunsFolder, trials: Sequence[Mapping[str, Any]], names: Collection[str] = ("*",), layers: bool | None = None
+    folder: RunsFolder, trials: Sequence[TrialRecord], names: Collection[str] = ("*",), layers: bool | None = None
 ) -> Iterator[pa.Table]:
-    """Values of each trial, an entry of a study's record, in `METRICS`, steps ascending. Holds two at a time: the next
+    """Yield the values of each trial of a study's record, in `METRICS`, steps ascending. Holds two at a time: the next
     one is read while one is looked at.
 
     Args:
@@ -66,17 +66,17 @@ def each_journal(
         names: of metrics, patterns as those of file names; all others are left out.
         layers: of layers only (True), of the whole model only (False), or both.
     """
-    ids, variants = [trial["id"] for trial in trials], list(dict.fromkeys(trial["variant"] for trial in trials))
+    ids, variants = [trial.id for trial in trials], list(dict.fromkeys(trial.variant for trial in trials))
     of_trials, of_variants = pa.array(ids, pa.utf8()), pa.array(variants, pa.utf8())
 
     def read(index: int) -> pa.Table:
         trial = trials[index]
-        parts = [_chosen(rows, names, layers) for rows in _in_parts(JournalTail(folder.trial(trial["id"]).journal))]
+        parts = [_chosen(rows, names, layers) for rows in _in_parts(JournalTail(folder.trial(trial.id).journal))]
         rows = pa.Table.from_batches(parts, _VALUES).unify_dictionaries()
         own = {
             "trial": _constant(index, of_trials, len(rows)),
-            "variant": _constant(variants.index(trial["variant"]), of_variants, len(rows)),
-            "seed": pa.repeat(pa.scalar(trial["seed"], pa.int64()), len(rows)),
+            "variant": _constant(variants.index(trial.variant), of_variants, len(rows)),
+            "seed": pa.repeat(pa.scalar(trial.seed, pa.int64()), len(rows)),
         }
         return pa.table([*own.values(), *rows.columns], METRICS)
 

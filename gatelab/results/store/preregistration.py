@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gatelab.results.store.layout import read_json
+from gatelab.results.store.records import read_json
 
 
 class RegisterChanged(ValueError):

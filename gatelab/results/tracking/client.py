@@ -1,17 +1,16 @@
 """A study in MLflow: its experiment, its runs and what is written on them."""
 
-import json
 import math
 import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
 from gatelab.results.store.layout import NotFound
+from gatelab.results.store.records import DamagedRecord, StudyRecord
 
 
 @dataclass
@@ -92,13 +91,15 @@ class RunIndex:
             if not token:
                 return index
 
-    def study_record(self) -> dict[str, Any]:
-        """The record of the study, from its run's artifacts."""
+    def study_record(self) -> StudyRecord:
+        """Read the record of the study from its run's artifacts. Raises NotFound, NewerRecord, DamagedRecord."""
         if self.study_run is None:
             raise NotFound(f"MLflow experiment {self.experiment_id} was not written by gatelab")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         path = self.client.download_artifacts(self.study_run.run_id, "study.json")
-        record: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        record = StudyRecord.read(Path(path))
+        if record is None:
+            raise DamagedRecord(f"study.json of MLflow run {self.study_run.run_id} is no whole JSON object")
         return record
 
 

@@ -1,11 +1,12 @@
 """The `runs` frame of a study, read from MLflow."""
 
 import json
-from typing import Any
 
 import pyarrow as pa
 
-from gatelab.results.store.runs import SUMMED_UP, run_row, runs_frame
+from gatelab.results.store.records import Outcome
+from gatelab.results.store.runs import run_row, runs_frame
+from gatelab.status import Status
 
 
 def runs_from_mlflow(tracking_uri: str, study: str) -> pa.Table:
@@ -15,17 +16,18 @@ def runs_from_mlflow(tracking_uri: str, study: str) -> pa.Table:
     index = RunIndex.open(tracking_uri, study)
     record = index.study_record()
     rows = []
-    for trial in record["trials"]:
-        run = index.runs.get(trial["id"])
-        outcome: dict[str, Any] = {"status": "waiting"}
-        origin: dict[str, Any] = {}
+    for trial in record.trials:
+        run = index.runs.get(trial.id)
+        outcome = Outcome(status=Status.WAITING)
+        origin: dict[str, str] = {}
         if run is not None:
-            outcome = {
-                "status": run.tags["gatelab.outcome"],
-                "reason": run.tags.get("gatelab.reason"),
-                "step": int(run.tags["gatelab.step"]),
-                "metrics": run.of_model if run.tags["gatelab.outcome"] in SUMMED_UP else {},
-            }
+            status = Status(run.tags["gatelab.outcome"])
+            outcome = Outcome(
+                status=status,
+                reason=run.tags.get("gatelab.reason", ""),
+                step=int(run.tags["gatelab.step"]),
+                metrics=run.of_model if status.is_over else {},
+            )
             origin = json.loads(run.tags["gatelab.provenance"])
         rows.append(run_row(record, trial, outcome, origin))
     return runs_frame(record, rows)

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +16,10 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
 from gatelab.results.store.journal import SCHEMA, JournalTail
-from gatelab.results.store.layout import PAGE, RunsFolder, TrialFolder, read_json
+from gatelab.results.store.layout import PAGE, RunsFolder, TrialFolder
 from gatelab.results.store.metric_specs import is_mirrored
-from gatelab.results.store.runs import SUMMED_UP, evaluations, provenance, trial_state
+from gatelab.results.store.records import Outcome, StudyRecord, TrialRecord
+from gatelab.results.store.trials import newest_values, provenance, read_description, read_evaluations, read_outcome
 from gatelab.results.tracking.client import Run, RunIndex
 from gatelab.results.tracking.ui import (
     COMPARISON,
@@ -29,6 +29,7 @@ from gatelab.results.tracking.ui import (
     saved_view,
     study_description,
 )
+from gatelab.status import Status
 
 BATCH = 1_000  # most metrics that MLflow takes at once
 
@@ -38,7 +39,7 @@ BUCKETS = 1_000
 are sent, and a non-finite one if there is one. Journals keep every value."""
 
 
-OVER = ("finished", "diverged", "failed")
+OVER = (Status.FINISHED, Status.DIVERGED, Status.FAILED)
 
 
 FIGURES = (".png", ".svg", ".pdf")
@@ -53,7 +54,7 @@ def kind_of(path: Path) -> str:
 class Mirror:
     """Copies a study's journals to MLflow, call by call."""
 
-    def __init__(self, folder: RunsFolder, record: Mapping[str, Any], tracking_uri: str) -> None:
+    def __init__(self, folder: RunsFolder, record: StudyRecord, tracking_uri: str) -> None:
         self._folder, self._record, self._uri = folder, record, tracking_uri
         self._index: RunIndex | None = None
         self._tails: dict[str, JournalTail] = {}
@@ -65,7 +66,7 @@ class Mirror:
         try:
             if self._index is None:
                 self._index = self._connect()
-            return sum(self._sync_trial(self._index, trial) for trial in self._record["trials"])
+            return sum(self._sync_trial(self._index, trial) for trial in self._record.trials)
         except Exception:
             # What was sent is on the runs; start over from there.
             self._index = None
@@ -93,8 +94,8 @@ class Mirror:
         """Tag each trial with what the comparison says of its variant. Raises what MLflow raises."""
         if self._index is None:
             self._index = self._connect()
-        for trial in self._record["trials"]:
-            run, verdict = self._index.runs.get(trial["id"]), verdicts.get(trial["variant"])
+        for trial in self._record.trials:
+            run, verdict = self._index.runs.get(trial.id), verdicts.get(trial.variant)
             if run is not None and verdict is not None and run.tags.get("gatelab.verdict") != verdict:
                 self._index.client.set_tag(run.run_id, "gatelab.verdict", verdict)
                 run.tags["gatelab.verdict"] = verdict
@@ -102,88 +103,87 @@ class Mirror:
     def _connect(self) -> RunIndex:
         # A server knows where its artifacts go; a database does not.
         served = self._uri.startswith(("http://", "https://"))
-        index = RunIndex.open_or_create(self._uri, self._record["name"], None if served else self._folder.artifacts)
+        index = RunIndex.open_or_create(self._uri, self._record.name, None if served else self._folder.artifacts)
         if index.study_run is None:
             tags = {"gatelab.kind": "study", DESCRIPTION_TAG: study_description(self._record)}
-            run = index.client.create_run(index.experiment_id, tags=tags, run_name=f"study {self._record['name']}")
+            run = index.client.create_run(index.experiment_id, tags=tags, run_name=f"study {self._record.name}")
             index.study_run = Run(run.info.run_id, tags)
             index.client.set_terminated(run.info.run_id)
         known = index.study_run.tags.get("gatelab.study_hash")
-        if known != self._record["hash"] or VIEW_TAG not in index.experiment_tags:
+        if known != self._record.hash or VIEW_TAG not in index.experiment_tags:
             # Only then: what people have since made of the view or the description stays.
             index.client.set_experiment_tag(index.experiment_id, VIEW_TAG, saved_view(self._record))
             index.client.set_experiment_tag(index.experiment_id, DESCRIPTION_TAG, study_description(self._record))
-            index.client.set_tag(index.study_run.run_id, "gatelab.study_hash", self._record["hash"])
-        index.client.log_dict(index.study_run.run_id, dict(self._record), "study.json")
+            index.client.set_tag(index.study_run.run_id, "gatelab.study_hash", self._record.hash)
+        index.client.log_dict(index.study_run.run_id, self._record.to_json(), "study.json")
         return index
 
-    def _sync_trial(self, index: RunIndex, trial: Mapping[str, Any]) -> int:
-        trial_id = trial["id"]
-        files = self._folder.trial(trial_id)
-        if trial_id in self._done:
+    def _sync_trial(self, index: RunIndex, trial: TrialRecord) -> int:
+        files = self._folder.trial(trial.id)
+        if trial.id in self._done:
             return 0
         # The state is read first: once it is over, the journal is complete.
-        outcome = trial_state(files)
-        if outcome["status"] == "waiting":
+        outcome = read_outcome(files)
+        if outcome.status == Status.WAITING:
             return 0
-        over = outcome["status"] in OVER
-        run = index.runs.get(trial_id)
+        over = outcome.status in OVER
+        run = index.runs.get(trial.id)
         if run is None:
-            run = index.runs[trial_id] = self._create_run(index, trial)
+            run = index.runs[trial.id] = self._create_run(index, trial)
         if not run.described:
             self._describe(index.client, run, trial)
-        tail = self._tails.setdefault(trial_id, JournalTail(files.journal))
-        rows = pa.concat_tables([self._held.get(trial_id, SCHEMA.empty_table()), tail.read()])
-        span = max(1, math.ceil(self._record["variants"][trial["variant"]]["steps"] / BUCKETS))
+        tail = self._tails.setdefault(trial.id, JournalTail(files.journal))
+        rows = pa.concat_tables([self._held.get(trial.id, SCHEMA.empty_table()), tail.read()])
+        span = max(1, math.ceil(self._record.variants[trial.variant].steps / BUCKETS))
         last = int(rows["step"][-1].as_py()) if len(rows) else max(run.mirrored, 0)
         upto = last if over else last // span * span
         steps = rows["step"].to_numpy()
-        self._held[trial_id] = rows.slice(int(np.searchsorted(steps, upto, side="right")))
-        sent = self._send(index.client, run, rows.slice(0, len(rows) - len(self._held[trial_id])), span, upto)
-        self._update(index.client, run, {"step": last, **outcome}, provenance(files))
-        if outcome["status"] in SUMMED_UP:  # one that failed may be tried again
+        self._held[trial.id] = rows.slice(int(np.searchsorted(steps, upto, side="right")))
+        sent = self._send(index.client, run, rows.slice(0, len(rows) - len(self._held[trial.id])), span, upto)
+        outcome = outcome if "step" in outcome.model_fields_set else outcome.model_copy(update={"step": last})
+        self._update(index.client, run, outcome, provenance(read_description(files)))
+        if outcome.status.is_over:  # one that failed may be tried again
             sent += self._send_evaluations(index.client, run, files, outcome)
-            self._done.add(trial_id)
-            del self._tails[trial_id], self._held[trial_id]
+            self._done.add(trial.id)
+            del self._tails[trial.id], self._held[trial.id]
         return sent
 
-    def _create_run(self, index: RunIndex, trial: Mapping[str, Any]) -> Run:
-        files = self._folder.trial(trial["id"])
-        description = read_json(files.description) or {}
-        attempts = description.get("attempts") or [{"started": 0}]
+    def _create_run(self, index: RunIndex, trial: TrialRecord) -> Run:
+        description = read_description(self._folder.trial(trial.id))
+        started = description.attempts[0].started if description and description.attempts else 0.0
         tags = {
-            "gatelab.trial": trial["id"],
-            "gatelab.study": self._record["name"],
-            "gatelab.variant": trial["variant"],
-            "gatelab.seed": str(trial["seed"]),
+            "gatelab.trial": trial.id,
+            "gatelab.study": self._record.name,
+            "gatelab.variant": trial.variant,
+            "gatelab.seed": str(trial.seed),
             "gatelab.outcome": "running",
             "gatelab.step": "0",
-            "gatelab.config": json.dumps(description.get("config", {}))[:8000],
-            "gatelab.provenance": json.dumps(provenance(files)),
+            "gatelab.config": json.dumps(description.config if description else {})[:8000],
+            "gatelab.provenance": json.dumps(provenance(description)),
         }
         run = index.client.create_run(
             index.experiment_id,
-            start_time=int(attempts[0]["started"] * 1000) or None,
+            start_time=int(started * 1000) or None,
             tags=tags,
-            run_name=f"{trial['variant']}, seed={trial['seed']}",
+            run_name=f"{trial.variant}, seed={trial.seed}",
         )
         return Run(run.info.run_id, tags)
 
-    def _describe(self, client: MlflowClient, run: Run, trial: Mapping[str, Any]) -> None:
+    def _describe(self, client: MlflowClient, run: Run, trial: TrialRecord) -> None:
         """Give a run its parameters and what it trains on."""
-        variant = self._record["variants"][trial["variant"]]
+        variant = self._record.variants[trial.variant]
         params = {
-            **variant["levels"],
-            "seed": trial["seed"],
-            "variant": trial["variant"],
-            "parameters": variant["parameters"],
-            "flops_per_token": variant["flops_per_token"],
+            **variant.levels,
+            "seed": trial.seed,
+            "variant": trial.variant,
+            "parameters": variant.parameters,
+            "flops_per_token": variant.flops_per_token,
         }
         client.log_batch(run.run_id, params=[Param(name, str(value)) for name, value in params.items()])
-        description = read_json(self._folder.trial(trial["id"]).description) or {}
-        identity = next((a["provenance"].get("data") for a in reversed(description.get("attempts", []))), None)
-        if identity:
-            source = description.get("config", {}).get("data", {}).get("source", "")
+        description = read_description(self._folder.trial(trial.id))
+        identity = description.attempts[-1].provenance.get("data") if description and description.attempts else None
+        if description and identity:
+            source = description.config.get("data", {}).get("source", "")
             client.log_inputs(run.run_id, datasets=[dataset_input(self._folder.data, identity, source)])
         run.described = True
 
@@ -196,43 +196,44 @@ class Mirror:
             client.set_tag(run.run_id, "gatelab.mirrored", str(upto))
         return len(metrics)
 
-    def _send_evaluations(self, client: MlflowClient, run: Run, files: TrialFolder, outcome: Mapping[str, Any]) -> int:
+    def _send_evaluations(self, client: MlflowClient, run: Run, files: TrialFolder, outcome: Outcome) -> int:
         """Send what was measured after training and is not on the run yet."""
-        found = {name: value for name, value in evaluations(files).items() if is_mirrored(name, None)}
+        values = newest_values(read_evaluations(files))
+        found = {name: value for name, value in values.items() if is_mirrored(name, None)}
         new = {name: value for name, value in found.items() if not _same(run.latest.get(name), value)}
         now = time.time_ns() // 1_000_000
         for start in range(0, len(new), BATCH):
             part = list(new.items())[start : start + BATCH]
-            metrics = [Metric(name, value, now, outcome["step"]) for name, value in part]
+            metrics = [Metric(name, value, now, outcome.step) for name, value in part]
             client.log_batch(run.run_id, metrics=metrics)
         run.latest |= new
         return len(new)
 
-    def _update(self, client: MlflowClient, run: Run, outcome: Mapping[str, Any], origin: Mapping[str, str]) -> None:
+    def _update(self, client: MlflowClient, run: Run, outcome: Outcome, origin: Mapping[str, str]) -> None:
         """Bring what a run says of its trial up to date."""
-        status = outcome["status"]
+        status = outcome.status
         tags = {
-            "gatelab.outcome": status,
-            "gatelab.step": str(outcome["step"]),
+            "gatelab.outcome": status.value,
+            "gatelab.step": str(outcome.step),
             "gatelab.provenance": json.dumps(origin),
         }
-        reason = str(outcome.get("reason", ""))[:8000]
+        reason = outcome.reason[:8000]
         if reason or "gatelab.reason" in run.tags:
             tags |= {"gatelab.reason": reason, DESCRIPTION_TAG: reason}
         changed = {name: value for name, value in tags.items() if run.tags.get(name) != value}
         if not changed:
             return
-        now = int(outcome.get("ended", 0) * 1000)
+        now = int((outcome.ended or 0) * 1000)
         metrics = [
-            Metric(name, value, now, outcome["step"])
-            for name, value in outcome.get("metrics", {}).items()
+            Metric(name, value, now, outcome.step)
+            for name, value in outcome.metrics.items()
             if name.startswith(("train/", "memory/"))  # the journal has the others, at its last step
         ]
         client.log_batch(run.run_id, metrics=metrics, tags=[RunTag(*item) for item in changed.items()])
         if "gatelab.outcome" in changed and status in OVER:
-            client.set_terminated(run.run_id, "FAILED" if status == "failed" else "FINISHED", end_time=now)
+            client.set_terminated(run.run_id, "FAILED" if status == Status.FAILED else "FINISHED", end_time=now)
         elif "gatelab.outcome" in changed:
-            client.update_run(run.run_id, "RUNNING" if status == "running" else "KILLED")
+            client.update_run(run.run_id, "RUNNING" if status == Status.RUNNING else "KILLED")
         run.tags |= changed
 
 

@@ -5,7 +5,7 @@ each experiment gets a saved view, which its page offers under Views and which a
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from mlflow.utils.validation import MAX_DATASET_NAME_SIZE, MAX_TAG_VAL_LENGTH
 
-from gatelab.results.store.layout import read_json
+from gatelab.results.store.records import StudyRecord, read_json
 
 VIEW = "gatelab"
 
@@ -44,12 +44,12 @@ DIGEST = 12
 """Digits of a data identity that MLflow's pages show; MLflow would take 36."""
 
 
-def saved_view(record: Mapping[str, Any]) -> str:
+def saved_view(record: StudyRecord) -> str:
     """The view of a study's trials, best first: loss, levels of the axes, seed, outcome, verdict; losses lead the
     charts. In the form in which MLflow's pages save views themselves; what they do not know, they leave out."""
     columns = {
         "metrics": (SORTED_BY,),
-        "params": (*record["axes"], "seed"),
+        "params": (*record.axes, "seed"),
         "tags": ("gatelab.outcome", "gatelab.verdict"),
     }
     state = {
@@ -57,7 +57,7 @@ def saved_view(record: Mapping[str, Any]) -> str:
         "orderByKey": f"metrics.`{SORTED_BY}`",
         "orderByAsc": True,
         "compareRunSections": [{"uuid": VIEW, "name": "losses", "display": True, "isReordered": True}],
-        "compareRunCharts": [*map(_curve, CURVES), _parallel(record["axes"])],
+        "compareRunCharts": [*map(_curve, CURVES), _parallel(record.axes)],
         "isAccordionReordered": True,  # sections of all other metrics follow
         "runsHiddenMode": "FIRST_20_RUNS",
     }
@@ -93,10 +93,10 @@ def _parallel(axes: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def study_description(record: Mapping[str, Any], comparison: str = "") -> str:
+def study_description(record: StudyRecord, comparison: str = "") -> str:
     """What a study asks and, if it fits in, what was found: Markdown for the top of its page."""
-    whole = "\n\n".join(part for part in (record.get("question", ""), comparison) if part)
-    return whole if len(whole) <= MAX_TAG_VAL_LENGTH else record.get("question", "")[:MAX_TAG_VAL_LENGTH]
+    whole = "\n\n".join(part for part in (record.question, comparison) if part)
+    return whole if len(whole) <= MAX_TAG_VAL_LENGTH else record.question[:MAX_TAG_VAL_LENGTH]
 
 
 def dataset_input(data: Path, identity: str, source: str) -> DatasetInput:

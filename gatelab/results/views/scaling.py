@@ -25,7 +25,7 @@ from gatelab.results.analyses.scaling import (
 )
 from gatelab.results.statistics import power_law
 from gatelab.results.store.metric_specs import with_unit
-from gatelab.results.store.runs import OUTCOMES
+from gatelab.results.store.runs import STATUSES
 from gatelab.results.views.style import COLOURS, legend_below, tidy
 from gatelab.results.views.table import Column, Grid, finite
 
@@ -163,7 +163,7 @@ def _better(arm: ArmFit) -> dict[str, float] | None:
 def scaling_csv(report: Scaling) -> str:
     """The rungs of a report for spreadsheets, with full precision; numbers that do not exist are empty."""
     out = io.StringIO()
-    headings = ["arm", "rung", "baseline", "parameters", "tokens", "compute", "tokens_per_second", *OUTCOMES, "verdict"]
+    headings = ["arm", "rung", "baseline", "parameters", "tokens", "compute", "tokens_per_second", *STATUSES, "verdict"]
     bounds = ("", "_low", "_high")
     headings += [name + end for name in ("loss", "delta", "gain", "gain_in_time") for end in bounds]
     writer = csv.writer(out)
@@ -171,7 +171,7 @@ def scaling_csv(report: Scaling) -> str:
     for rung in report.rungs:
         row = rung.row
         cells: list[Any] = [rung.arm, rung.rung, report.baselines[rung.arm], row.parameters, rung.tokens, rung.compute]
-        cells += [row.tokens_per_second, *(row.outcomes.get(name, 0) for name in OUTCOMES), row.verdict]
+        cells += [row.tokens_per_second, *(row.outcomes.get(name, 0) for name in STATUSES), row.verdict]
         for interval in (row.value, row.delta):
             cells += [None] * 3 if interval is None else [interval.mean, interval.low, interval.high]
         for estimate in (rung.gain, rung.gain_in_time):

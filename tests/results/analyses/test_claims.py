@@ -17,8 +17,8 @@ from gatelab.ablations.matrix import build_matrix
 from gatelab.ablations.study import make_study
 from gatelab.orchestrator.registering import claim_changes, register_claims
 from gatelab.results.analyses.claims import ClaimResult, judge
-from gatelab.results.store.layout import write_json
 from gatelab.results.store.preregistration import RegisterChanged, read_entries, read_register
+from gatelab.results.store.records import write_json
 from gatelab.results.views.claims import claims_csv, claims_grid, claims_json
 from tests.results.analyses.test_comparison import build_frame
 

@@ -107,7 +107,7 @@ def last(variant: int, seed: int) -> int:
 
 
 def variants(lab: Any) -> dict[str, str | None]:
-    return {label: lab.record["variants"][label]["baseline"] for label in lab.variants}
+    return {label: lab.record.variants[label].baseline for label in lab.variants}
 
 
 def lines(axes: Axes) -> dict[str, dict[float, float]]:

@@ -21,7 +21,7 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
 from gatelab.results.analyses.effects import Effects, Factorial, NotFactorial, effects, shared_trunks
-from gatelab.results.store.layout import read_json, write_json
+from gatelab.results.store.records import read_json, write_json
 from gatelab.results.store.runs import runs_schema
 from gatelab.results.views.effects import effects_csv, effects_dict, effects_grids, plot_effects, plot_interaction
 from gatelab.results.views.table import Grid, to_latex, to_markdown
@@ -450,7 +450,7 @@ def test_trunks_are_known_from_what_trials_say_of_themselves(laboratory: Callabl
     for variant, seed in itertools.product(range(4), range(2)):
         study.begin(variant, seed)
     assert shared_trunks(study.folder, study.record) == ()
-    levels = [study.record["variants"][name]["levels"] for name in study.variants]
+    levels = [study.record.variants[name].levels for name in study.variants]
     short, full = (
         next(
             i for i, of in enumerate(levels) if of["model.gate.position"] == "sdpa" and of["training.tokens"] == tokens

@@ -17,7 +17,8 @@ from gatelab.results.analyses import evaluation
 from gatelab.results.analyses.comparison import compare
 from gatelab.results.analyses.evaluation import NotEvaluated
 from gatelab.results.report.write import write_evaluation
-from gatelab.results.store.runs import evaluations_of_record, metrics_of, runs_from_journals, study_answers
+from gatelab.results.store.runs import evaluations_frame, metrics_of, runs_from_journals
+from gatelab.results.store.trials import study_evaluations
 from gatelab.results.tracking.runs import runs_from_mlflow
 from gatelab.results.tracking.sync import Mirror
 from gatelab.results.views import evaluation as evaluation_views
@@ -26,12 +27,12 @@ from gatelab.results.views.comparison import comparison_json
 
 def evaluation_rows(lab: Any) -> Any:
     """All answers of a study's trials in long form."""
-    return evaluations_of_record(lab.record, study_answers(lab.folder, lab.record))
+    return evaluations_frame(lab.record, study_evaluations(lab.folder, lab.record))
 
 
 def notes(lab: Any) -> list[str]:
     """What is said of a study's answers."""
-    return evaluation.notes_of_answers(study_answers(lab.folder, lab.record))
+    return evaluation.notes_of_answers(study_evaluations(lab.folder, lab.record))
 
 
 ROPES = ("plain", "yarn")
@@ -361,7 +362,7 @@ def test_figures_and_tables_can_be_had_from_mlflow(tracked: Any, tmp_path: Path)
     [study] = client.search_runs([experiment.experiment_id], "tags.`gatelab.kind` = 'study'")
     copies = Path(client.download_artifacts(study.info.run_id, "", str(tmp_path)))
     read = {path.relative_to(copies).as_posix(): path.read_bytes() for path in copies.rglob("*.*") if path not in paths}
-    assert json.loads(read.pop("study.json")) == json.loads(json.dumps(lab.record))
+    assert json.loads(read.pop("study.json")) == json.loads(json.dumps(lab.record.to_json()))
     figures, pages = ("a.png", "a.svg", "a.pdf"), ("report.html",)
     kinds = dict.fromkeys(figures, "figures") | dict.fromkeys(pages, "report")
     assert read == {f"{kinds.get(name, 'tables')}/{name}": value for name, value in contents.items()}

@@ -14,7 +14,8 @@ import pytest
 from gatelab.results.analyses.stability import NoSteps, Settings, settings_from, stability
 from gatelab.results.statistics.spikes import BAND, LASTING, NEEDED, WINDOW, band_exit, spike_score
 from gatelab.results.store.metrics import metrics_from_journals
-from gatelab.results.store.runs import runs_from_journals, study_descriptions
+from gatelab.results.store.runs import runs_from_journals
+from gatelab.results.store.trials import study_descriptions
 from gatelab.results.views.diagnostics import plot_by_layer
 from gatelab.results.views.divergence import autopsies_grid, plot_autopsy
 from gatelab.results.views.stability import plot_stability, stability_dict, stability_grid

@@ -13,7 +13,7 @@ from gatelab.cli.main import app
 from gatelab.results.analyses.learning_rates import NotSearched, tolerance_of_record
 from gatelab.results.report.fits import FITS, fits
 from gatelab.results.report.parquet import export_study
-from gatelab.results.store.layout import write_json
+from gatelab.results.store.records import StudyRecord, write_json
 from gatelab.results.store.runs import runs_from_journals
 
 TOKENS = {"model.hidden_size": [16, 32, 64, 128], "model.gate.position": ["none", "sdpa"]}
@@ -37,8 +37,8 @@ def ladder(laboratory: Any) -> Any:
     """Four sizes at three seeds whose losses follow a law in compute, the gate's curve 1 % lower above the floor."""
     lab = laboratory(seeds=3, axes=TOKENS, baseline={"model.gate.position": "none"})
     for index, label in enumerate(lab.variants):
-        entry = lab.record["variants"][label]
-        compute = float(entry["tokens"] * entry["flops_per_token"])
+        entry = lab.record.variants[label]
+        compute = float(entry.tokens * entry.flops_per_token)
         for seed in range(3):
             scale = (0.99 if "sdpa" in label else 1.0) * (1 + 1e-4 * (seed - 1))
             lab.begin(index, seed)
@@ -74,9 +74,9 @@ def test_a_ladder_gives_the_constants_of_its_law(ladder: Any) -> None:
 def ratio(lab: Any, rung: str) -> float:
     """Compute of the gated variant at a rung over that of its baseline, which its planted loss follows."""
     flops = [
-        entry["flops_per_token"]
+        entry.flops_per_token
         for position in ("none", "sdpa")
-        for label, entry in lab.record["variants"].items()
+        for label, entry in lab.record.variants.items()
         if rung in label.split(", ") and f"position={position}" in label.split(", ")
     ]
     return flops[1] / flops[0]
@@ -91,7 +91,7 @@ def test_a_search_gives_what_its_seeds_give(laboratory: Any) -> None:
     # Of a parabola in log10 of the learning rate, at places that differ between seeds and arms.
     best = {"none": [-2.1, -2.0, -1.9], "sdpa": [-1.8, -1.75, -1.85]}
     for index, label in enumerate(lab.variants):
-        levels = lab.record["variants"][label]["levels"]
+        levels = lab.record.variants[label].levels
         rate, arm = float(levels["training.optimizer.learning_rate"]), levels["model.gate.position"]
         for seed in range(3):
             loss = 2.0 + (math.log10(rate) - best[arm][seed]) ** 2
@@ -131,13 +131,14 @@ def test_a_record_from_before_there_were_searches_has_none(laboratory: Any) -> N
     for index in range(len(RATES)):
         lab.finish(index, 0)
     runs = runs_from_journals(lab.folder, lab.name)
-    old = {name: value for name, value in lab.record.items() if name != "tolerance"}
-    assert "tolerance" in lab.record
+    assert lab.record.tolerance is not None
+    content = {name: value for name, value in lab.record.to_json().items() if name != "tolerance"}
+    old = StudyRecord.from_json(content, "study.json")
     with pytest.raises(NotSearched, match=f"{lab.name} was last run before there were searches"):
         tolerance_of_record(old, runs)
     table = fits(old, runs)
     assert (table.num_rows, table.schema) == (0, FITS)
-    write_json(lab.folder.study(lab.name).record, old)
+    write_json(lab.folder.study(lab.name).record, content)
     paths = export_study(lab.folder, lab.name, lab.folder.root / "out")
     assert [path.stat().st_size > 0 for path in paths] == [True] * 6
 

@@ -154,8 +154,8 @@ def test_an_export_takes_the_place_of_the_last_and_of_no_other(laboratory: Any, 
         lab.finish(1, 1)
         export_study(lab.folder, lab.name, out)
     before = contents(out)
-    trials = [trial for trial in first.record["trials"] if trial["seed"] == 0]
-    write_record(first.folder, {**first.record, "trials": trials})
+    trials = [trial for trial in first.record.trials if trial.seed == 0]
+    write_record(first.folder, first.record.restricted_to(trials))
     export_study(first.folder, first.name, out)
     after = contents(out)
     assert after.keys() == before.keys()
@@ -193,7 +193,7 @@ def test_parquet_says_where_its_numbers_come_from(studied: Any, out: Path) -> No
     for table, path in zip(TABLES, export_study(studied.folder, studied.name, out), strict=True):
         found = {key.decode(): value.decode() for key, value in pq.read_schema(path).metadata.items()}
         assert found["gatelab.table"] == table
-        assert (found["gatelab.study"], found["gatelab.study_hash"]) == (studied.name, studied.record["hash"])
+        assert (found["gatelab.study"], found["gatelab.study_hash"]) == (studied.name, studied.record.hash)
         assert json.loads(found["gatelab.code"]) == ["other code", "this code"]
         assert json.loads(found["gatelab.data"]) == ["this data"]
         packages = json.loads(found["gatelab.packages"])

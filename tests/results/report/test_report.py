@@ -26,7 +26,8 @@ from gatelab.results.report.stamp import stamp_of
 from gatelab.results.report.summary import answer, short_names
 from gatelab.results.statistics.paired import Interval
 from gatelab.results.store.journal import Journal
-from gatelab.results.store.layout import NotFound, write_json
+from gatelab.results.store.layout import NotFound
+from gatelab.results.store.records import write_json
 from gatelab.results.store.runs import SUMMARY, runs_from_journals
 from gatelab.results.views.comparison import comparison_grid
 from gatelab.results.views.style import render_figure
@@ -242,10 +243,10 @@ def test_failures_and_gaps_are_told_with_their_reasons(varied: Any) -> None:
     assert len(reasons["failed"]) < 500
     assert reasons["failed"].endswith("log.txt has the rest)")
     assert {cells[0]: cells[2] for cells in untried.rows} == {
-        **varied.record["excluded"],
-        **varied.record["impossible"],
+        **varied.record.excluded,
+        **varied.record.impossible,
     }
-    assert len(untried.rows) == len(varied.record["excluded"]) > 0
+    assert len(untried.rows) == len(varied.record.excluded) > 0
 
 
 def test_provenance_names_what_made_the_numbers(varied: Any) -> None:
@@ -253,7 +254,7 @@ def test_provenance_names_what_made_the_numbers(varied: Any) -> None:
     found = report(varied.folder, varied.name)
     section = found.sections[-1]
     facts = dict(section.facts)
-    assert facts["Study hash"] == varied.record["hash"]
+    assert facts["Study hash"] == varied.record.hash
     assert facts["Data hash"] == "this data"
     assert (facts["First trial began"], facts["Last trial ended"]) == ("2023-11-14 22:13 UTC", "2023-11-14 22:15 UTC")
     [environments] = section.grids
@@ -333,7 +334,7 @@ def test_the_page_holds_the_tables_and_asks_for_nothing(varied: Any) -> None:
 def test_whatever_names_and_reasons_contain_is_text(varied: Any) -> None:
     """Nothing that a study file or an error says becomes markup."""
     nasty = "<script>alert('x')</script> & \"quotes\" `code`"
-    record = json.loads(json.dumps(varied.record).replace("Which gate?", json.dumps(nasty)[1:-1]))
+    record = json.loads(json.dumps(varied.record.to_json()).replace("Which gate?", json.dumps(nasty)[1:-1]))
     label = varied.variants[1]
     record["variants"] = {name.replace(label, "<b>bold</b>"): one for name, one in record["variants"].items()}
     record["trials"] = [{**one, "variant": one["variant"].replace(label, "<b>bold</b>")} for one in record["trials"]]
@@ -469,7 +470,7 @@ def test_the_page_has_a_stamp_and_the_margin_that_claims_state(laboratory: Any) 
     assert found.stamp == stamp
     footer = to_page(found).partition("<footer>")[2].partition("</footer>")[0]
     assert f"<p>{stamp}</p>" in footer
-    assert "n: 4 of 4 trials finished, 2 seeds" in footer and lab.record["hash"][:12] in footer
+    assert "n: 4 of 4 trials finished, 2 seeds" in footer and lab.record.hash[:12] in footer
 
 
 def test_each_file_of_a_trial_is_read_once(varied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -529,7 +530,7 @@ def test_a_finished_search_of_the_study_is_told_of(laboratory: Any) -> None:
             metrics = {"validation/loss": 2 + bend + seed / 8, "train/initial_loss": 4.0}
             other.end(index, seed, "finished", 20, metrics=metrics)
     search = lab.folder.study(f"{lab.name}-lr-tolerance")
-    write_json(search.record, {**other.record, "name": f"{lab.name}-lr-tolerance"})
+    write_json(search.record, {**other.record.to_json(), "name": f"{lab.name}-lr-tolerance"})
     assert "learning-rates" not in [section.id for section in report(lab.folder, lab.name).sections]
     write_json(search.located, {})
     found = report(lab.folder, lab.name)

@@ -20,7 +20,8 @@ from gatelab.results.report import write
 from gatelab.results.report.artifacts import KINDS, read_trials, render, write_table
 from gatelab.results.report.stamp import Stamp, read_stamp, stamp_of, stamped
 from gatelab.results.report.verify import check, same_text, tables_of
-from gatelab.results.store.layout import NotFound, read_json, write_json
+from gatelab.results.store.layout import NotFound
+from gatelab.results.store.records import read_json, write_json
 from gatelab.results.store.runs import runs_from_journals
 from gatelab.results.views.table import Column, Grid, to_html, to_latex, to_markdown
 
@@ -176,9 +177,7 @@ def test_a_stamp_is_of_the_trials(laboratory: Any) -> None:
     for seed, commit in enumerate(("b", "a", "b")):
         lab.finish(0, seed, commit=commit)
     stamp = stamp_of(runs_from_journals(lab.folder, lab.name), "comparison", margin=0.5)
-    assert stamp == Stamp(
-        "comparison", lab.name, lab.record["hash"], ("a", "b"), ("this data",), 3, 6, 3, {"margin": 0.5}
-    )
+    assert stamp == Stamp("comparison", lab.name, lab.record.hash, ("a", "b"), ("this data",), 3, 6, 3, {"margin": 0.5})
 
 
 # --- Checking ---
@@ -404,7 +403,7 @@ def test_all_forms_of_a_real_table_load(lab: Any) -> None:
     path = lab.folder.study(lab.name).path
     for kind in ("comparison", "claim-verdicts", "pivot"):
         frame = pd.read_csv(path / f"{kind}.csv")
-        assert set(frame["study_hash"]) == {lab.record["hash"]}
+        assert set(frame["study_hash"]) == {lab.record.hash}
         assert set(frame["commit"]) == {"this commit"}
         json.loads((path / f"{kind}.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
         page = Page((path / f"{kind}.html").read_text(encoding="utf-8"))

@@ -16,7 +16,8 @@ from gatelab.results.analyses.diagnostics import read_diagnostics
 from gatelab.results.analyses.stability import read_stability, settings_from, stability
 from gatelab.results.statistics.series import SPANS, averaged, extremes
 from gatelab.results.store.metrics import metrics_from_journals
-from gatelab.results.store.runs import runs_from_journals, study_descriptions
+from gatelab.results.store.runs import runs_from_journals
+from gatelab.results.store.trials import study_descriptions
 from gatelab.results.views.curves import plot_curves
 from gatelab.results.views.diagnostics import FIGURES
 from gatelab.results.views.stability import plot_all
@@ -100,7 +101,7 @@ def long(laboratory: Any) -> Any:
 
 
 def variants(lab: Any) -> dict[str, str | None]:
-    return {label: lab.record["variants"][label]["baseline"] for label in lab.variants}
+    return {label: lab.record.variants[label].baseline for label in lab.variants}
 
 
 def shown(figure: Figure) -> list[Any]:

@@ -1,6 +1,5 @@
 """Files are there whole or not at all, and what is missing is named."""
 
-import json
 import math
 import threading
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gatelab.results.store.layout import NotFound, RunsFolder, read_json, write_json
+from gatelab.results.store.layout import NotFound, RunsFolder
+from gatelab.results.store.records import read_json, write_json
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
@@ -68,6 +68,6 @@ def test_a_missing_study_is_answered_with_what_there_is(laboratory: Any, tmp_pat
     assert str(first.folder.root) in str(caught.value)
     assert "no study 'gates'" in str(caught.value)
     assert f"there are: {first.name}, {second.name}" in str(caught.value)
-    assert first.folder.study(second.name).read() == json.loads(json.dumps(second.record))
+    assert first.folder.study(second.name).read() == second.record
     with pytest.raises(NotFound, match="there is none yet: gatelab run"):
         RunsFolder(tmp_path / "elsewhere").study("gates").read()

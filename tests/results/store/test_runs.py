@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from gatelab.results.analyses.comparison import compare
 from gatelab.results.report.write import publish
-from gatelab.results.store import metrics
-from gatelab.results.store import runs as store_runs
+from gatelab.results.store import metrics, records
 from gatelab.results.store.journal import Journal, read_journal
 from gatelab.results.store.layout import NotFound, RunsFolder
 from gatelab.results.store.metrics import METRICS, each_journal, metrics_from_journals, named, together
-from gatelab.results.store.runs import PROVENANCE, SUMMARY, axes_of, runs_from_journals, runs_schema
+from gatelab.results.store.records import TrialRecord
+from gatelab.results.store.runs import SUMMARY, axes_of, runs_from_journals, runs_schema
+from gatelab.results.store.trials import PROVENANCE
 from gatelab.results.tracking.runs import runs_from_mlflow
 from gatelab.results.tracking.sync import Mirror
 from gatelab.results.views.comparison import comparison_csv, comparison_grid, comparison_json
@@ -30,7 +31,7 @@ from gatelab.results.views.table import to_markdown
 def agreed(lab: Any) -> list[dict[str, Any]]:
     """The rows of `runs`, once it is clear that journals and MLflow give the same frame and the same tables."""
     here, there = runs_from_journals(lab.folder, lab.name), runs_from_mlflow(lab.folder.tracking_uri, lab.name)
-    assert here.schema == there.schema == runs_schema(lab.record["axes"])
+    assert here.schema == there.schema == runs_schema(lab.record.axes)
     for own, mirrored in zip(here.to_pylist(), there.to_pylist(), strict=True):
         assert {name: repr(value) for name, value in own.items()} == {
             name: repr(value) for name, value in mirrored.items()
@@ -200,7 +201,7 @@ def test_runs_say_everything_about_each_trial(laboratory: Any) -> None:
         ("position=sdpa", 6),
     ]
     for row in rows:
-        assert (row["study"], row["study_hash"], row["baseline"]) == (lab.name, lab.record["hash"], "position=none")
+        assert (row["study"], row["study_hash"], row["baseline"]) == (lab.name, lab.record.hash, "position=none")
         assert row["axis/model.gate.position"] == row["variant"].removeprefix("position=")
         assert (row["steps"], row["added_parameters"]) == (20, row["parameters"] - rows[0]["parameters"])
     last = rows[-1]
@@ -279,11 +280,11 @@ def test_what_is_left_out_while_reading_is_what_a_filter_leaves_out(
     with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "AT_ONCE", 3)
         folder = RunsFolder(Path(root))
-        trials = [{"id": f"t{i}", "variant": f"v{i % 2}", "seed": i} for i in range(len(journals))]
+        trials = [TrialRecord(id=f"t{i}", variant=f"v{i % 2}", seed=i) for i in range(len(journals))]
         expected = []
         for trial, segments in zip(trials, journals, strict=True):
             for segment in segments:
-                with Journal(folder.trial(trial["id"]).journal) as journal:
+                with Journal(folder.trial(trial.id).journal) as journal:
                     step = 1
                     for commit in segment:
                         for later, name, layer, value in commit:
@@ -292,8 +293,8 @@ def test_what_is_left_out_while_reading_is_what_a_filter_leaves_out(
                         step += 1  # a batch never ends within a step
                         journal.commit()
             expected += [
-                {"trial": trial["id"], "variant": trial["variant"], "seed": trial["seed"], **row}
-                for row in read_journal(folder.trial(trial["id"]).journal).to_pylist()
+                {"trial": trial.id, "variant": trial.variant, "seed": trial.seed, **row}
+                for row in read_journal(folder.trial(trial.id).journal).to_pylist()
                 if any(fnmatch.fnmatchcase(row["name"], pattern) for pattern in names)
                 and layers in (None, row["layer"] is not None)
             ]
@@ -328,8 +329,8 @@ def test_answers_are_read_once(laboratory: Any, monkeypatch: Any) -> None:
         lab.finish(variant, 0)
         lab.answer(variant, 0, "far", 1.0, {"length/000064/plain/loss": 2.0})
     opened: list[Path] = []
-    read_json = store_runs.read_json
-    monkeypatch.setattr(store_runs, "read_json", lambda path: opened.append(path) or read_json(path))
+    read_json = records.read_json
+    monkeypatch.setattr(records, "read_json", lambda path: opened.append(path) or read_json(path))
     publish(lab.folder, lab.name)
     assert sorted(path for path in opened if path.parent.name == "evaluations") == sorted(
         lab.trial(variant, 0).evaluations / "far.json" for variant in (0, 1)

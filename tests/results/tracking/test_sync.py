@@ -17,7 +17,8 @@ from mlflow.utils.validation import _validate_dataset_inputs
 
 from gatelab.orchestrator.mirroring import add_to_mlflow
 from gatelab.results.store.journal import SCHEMA, read_journal
-from gatelab.results.store.layout import NotFound, write_json
+from gatelab.results.store.layout import NotFound
+from gatelab.results.store.records import write_json
 from gatelab.results.store.runs import SUMMARY, runs_from_journals
 from gatelab.results.tracking.runs import runs_from_mlflow
 from gatelab.results.tracking.sync import Mirror, thin
@@ -281,7 +282,7 @@ def test_runs_can_be_found_by_what_they_are(tracked: Any, mirror: Any) -> None:
     assert (failed.info.status, failed.data.tags["gatelab.reason"]) == ("FAILED", "out of memory")
     [study] = search("tags.`gatelab.kind` = 'study'")
     assert study.data.tags["mlflow.note.content"] == "Which gate?"
-    assert study.data.tags["gatelab.study_hash"] == lab.record["hash"]
+    assert study.data.tags["gatelab.study_hash"] == lab.record.hash
     assert [file.path for file in client.list_artifacts(study.info.run_id)] == ["study.json"]
 
 
@@ -424,7 +425,7 @@ def test_what_people_make_of_an_experiment_stays(tracked: Any, mirror: Any) -> N
     mirror(lab).sync()
     known = client.get_experiment(experiment.experiment_id).tags
     assert (known[VIEW_TAG], known["mlflow.note.content"]) == ("mine", "mine")
-    lab.record["hash"] = "another"
+    lab.record = lab.record.model_copy(update={"hash": "another"})
     mirror(lab).sync()
     assert client.get_experiment(experiment.experiment_id).tags == experiment.tags
     assert study_pages(lab.folder.tracking_uri)[lab.name].startswith(f"/#/experiments/{experiment.experiment_id}/runs?")

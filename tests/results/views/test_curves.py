@@ -164,7 +164,7 @@ def test_figures_are_written_for_the_screen_and_for_print(laboratory: Any, tmp_p
     for variant in (0, 1):
         for seed in (0, 1):
             lab.finish(variant, seed)
-    variants = {label: lab.record["variants"][label]["baseline"] for label in lab.variants}
+    variants = {label: lab.record.variants[label].baseline for label in lab.variants}
     figure = plot_curves(metrics_from_journals(lab.folder, lab.name), "train/loss", variants, lab.name)
     assert panels(figure)[0]["position=sdpa"] == {
         step: pytest.approx(np.mean([lab.loss(1, seed, step) for seed in (0, 1)])) for step in range(1, 21)

@@ -203,7 +203,7 @@ def test_files_of_a_search(laboratory: Callable[..., Any]) -> None:
     assert {path.parent for path in written.tables} == {lab.folder.study(lab.name).path}
     found = read_tolerance(lab.folder, lab.name)
     assert (found.window, found.margin) == ((0.001, 0.01, 0.1), 0.05)
-    assert lab.record["tolerance"]["lattice"] == ToleranceConfig(**how).lattice
+    assert lab.record.tolerance.lattice == ToleranceConfig(**how).lattice
     [arm] = found.arms
     assert arm.sweep.losses.tolist() == [[2.0, 1.5, 1.75], [2.125, 1.625, 1.875]]
     expected = -2 + 0.5 * (0.5 - 0.25) / (0.5 + 0.25)  # equal steps: vertex at half a step times (left-right)/sum

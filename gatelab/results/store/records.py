@@ -1,0 +1,217 @@
+"""The records on disk as types: a study, its variants and trials, how a trial went, what its trained model answered.
+
+Each is a JSON file with a version, which is read at the door: an older record is completed by the defaults here, a
+newer one is refused. Keys that this version does not know are kept.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gatelab.atomic import replacing
+from gatelab.errors import GatelabError
+from gatelab.status import Status
+
+
+class NewerRecord(GatelabError):
+    """A record that a newer version of gatelab wrote."""
+
+
+class DamagedRecord(GatelabError, ValueError):
+    """A record that is not as gatelab writes it."""
+
+
+class Record(BaseModel):
+    """Base of the records: immutable, written without what was never set."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    VERSION: ClassVar[int] = 1
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], source: str) -> Self:
+        """Read a record. `source` names it in errors. Raises NewerRecord, DamagedRecord."""
+        version = content.get("version", 1)
+        if isinstance(version, int) and version > cls.VERSION:
+            raise NewerRecord(
+                f"{source}: has version {version} and this gatelab reads up to version {cls.VERSION}: upgrade gatelab"
+            )
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise DamagedRecord(f"{source}: {place}: {first['msg']}: is not as gatelab writes it") from error
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """Read a record's file; None where there is no whole one. Raises NewerRecord, DamagedRecord."""
+        content = read_json(path)
+        return None if content is None else cls.from_json(content, str(path))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON values, without what was never set."""
+        return self.model_dump(exclude_unset=True)
+
+
+class VariantRecord(Record):
+    """A variant of a study, as it was launched."""
+
+    levels: dict[str, str]
+    """Axis -> its level, of the axes that make a difference to it."""
+    baseline: str | None
+    """The variant to compare with."""
+    steps: int
+    """Optimiser steps of each of its trials."""
+    parameters: int
+    added_parameters: int | None
+    """Over the baseline."""
+    flops_per_token: int | None
+    """To train on a token."""
+    tokens: int | None = None
+    """To train on."""
+    learning_rate: float | None = None
+    """The peak."""
+
+
+class TrialRecord(Record):
+    """A trial of a study."""
+
+    id: str
+    variant: str
+    seed: int
+    parent: str | None = None
+    """Id of the trial whose final weights it starts from."""
+
+
+class ClaimRecord(Record):
+    """A claim as it was made, and the variants that it is about."""
+
+    name: str
+    metric: str
+    direction: str
+    margin: float
+    test: str
+    alpha: float
+    variants: list[str]
+
+
+class SearchRules(Record):
+    """How a search of learning rates judges what it finds."""
+
+    rates: list[float]
+    """The window that every variant is tried at."""
+    lattice: list[float]
+    """The window, and the rates beyond it that the search may go on to."""
+    margin: float
+    """A learning rate is tolerated whose loss exceeds the best by at most this share of it."""
+
+
+class StudyRecord(Record):
+    """A study as it was launched: study.json, also an artifact of its run in MLflow."""
+
+    version: int = 1
+    name: str
+    question: str = ""
+    hash: str
+    continues: str | None = None
+    """The study whose trials its own start from."""
+    axes: list[str]
+    ladder: list[str] = []
+    """The axes along which models and their training grow."""
+    learning_rate: str = "given"
+    tolerance: SearchRules | None = None
+    """Of a search of learning rates; None in studies from before there were searches."""
+    match: str = "none"
+    variants: dict[str, VariantRecord]
+    trials: list[TrialRecord]
+    claims: list[ClaimRecord] = []
+    excluded: dict[str, str] = {}
+    """Combination -> the rule that leaves it out."""
+    impossible: dict[str, str] = {}
+    """Combination -> why there is none."""
+
+    def restricted_to(self, trials: Iterable[TrialRecord]) -> "StudyRecord":
+        """Return the record with these of its trials only."""
+        return self.model_copy(update={"trials": list(trials)})
+
+
+class Outcome(Record):
+    """How a trial stands or ended: outcome.json, there once it is over."""
+
+    status: Status
+    step: int = 0
+    """Optimiser steps done."""
+    metrics: dict[str, float] = {}
+    """What sums the trial up."""
+    reason: str = ""
+    """Why it diverged or failed."""
+    log: str = ""
+    """The file with what its process had to say, of one that failed."""
+    ended: float | None = None
+    """Seconds since 1970."""
+
+
+class Attempt(Record):
+    """A process that worked on a trial."""
+
+    started: float
+    """Seconds since 1970."""
+    provenance: dict[str, str] = {}
+    """Code, data, device and so on."""
+
+
+class ForkRecord(Record):
+    """Where a trial left a longer one, with which it shares its first steps."""
+
+    trunk: str
+    """Id of the longer trial."""
+    step: int
+
+
+class TrialDescription(Record):
+    """What a trial that has begun says of itself: trial.json."""
+
+    id: str
+    config: dict[str, Any]
+    """Its complete configuration, as JSON."""
+    parent: str | None = None
+    branch: ForkRecord | None = None
+    attempts: list[Attempt] = []
+
+
+class QuestionRecord(Record):
+    """What a trained model was asked."""
+
+    kind: str
+    amount: int
+    """Tokens, examples or documents; 0: all there are."""
+
+
+class EvaluationResult(Record):
+    """What a trained model answered to one question: a file of evaluations/."""
+
+    question: QuestionRecord
+    step: int = 0
+    evaluated: float
+    """Seconds since 1970."""
+    provenance: dict[str, str] = {}
+    metrics: dict[str, float]
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object; None where there is no whole one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON durably and at once. Non-finite numbers are written as NaN and Infinity, as Python reads them."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")

@@ -1,0 +1,89 @@
+"""What the files of trials say: how each stands, where its numbers come from, what its trained model answered."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import filelock
+
+from gatelab.results.store.layout import RunsFolder, TrialFolder
+from gatelab.results.store.records import EvaluationResult, Outcome, StudyRecord, TrialDescription
+from gatelab.status import Status
+
+PROVENANCE = ("code", "commit", "data", "device", "precision", "threads", "torch", "python", "host")
+"""Where a number comes from: recorded with each trial, each a column of `runs`."""
+
+EvaluationResults = Mapping[str, Sequence[EvaluationResult]]
+"""Trial -> what its trained model answered, the newest last."""
+
+Descriptions = Mapping[str, TrialDescription]
+"""Trial that has begun -> what it says of itself."""
+
+Outcomes = Mapping[str, Outcome]
+"""Trial -> how it stands."""
+
+
+def read_outcome(files: TrialFolder) -> Outcome:
+    """Read how a trial stands. Of one that is not over only the status is known.
+
+    Raises NewerRecord, DamagedRecord.
+    """
+    outcome = Outcome.read(files.outcome)
+    if outcome is not None:
+        return outcome
+    if not files.description.exists():
+        return Outcome(status=Status.WAITING)
+    return Outcome(status=Status.RUNNING if _is_locked(files) else Status.INTERRUPTED)
+
+
+def is_over(files: TrialFolder) -> bool:
+    """Return whether a trial has finished or diverged, and need not run again. Loads nothing but its outcome."""
+    outcome = Outcome.read(files.outcome)
+    return outcome is not None and outcome.status.is_over
+
+
+def _is_locked(files: TrialFolder) -> bool:
+    """Return whether a process is at work on a trial."""
+    lock = filelock.FileLock(files.lock, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def read_description(files: TrialFolder) -> TrialDescription | None:
+    """Read what a trial says of itself; None where it has not begun. Raises NewerRecord, DamagedRecord."""
+    return TrialDescription.read(files.description)
+
+
+def provenance(description: TrialDescription | None) -> dict[str, str]:
+    """Return where a trial's numbers come from. What its attempts differ in is joined by " then "."""
+    known = [attempt.provenance for attempt in description.attempts] if description else []
+    return {name: " then ".join(dict.fromkeys(origin[name] for origin in known)) for name in PROVENANCE if known}
+
+
+def read_evaluations(files: TrialFolder) -> list[EvaluationResult]:
+    """Read what a trained model answered, the newest last. Raises NewerRecord, DamagedRecord."""
+    found = [result for path in files.evaluations.glob("*.json") if (result := EvaluationResult.read(path)) is not None]
+    return sorted(found, key=lambda result: result.evaluated)
+
+
+def newest_values(results: Iterable[EvaluationResult]) -> dict[str, float]:
+    """Return what evaluations found, by metric; the newest value where several found the same."""
+    return {name: value for result in results for name, value in result.metrics.items()}
+
+
+def study_outcomes(folder: RunsFolder, record: StudyRecord) -> Outcomes:
+    """Read how the trials of a study stand."""
+    return {trial.id: read_outcome(folder.trial(trial.id)) for trial in record.trials}
+
+
+def study_descriptions(folder: RunsFolder, record: StudyRecord) -> Descriptions:
+    """Read what the trials of a study that have begun say of themselves."""
+    found = {trial.id: read_description(folder.trial(trial.id)) for trial in record.trials}
+    return {trial: description for trial, description in found.items() if description is not None}
+
+
+def study_evaluations(folder: RunsFolder, record: StudyRecord) -> EvaluationResults:
+    """Read what the trained models of a study answered."""
+    return {trial.id: read_evaluations(folder.trial(trial.id)) for trial in record.trials}

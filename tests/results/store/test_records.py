@@ -1,0 +1,77 @@
+"""Records on disk are read as types: older ones completed, newer ones refused, damaged ones named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.records import DamagedRecord, NewerRecord, Outcome, StudyRecord, TrialDescription, write_json
+from gatelab.results.store.trials import is_over, read_outcome
+from gatelab.status import Status
+
+OLDEST: dict[str, Any] = {
+    "name": "old",
+    "hash": "h",
+    "axes": [],
+    "variants": {
+        "base": {
+            "levels": {},
+            "baseline": "base",
+            "steps": 2,
+            "parameters": 3,
+            "added_parameters": 0,
+            "flops_per_token": 4,
+        }
+    },
+    "trials": [{"id": "t", "variant": "base", "seed": 0}],
+}
+"""A study as the first versions wrote it, without tokens, claims, rules of a search or a version."""
+
+
+def test_an_older_record_is_completed(tmp_path: Path) -> None:
+    """What a study did not say before it could be said has the value that stands for that."""
+    write_json(tmp_path / "study.json", OLDEST)
+    record = StudyRecord.read(tmp_path / "study.json")
+    assert record is not None
+    assert (record.ladder, record.claims, record.tolerance, record.match) == ([], [], None, "none")
+    assert (record.variants["base"].tokens, record.trials[0].parent) == (None, None)
+
+
+def test_a_record_is_written_as_it_was_read() -> None:
+    """Keys of which this version knows nothing survive, and nothing is added: its hash names a record."""
+    content = {**OLDEST, "mood": "good", "trials": [{**OLDEST["trials"][0], "colour": "red"}]}
+    assert StudyRecord.from_json(content, "here").to_json() == content
+
+
+@pytest.mark.parametrize("kind", [StudyRecord, Outcome, TrialDescription], ids=lambda kind: kind.__name__)
+def test_a_newer_record_is_refused_with_both_versions(kind: Any, tmp_path: Path) -> None:
+    """A file from a later release is not misread in silence."""
+    path = tmp_path / "record.json"
+    write_json(path, {"version": 7})
+    with pytest.raises(NewerRecord) as caught:
+        kind.read(path)
+    assert str(caught.value) == (
+        f"{path}: has version 7 and this gatelab reads up to version {kind.VERSION}: upgrade gatelab"
+    )
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    """Which file, which key: a person can look."""
+    path = tmp_path / "outcome.json"
+    path.write_text(json.dumps({"status": "splendid"}))
+    with pytest.raises(DamagedRecord, match=r"outcome\.json: status"):
+        Outcome.read(path)
+
+
+@pytest.mark.parametrize(
+    ("status", "over"), [("finished", True), ("diverged", True), ("failed", False), (None, False)], ids=str
+)
+def test_whether_a_trial_is_over_is_one_question(status: str | None, over: bool, tmp_path: Path) -> None:
+    """A trial that failed is tried again; one without an outcome has not ended."""
+    files = RunsFolder(tmp_path).trial("t")
+    if status is not None:
+        write_json(files.outcome, {"status": status, "step": 1})
+    assert is_over(files) is over
+    assert read_outcome(files).status == (status or Status.WAITING)
