@@ -69,13 +69,13 @@ def claims_of_record(folder: RunsFolder, record: StudyRecord, runs: pa.Table) ->
     path = folder.study(record.name).claims
     if not record.claims and not path.exists():
         raise NoClaims(f"{record.name} makes no claims: say them in its file, under claims")
-    return judge(runs, record, read_register(path))
+    return judge(runs, record.claims, read_register(path))
 
 
-def judge(runs: pa.Table, record: StudyRecord, register: Sequence[Registered]) -> Claims:
-    """Judge the claims of a study's record by its `runs`; the register says when they were made."""
+def judge(runs: pa.Table, claims: Sequence[ClaimRecord], register: Sequence[Registered]) -> Claims:
+    """Judge claims of a study by its `runs`; the register says when they were made."""
     first = runs.slice(0, 1).to_pylist()[0]
-    results = tuple(_judge(runs, claim, register) for claim in record.claims)
+    results = tuple(_judge(runs, claim, register) for claim in claims)
     return Claims(first["study"], first["study_hash"], results, tuple(_notes(register)))
 
 

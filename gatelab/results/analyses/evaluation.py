@@ -45,5 +45,5 @@ def notes_of_answers(found: EvaluationResults) -> list[str]:
     mixed = [kind for kind, values in amounts.items() if len(values) > 1]
     mixed += [name for name, values in origins.items() if len(values) > 1]
     if mixed:
-        notes.append(f"EvaluationResults differ in {', '.join(sorted(mixed))}: ask all trials again with one setting.")
+        notes.append(f"Answers differ in {', '.join(sorted(mixed))}: ask all trials again with one setting.")
     return notes

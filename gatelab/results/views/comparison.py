@@ -12,7 +12,7 @@ from gatelab.results.analyses.comparison import Comparison, ComparisonRow, Evide
 from gatelab.results.statistics.blocks import pairing_gain
 from gatelab.results.store.metric_specs import measure, with_unit
 from gatelab.results.store.runs import short_axes
-from gatelab.results.views.table import LATEX, Column, Grid, finite, number, or_dash, p_text
+from gatelab.results.views.table import Column, Grid, finite, number, or_dash, p_text
 
 
 def comparison_grid(comparison: Comparison) -> Grid:
@@ -209,24 +209,3 @@ def _seeds(row: ComparisonRow) -> str:
     """'3', or '2 + 1 diverged' where not all finished."""
     others = [f"{count} {name}" for name, count in row.outcomes.items() if name != "finished"]
     return " + ".join([str(row.value.n), *others])
-
-
-LATEX |= {
-    "Δ": r"$\Delta$",
-    "–": "--",
-    "†": r"$^\dagger$",
-    "−": "$-$",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "≥": r"$\geq$",
-    "≤": r"$\leq$",
-    "α": r"$\alpha$",
-    "β": r"$\beta$",
-    "η": r"$\eta$",
-    "²": "$^2$",
-    "<": "$<$",
-    ">": "$>$",
-    "|": r"\textbar{}",  # which LaTeX's oldest encoding, its default, has no room for
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}

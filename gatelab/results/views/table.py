@@ -131,11 +131,37 @@ def number(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
-LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}"}
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "#": r"\#",
+    "_": r"\_",
+    "$": r"\$",
+    "{": r"\{",
+    "}": r"\}",
+    "Δ": r"$\Delta$",
+    "–": "--",
+    "†": r"$^\dagger$",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "η": r"$\eta$",
+    "²": "$^2$",
+    "<": "$<$",
+    ">": "$>$",
+    "|": r"\textbar{}",  # which LaTeX's oldest encoding, its default, has no room for
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
 
 
 def _latex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character, character) for character in text)
 
 
 def finite(value: Any) -> Any:

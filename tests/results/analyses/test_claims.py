@@ -18,7 +18,7 @@ from gatelab.ablations.study import make_study
 from gatelab.orchestrator.registering import claim_changes, register_claims
 from gatelab.results.analyses.claims import ClaimResult, judge
 from gatelab.results.store.preregistration import RegisterChanged, read_entries, read_register
-from gatelab.results.store.records import write_json
+from gatelab.results.store.records import ClaimRecord, write_json
 from gatelab.results.views.claims import claims_csv, claims_grid, claims_json
 from tests.results.analyses.test_comparison import build_frame
 
@@ -34,7 +34,7 @@ def beside(offset: float, spread: float = 0.01, seeds: int = 6) -> dict[int, flo
 def claimed(runs: pa.Table, *variants: str, **claim: Any) -> ClaimResult:
     """What becomes of a claim about some variants of a frame."""
     entry = {"name": "it helps", **Claim(**claim).model_dump(mode="json"), "variants": variants}
-    [result] = judge(runs, {"claims": [entry]}, ()).results
+    [result] = judge(runs, [ClaimRecord(**entry)], ()).results
     return result
 
 
@@ -292,7 +292,7 @@ def test_tables_of_claims_tell_people_and_programs_the_same(laboratory: Any) -> 
         {"name": "higher", **Claim(direction="higher", alpha=0.1).model_dump(mode="json"), "variants": ["lost"]},
         {"name": "any", **Claim().model_dump(mode="json"), "variants": ["gate"]},
     ]
-    found = judge(runs, {"claims": entries}, ())
+    found = judge(runs, [ClaimRecord(**entry) for entry in entries], ())
     grid = claims_grid(found)
     claims = {row[0]: dict(zip([column.heading for column in grid.columns], row, strict=True)) for row in grid.rows}
     assert [row["claimed"] for row in claims.values()] == [
@@ -356,7 +356,7 @@ def test_what_is_claimed_is_written_down_once(study: Any) -> None:
     launch(study, **FIRST)
     assert path.read_bytes() == before
     runs = build_frame({"base": BASE, "gate": beside(-0.1)})
-    found = judge(runs, study.record, read_register(path))
+    found = judge(runs, study.record.claims, read_register(path))
     assert {result.registered for result in found.results} == {
         f"registered {entry.at[:10]}, before any trial had ended"
     }
@@ -385,7 +385,7 @@ def test_a_claim_that_changes_is_an_amendment_with_a_date(study: Any) -> None:
         "nothing else": "new",
     }
     runs = build_frame({"base": BASE, "gate": beside(-0.1)})
-    found = judge(runs, {"claims": [{"name": "it helps", **Claim().model_dump(mode="json"), "variants": ["gate"]}]},
+    found = judge(runs, [ClaimRecord(name="it helps", **Claim().model_dump(mode="json"), variants=["gate"])],
                   read_register(path))  # fmt: skip
     assert found.results[0].registered == f"amended {third.at[:10]}, after 3 of 4 trials"
     assert len(found.notes) == 2
@@ -395,7 +395,7 @@ def test_a_claim_that_changes_is_an_amendment_with_a_date(study: Any) -> None:
         "nothing else: withdrawn; late: new."
     )
     assert found.notes[0] in claims_grid(found).notes
-    none = judge(runs, {"claims": []}, read_register(path))
+    none = judge(runs, [], read_register(path))
     assert (none.results, claims_grid(none).notes) == ((), found.notes)  # what was withdrawn is not forgotten
 
 
@@ -443,7 +443,9 @@ def test_a_claim_that_was_not_touched_keeps_its_date(study: Any) -> None:
     entries = [
         {"name": name, **Claim().model_dump(mode="json"), "variants": ["gate"]} for name in ("it helps", "nothing else")
     ]
-    results = judge(build_frame({"base": BASE, "gate": beside(-0.1)}), {"claims": entries}, register).results
+    results = judge(
+        build_frame({"base": BASE, "gate": beside(-0.1)}), [ClaimRecord(**entry) for entry in entries], register
+    ).results
     assert [result.registered.partition(" ")[0] for result in results] == ["amended", "registered"]
 
 
