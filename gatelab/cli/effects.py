@@ -22,15 +22,15 @@ def effects(
 
     Example: gatelab effects gate-position --metric validation/bits_per_byte -o figures/
     """
+    from gatelab.errors import AnalysisUnavailable
     from gatelab.orchestrator.mirroring import add_to_mlflow
-    from gatelab.results.analyses.effects import NotFactorial
     from gatelab.results.report.write import write_effects
 
     folder, name = RunsFolder(runs), args.study_name(study)
     with reporting_errors():
         try:
             written = write_effects(folder, name, metric, output)
-        except NotFactorial as error:
+        except AnalysisUnavailable as error:
             fail(f"{name}: {error}", error)
     problem = add_to_mlflow(folder, name, tracking_uri, [*written.tables, *written.plots])
     show_written(written, args.Format.json if json else format, problem)

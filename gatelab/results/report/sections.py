@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pyarrow.compute as pc
 
+from gatelab.errors import AnalysisUnavailable
 from gatelab.results.analyses import diagnostics, evaluation
-from gatelab.results.analyses.effects import NotFactorial, effects, trunks_of
+from gatelab.results.analyses.effects import effects, trunks_of
 from gatelab.results.report.context import MOST_DRAWN, Material
 from gatelab.results.report.parts import Section, picture, upright
 from gatelab.results.report.provenance import provenance_section
@@ -19,7 +20,8 @@ from gatelab.results.views.claims import claims_grid
 from gatelab.results.views.comparison import comparison_grid, measures_grid, tests_grid
 from gatelab.results.views.curves import plot_curves
 from gatelab.results.views.divergence import autopsies_grid
-from gatelab.results.views.effects import effects_grids, plot_effects, plot_interaction
+from gatelab.results.views.effects import effects_grids
+from gatelab.results.views.effects_figures import plot_effects, plot_interaction
 from gatelab.results.views.learning_rates import plot_by_rate, plot_tolerance, summary, tolerance_grid
 from gatelab.results.views.scaling import plot_scaling, scaling_grids
 from gatelab.results.views.stability import plot_all, stability_grid
@@ -52,7 +54,7 @@ def _effects(material: Material) -> Section | None:
     trunks = trunks_of(material.record, material.descriptions)
     try:
         found = effects(material.runs, material.comparison.metric, trunks)
-    except NotFactorial:
+    except AnalysisUnavailable:
         return None
     figures = {
         "effects": (plot_effects(found), "The mean of each level, all axes on one scale."),

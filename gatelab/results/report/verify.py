@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from gatelab.errors import AnalysisUnavailable
 from gatelab.results.report.artifacts import KINDS, Trials, read_trials, render
 from gatelab.results.report.stamp import Stamp, read_stamp, stamp_of
 from gatelab.results.store.layout import NotFound, RunsFolder
@@ -65,7 +66,7 @@ def _problem(path: Path, trials: Trials, made: dict[str, object]) -> str:
         key = f"{stamp.table} {sorted(stamp.options.items())}"
         if key not in made:
             made[key] = KINDS[stamp.table].make(trials, stamp.options)
-    except (ValueError, NotFound) as error:
+    except (ValueError, NotFound, AnalysisUnavailable) as error:
         return f"does not follow from the trials any more: {error}"
     except (AttributeError, KeyError, TypeError):
         return f"has a stamp that makes no table: {stamp.options}"

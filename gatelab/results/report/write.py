@@ -26,7 +26,8 @@ from gatelab.results.views import evaluation
 from gatelab.results.views.claims import claims_grid
 from gatelab.results.views.curves import plot_curves
 from gatelab.results.views.diagnostics import FIGURES
-from gatelab.results.views.effects import effects_grids, plot_effects, plot_interaction
+from gatelab.results.views.effects import effects_grids
+from gatelab.results.views.effects_figures import plot_effects, plot_interaction
 from gatelab.results.views.learning_rates import plot_by_rate, plot_tolerance, tolerance_grid
 from gatelab.results.views.scaling import plot_scaling, scaling_grids
 from gatelab.results.views.stability import plot_all
@@ -135,7 +136,7 @@ def write_scaling(folder: RunsFolder, study: str, bootstraps: int, target: Path 
 
 
 def write_effects(folder: RunsFolder, study: str, metric: str = DEFAULT_METRIC, target: Path | None = None) -> Written:
-    """What a study's axes do to a metric: tables and plots, into its folder. Raises NotFound, NotFactorial."""
+    """What a study's axes do to a metric: tables and plots, into its folder. Raises NotFound, AnalysisUnavailable."""
     name = "effects" if metric == DEFAULT_METRIC else f"effects-{metric.replace('/', '-')}"
     target = target or folder.study(study).path
     found, tables = _write(read_trials(folder, study), "effects", target / name, metric=metric)

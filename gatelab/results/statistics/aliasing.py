@@ -3,37 +3,30 @@
 An effect is the main effect of one axis, or the interaction of two. Over n variants it is a space: that of its
 contrasts, which for an interaction are the products of those of both axes, less their means. Two spaces that share a
 direction (a canonical correlation of 1) show the same differences between variants: no seeds tell their effects apart.
+Canonical correlations are singular values of the product of two orthonormal bases: Björck and Golub, "Numerical methods
+for computing angles between linear subspaces", Mathematics of Computation 27 (1973).
 """
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-from scipy.linalg import helmert
 
-Floats = npt.NDArray[np.float64]
-
-
-Effect = tuple[str, ...]
-"""The axes of a main effect or of an interaction; of no axis: the mean."""
-
-
-Cell = tuple[str, ...]
-"""A variant's levels, one for each axis."""
-
-
-Axes = Mapping[str, Sequence[str]]
-"""Axis -> its levels."""
-
+from gatelab.results.statistics.linear_model import (
+    SAME,
+    Axes,
+    Cell,
+    Effect,
+    Floats,
+    basis,
+    contrasts,
+    effects_of,
+    mean_basis,
+)
 
 MEAN: Effect = ()
-
-
-SAME = 1e-6
-"""Canonical correlations that differ from 0 or 1 by less are 0 or 1."""
 
 
 @dataclass(frozen=True)
@@ -66,25 +59,19 @@ class Structure:
     aliases: tuple[Alias, ...]
 
 
-def effects_of(axes: Iterable[str]) -> list[Effect]:
-    """The main effects, then the interactions of two axes."""
-    axes = list(axes)
-    return [*((axis,) for axis in axes), *itertools.combinations(axes, 2)]
-
-
 def is_complete(cells: Collection[Cell], axes: Axes) -> bool:
-    """Whether there is a cell for each combination of levels."""
+    """Return whether there is a cell for each combination of levels."""
     return len(set(cells)) == math.prod(len(levels) for levels in axes.values())
 
 
 def structure(cells: Sequence[Cell], axes: Axes) -> Structure:
-    """What these cells allow to be told apart."""
+    """Find which effects these cells allow to be told apart."""
     if is_complete(cells, axes):
         return Structure(True, True, True, ())
-    raw = {effect: _contrasts(cells, axes, effect) for effect in effects_of(axes)}
-    mean = np.full((len(cells), 1), 1 / math.sqrt(len(cells)))
-    found = [_alias(MEAN, effect, mean, _basis(columns)) for effect, columns in raw.items()]
-    spaces = {effect: _basis(_centred(columns)) for effect, columns in raw.items()}
+    raw = {effect: contrasts(cells, axes, effect) for effect in effects_of(axes)}
+    mean = mean_basis(len(cells))
+    spaces = {effect: basis(columns - columns.mean(0)) for effect, columns in raw.items()}
+    found = [_alias(MEAN, effect, mean, basis(columns)) for effect, columns in raw.items()]
     found += [_alias(*pair, *(spaces[effect] for effect in pair)) for pair in itertools.combinations(raw, 2)]
     aliased = [alias for alias in found if alias.correlations]
     return Structure(
@@ -97,27 +84,28 @@ def structure(cells: Sequence[Cell], axes: Axes) -> Structure:
 
 
 def strings(cells: Sequence[Cell], axes: Axes, effects: Sequence[Effect]) -> list[tuple[tuple[Effect, ...], Floats]]:
-    """The alias strings of effects that are orthogonal or aliased: those that are one, and an orthonormal basis of it.
+    """Join effects that are orthogonal or aliased into alias strings: those that are one, and an orthonormal basis.
 
     A basis is of [variants, degrees of freedom], its columns without means. Effects of more than two levels may have a
     part in several strings.
     """
     found: list[tuple[tuple[Effect, ...], Floats]] = []
     for effect in effects:
-        rest = _basis(_centred(_contrasts(cells, axes, effect)))
+        columns = contrasts(cells, axes, effect)
+        rest = basis(columns - columns.mean(0))
         split = []
         for names, space in found:
             turned, cosines, _ = np.linalg.svd(space.T @ rest)
             inside = int(np.sum(cosines > 0.5))
             common, other = np.split(space @ turned, [inside], axis=1)
             split += [((*names, effect), common), (names, other)]
-            rest = _basis(rest - common @ (common.T @ rest))
+            rest = basis(rest, common)
         found = [(names, space) for names, space in [*split, ((effect,), rest)] if space.shape[1]]
     return found
 
 
 def complete_part(cells: Collection[Cell], axes: Axes) -> dict[str, tuple[str, ...]] | None:
-    """Levels all combinations of which are among the cells: two or more of each axis, or of at least two of the axes.
+    """Find levels all combinations of which are among the cells: two or more of each axis, or of at least two axes.
 
     Levels that have the smallest share of their combinations go first. None where that leads to nothing.
     """
@@ -138,26 +126,6 @@ def complete_part(cells: Collection[Cell], axes: Axes) -> dict[str, tuple[str, .
             return None
         axis, level = min(reversed(shares), key=shares.__getitem__)  # of equals, the last that the study names
         kept[axis].remove(level)
-
-
-def _contrasts(cells: Sequence[Cell], axes: Axes, effect: Effect) -> Floats:
-    """[variants, contrasts]; of an interaction, the products of its axes' contrasts."""
-    columns = np.ones((len(cells), 1))
-    for place, (axis, levels) in enumerate(axes.items()):
-        if axis in effect:
-            own = helmert(len(levels)).T[[list(levels).index(cell[place]) for cell in cells]]
-            columns = (columns[:, :, None] * own[:, None, :]).reshape(len(cells), -1)
-    return columns
-
-
-def _centred(columns: Floats) -> Floats:
-    return np.asarray(columns - columns.mean(0), np.float64)
-
-
-def _basis(columns: Floats) -> Floats:
-    """An orthonormal basis of the space of columns; a column that is nothing but rounding is none."""
-    left, sizes, _ = np.linalg.svd(columns, full_matrices=False)
-    return np.asarray(left[:, sizes > SAME], np.float64)
 
 
 def _alias(first: Effect, second: Effect, one: Floats, other: Floats) -> Alias:

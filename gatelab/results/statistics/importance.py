@@ -1,38 +1,33 @@
 """How much each axis of an unbalanced study matters, by Optuna's evaluators: no test, and no direction."""
 
+import importlib.util
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.importance import (
-    BaseImportanceEvaluator,
-    FanovaImportanceEvaluator,
-    PedAnovaImportanceEvaluator,
-    get_param_importances,
-)
-from optuna.trial import create_trial
+
+from gatelab.errors import Unavailable
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.importance import BaseImportanceEvaluator
 
 TOP = 0.25
 """The share of runs that PED-ANOVA calls good."""
-
-
 LEAST = 5
 """Good runs that PED-ANOVA needs."""
-
-
 NO_LEVEL = "–"
 """The level of an axis that makes no difference to a variant."""
-
+NO_FOREST = Unavailable(
+    "fANOVA is left out: its random forest needs scikit-learn, which is not installed "
+    "(pip install 'gatelab[importance]')."
+)
 
 Values = Mapping[str, Mapping[int, float]]
 """Variant -> seed -> value."""
-
-
 Levels = Mapping[str, Mapping[str, str | None]]
 """Variant -> axis -> level."""
 
@@ -43,8 +38,9 @@ class Importance:
 
     runs: int
     variants: int
-    fanova: dict[str, float] | None
-    """Share of the variance of a random forest over all combinations of levels that the axis alone accounts for."""
+    fanova: dict[str, float] | Unavailable | None
+    """Share of the variance of a random forest over all combinations of levels that the axis alone accounts for.
+    Unavailable without scikit-learn."""
     ped_anova: dict[str, float] | None
     """How far the levels of good runs are from those of all, as shares of 1."""
 
@@ -52,31 +48,55 @@ class Importance:
 def importance(
     values: Values, levels: Levels, axes: Sequence[str], better: Literal["lower", "higher", ""], *, seed: int = 0
 ) -> Importance:
-    """The importance of axes for what finished runs have reached: each run is a trial, less what its seed adds."""
+    """Rate axes for what finished runs have reached: each run is a trial, less what its seed adds.
+
+    fANOVA: Hutter, Hoos and Leyton-Brown, "An efficient approach for assessing hyperparameter importance", ICML 2014.
+    PED-ANOVA: Watanabe, Bansal and Hutter, "PED-ANOVA", IJCAI 2023; it needs no scikit-learn.
+    """
     alike = without_seeds(values)
     runs = [(levels[variant], value) for variant, of in alike.items() for value in of.values()]
-    named = {axis: list(dict.fromkeys(level[axis] or NO_LEVEL for level, _ in runs)) for axis in axes}
     spread = np.ptp([value for _, value in runs]) if runs else 0.0
     scale = max((abs(value) for of in values.values() for value in of.values()), default=0.0)
-    fanova = ped_anova = None
-    if spread > 1e-12 * scale:
-        # One-hot columns, as of a categorical parameter, would weigh combinations that are no level, 2^levels of them.
-        # A box of width 1 for each level weighs all levels alike.
-        boxes = {axis: FloatDistribution(-0.5, len(of) - 0.5) for axis, of in named.items()}
-        points = [({axis: float(named[axis].index(at[axis] or NO_LEVEL)) for axis in axes}, y) for at, y in runs]
-        fanova = _evaluate(points, boxes, FanovaImportanceEvaluator(seed=seed), "lower", axes)
-        if better and TOP * len(runs) >= LEAST:
-            kinds = {axis: CategoricalDistribution(of) for axis, of in named.items()}
-            tagged = [({axis: at[axis] or NO_LEVEL for axis in axes}, y) for at, y in runs]
-            evaluator = PedAnovaImportanceEvaluator(target_quantile=TOP)
-            raw = _evaluate(tagged, kinds, evaluator, better, axes)
-            total = sum(raw.values())
-            ped_anova = {axis: value / total for axis, value in raw.items()} if total > 0 else None
-    return Importance(len(runs), len(alike), fanova, ped_anova)
+    if not spread > 1e-12 * scale:
+        return Importance(len(runs), len(alike), None, None)
+    tagged = [({axis: at[axis] or NO_LEVEL for axis in axes}, y) for at, y in runs]
+    named = {axis: list(dict.fromkeys(at[axis] for at, _ in tagged)) for axis in axes}
+    fanova = _fanova(tagged, named, seed)
+    enough = better and TOP * len(runs) >= LEAST
+    return Importance(len(runs), len(alike), fanova, _ped_anova(tagged, named, better) if enough else None)
+
+
+def _fanova(
+    runs: Sequence[tuple[dict[str, str], float]], named: Mapping[str, Sequence[str]], seed: int
+) -> dict[str, float] | Unavailable:
+    if importlib.util.find_spec("sklearn") is None:
+        return NO_FOREST
+    from optuna.distributions import FloatDistribution
+    from optuna.importance import FanovaImportanceEvaluator
+
+    # One-hot columns, as of a categorical parameter, would weigh combinations that are no level, 2^levels of them.
+    # A box of width 1 for each level weighs all levels alike.
+    boxes = {axis: FloatDistribution(-0.5, len(of) - 0.5) for axis, of in named.items()}
+    points = [({axis: float(named[axis].index(level)) for axis, level in at.items()}, y) for at, y in runs]
+    return _evaluate(points, boxes, FanovaImportanceEvaluator(seed=seed), "lower")
+
+
+def _ped_anova(
+    runs: Sequence[tuple[dict[str, str], float]],
+    named: Mapping[str, Sequence[str]],
+    better: Literal["lower", "higher", ""],
+) -> dict[str, float] | None:
+    from optuna.distributions import CategoricalDistribution
+    from optuna.importance import PedAnovaImportanceEvaluator
+
+    kinds = {axis: CategoricalDistribution(of) for axis, of in named.items()}
+    raw = _evaluate(runs, kinds, PedAnovaImportanceEvaluator(target_quantile=TOP), better)
+    total = sum(raw.values())
+    return {axis: value / total for axis, value in raw.items()} if total > 0 else None
 
 
 def without_seeds(values: Values) -> dict[str, dict[int, float]]:
-    """Values less what their seeds add in all variants, by least squares: variants may have finished unlike seeds."""
+    """Take what seeds add in all variants from values, by least squares: variants may have finished unlike seeds."""
     seeds = sorted({seed for of in values.values() for seed in of})
     table = np.array([[of.get(seed, math.nan) for seed in seeds] for of in values.values()])
     known = np.isfinite(table)
@@ -95,16 +115,20 @@ def without_seeds(values: Values) -> dict[str, dict[int, float]]:
 
 def _evaluate(
     runs: Sequence[tuple[dict[str, float] | dict[str, str], float]],
-    distributions: Mapping[str, BaseDistribution],
-    evaluator: BaseImportanceEvaluator,
-    better: Literal["lower", "higher"],
-    axes: Sequence[str],
+    distributions: "Mapping[str, BaseDistribution]",
+    evaluator: "BaseImportanceEvaluator",
+    better: Literal["lower", "higher", ""],
 ) -> dict[str, float]:
-    """Importances as an evaluator gives them, in the order of the axes."""
+    """Return importances as an evaluator gives them, in the order of the axes."""
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize" if better == "higher" else "minimize")
-    study.add_trials([create_trial(params=params, distributions=dict(distributions), value=y) for params, y in runs])
+    made = optuna.trial.create_trial
+    study.add_trials([made(params=params, distributions=dict(distributions), value=y) for params, y in runs])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `normalize`
-        found = get_param_importances(study, evaluator=evaluator, params=list(axes), normalize=False)
-    return {axis: float(found[axis]) for axis in axes}
+        found = optuna.importance.get_param_importances(
+            study, evaluator=evaluator, params=list(distributions), normalize=False
+        )
+    return {axis: float(found[axis]) for axis in distributions}

@@ -1,48 +1,34 @@
-"""What a study's axes do, for people and programs: tables, CSV, JSON and figures."""
+"""What a study's axes do, for people and programs: tables, CSV and JSON."""
 
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from gatelab.results.analyses.effects import (
+from gatelab.errors import Unavailable
+from gatelab.results.analyses.effects import Effects
+from gatelab.results.analyses.factorial import (
     FACTORIAL,
     FRACTION,
     CellEffect,
-    Effects,
     Factorial,
     LevelEffect,
     Term,
-    alias_name,
     effect_name,
 )
-from gatelab.results.statistics.aliasing import Effect
+from gatelab.results.statistics.aliasing import Alias
 from gatelab.results.statistics.importance import TOP, Importance
+from gatelab.results.statistics.linear_model import Effect
 from gatelab.results.store.metric_specs import measure, with_unit
 from gatelab.results.store.runs import short_axes
-from gatelab.results.views.style import line_style, tidy
 from gatelab.results.views.table import Column, Grid, finite
-
-MARKERS = "osD^vPX"
-
-
-COLUMNS = 4
-"""Most panels beside each other."""
-
-
-PANELS = 4
-"""Most interactions in a figure."""
-
 
 SHOWN = 20
 """Most partial aliases in a table for people."""
-
 
 HEADINGS = (
     "what",
@@ -71,7 +57,7 @@ def effects_grids(found: Effects) -> list[Grid]:
         grids += [_terms_grid(found, factorial), _levels_grid(found, factorial), *_combination_grids(found, factorial)]
     if found.aliases:
         grids.append(_aliases_grid(found))
-    if found.importance is not None and found.importance.fanova is not None:
+    if found.importance is not None and (_shares(found.importance.fanova) or found.importance.ped_anova):
         grids.append(_importance_grid(found, found.importance))
     if not grids:
         grids = [Grid(f"{found.study}: effects on {found.metric}", (Column("effect"),), (), ())]
@@ -155,11 +141,11 @@ def _levels_grid(found: Effects, factorial: Factorial) -> Grid:
 
 def _combination_grids(found: Effects, factorial: Factorial) -> list[Grid]:
     """Of the interactions that are an effect, or else of the strongest: row x column, the effect in each cell."""
-    shown = _shown(factorial)
+    shown = shown_interactions(factorial)
     return [_combination_grid(found, factorial, pair, first=pair == shown[0]) for pair in shown]
 
 
-def _shown(factorial: Factorial) -> list[Effect]:
+def shown_interactions(factorial: Factorial) -> list[Effect]:
     """The interactions that are an effect, the strongest first; or the strongest, if there is none."""
     if factorial.kind != FACTORIAL:
         return []
@@ -217,10 +203,13 @@ def _aliases_grid(found: Effects) -> Grid:
 
 
 def _importance_grid(found: Effects, important: Importance) -> Grid:
-    names, fanova, ped = short_axes(found.axes), important.fanova or {}, important.ped_anova
-    columns = [Column("axis"), Column("fANOVA", True), *([Column("PED-ANOVA", True)] if ped else [])]
-    order = sorted(fanova, key=fanova.__getitem__, reverse=True)
-    rows = [(names[axis], f"{fanova[axis]:.3f}", *([f"{ped[axis]:.3f}"] if ped else [])) for axis in order]
+    names, ped = short_axes(found.axes), important.ped_anova
+    methods = {"fANOVA": _shares(important.fanova), "PED-ANOVA": ped or {}}
+    methods = {method: shares for method, shares in methods.items() if shares}
+    columns = [Column("axis"), *(Column(method, True) for method in methods)]
+    first = next(iter(methods.values()))
+    order = sorted(first, key=first.__getitem__, reverse=True)
+    rows = [(names[axis], *(f"{shares[axis]:.3f}" for shares in methods.values())) for axis in order]
     notes = [
         f"Importance, of {important.runs} runs of {important.variants} variants, less what seeds add. fANOVA: the "
         "share of a random forest's variance over all combinations of levels, also those never run, that an axis alone "
@@ -241,6 +230,11 @@ def _importance_grid(found: Effects, important: Importance) -> Grid:
         notes.append("Axes with one level in all finished runs have no importance.")
     title = f"{found.study}: importance for {found.metric}"
     return Grid(title, tuple(columns), tuple(rows), (False,) * len(rows), tuple(notes))
+
+
+def _shares(importances: dict[str, float] | Unavailable | None) -> dict[str, float]:
+    """Importances, if there are any."""
+    return importances if isinstance(importances, dict) else {}
 
 
 def _ways(found: Effects) -> str:
@@ -275,12 +269,15 @@ def effects_dict(found: Effects) -> dict[str, Any]:
     """A report as JSON values; numbers that do not exist are None."""
     values = asdict(found)
     if (factorial := found.factorial) is not None:
-        for of, error in zip(values["factorial"]["errors"], factorial.errors, strict=True):
-            of["ms"] = error.ms
+        values["factorial"]["errors"] = [
+            {"name": of.name, "ss": of.ss, "df": of.df, "ms": of.ms} for of in factorial.errors
+        ]
         for of, term in zip(values["factorial"]["terms"], factorial.terms, strict=True):
             of["verdict"] = term.verdict
     for of, alias in zip(values["aliases"], found.aliases, strict=True):
         of["complete"] = alias.is_complete
+    if found.importance is not None and isinstance(found.importance.fanova, Unavailable):
+        values["importance"]["fanova"] = None
     whole: dict[str, Any] = finite(values)
     return whole
 
@@ -306,7 +303,7 @@ def effects_csv(found: Effects) -> str:
     rows += [{"what": "alias", "name": alias_name(of, full), "value": of.correlations[0]} for of in found.aliases]
     if found.importance is not None:
         for method, by_axis in (("fANOVA", found.importance.fanova), ("PED-ANOVA", found.importance.ped_anova)):
-            rows += [{"what": method, "name": axis, "value": value} for axis, value in (by_axis or {}).items()]
+            rows += [{"what": method, "name": axis, "value": value} for axis, value in _shares(by_axis).items()]
     out = io.StringIO()
     writer = csv.DictWriter(out, HEADINGS)
     writer.writeheader()
@@ -321,86 +318,8 @@ def _term_row(term: Term) -> dict[str, Any]:
     return {"what": "effect", "name": name, **sums, **tests, "verdict": term.verdict}
 
 
-def plot_effects(found: Effects) -> Figure | None:
-    """The mean of each level, a panel for each axis, all on one scale. None without a table of effects.
-
-    Bars are the intervals of the differences to the grand mean, which is a line.
-    """
-    if (factorial := found.factorial) is None:
-        return None
-    names = short_axes(list(factorial.axes))
-    columns = min(COLUMNS, len(names))
-    rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(max(3.6, 2.3 * columns + 0.8), 2.6 * rows + 0.8), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    for place, axes in enumerate(grid.flat):
-        axes.set_visible(place < len(names))
-    for place, (axis, axes) in enumerate(zip(factorial.axes, grid.flat, strict=False)):
-        mine = [level for level in factorial.levels if level.axis == axis]
-        halves = [level.effect.high - level.effect.mean for level in mine]
-        axes.axhline(factorial.mean, color="#555555", linewidth=0.8, linestyle=":")
-        axes.errorbar(
-            range(len(mine)), [level.mean for level in mine], _bars(halves), **line_style(0), **_marks(0), linewidth=1.2
-        )
-        _name_levels(axes, names[axis], [level.level for level in mine])
-        if place % columns == 0:
-            axes.set_ylabel(with_unit(found.metric), fontsize=8)
-    bars = "bars: 95 % of the difference to the grand mean" if factorial.is_tested else "no error: no intervals"
-    figure.suptitle(f"{found.study}: means of levels\n({bars})", fontsize=10)
-    return figure
-
-
-def plot_interaction(found: Effects) -> Figure | None:
-    """Means of the combinations of two axes, of the interactions that are an effect, or of the strongest. None without.
-
-    Lines that are not parallel are the interaction; bars are the intervals of the interaction in each combination.
-    """
-    factorial = found.factorial
-    if factorial is None or not (pairs := _shown(factorial)[:PANELS]):
-        return None
-    names = short_axes(list(factorial.axes))
-    columns = min(2, len(pairs))
-    rows = math.ceil(len(pairs) / columns)
-    figure = Figure(figsize=(5.2 if columns == 1 else 8.6, 3.2 * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for place, axes in enumerate(grid.flat):
-        axes.set_visible(place < len(pairs))
-    for place, (pair, axes) in enumerate(zip(pairs, grid.flat, strict=False)):
-        _draw_interaction(axes, factorial, pair, names)
-        if place % columns == 0:
-            axes.set_ylabel(with_unit(found.metric), fontsize=8)
-    bars = "bars: 95 % of the interaction" if factorial.is_tested else "no error: no intervals"
-    figure.suptitle(f"{found.study}: interactions\n({bars})", fontsize=10)
-    return figure
-
-
-def _draw_interaction(axes: Axes, factorial: Factorial, pair: Effect, names: Mapping[str, str]) -> None:
-    along, lines = sorted(pair, key=lambda axis: -len(factorial.axes[axis]))  # more levels go along the abscissa
-    cells = {frozenset(zip(cell.axes, cell.levels, strict=True)): cell for cell in factorial.combinations}
-    levels, own = factorial.axes[along], factorial.axes[lines]
-    for index, line in enumerate(own):
-        mine = [cells[frozenset(((lines, line), (along, level)))] for level in levels]
-        where = np.arange(len(levels)) + 0.08 * (index - (len(own) - 1) / 2) / max(1, len(own) - 1)  # side by side
-        halves = [cell.effect.high - cell.effect.mean for cell in mine]
-        means = [cell.mean for cell in mine]
-        axes.errorbar(where, means, _bars(halves), **line_style(index), **_marks(index), linewidth=1.2, label=line)
-    _name_levels(axes, names[along], levels)
-    axes.legend(title=names[lines], title_fontsize=7, fontsize=7, frameon=False, ncols=1 + len(own) // 6)
-
-
-def _bars(halves: Sequence[float]) -> list[float] | None:
-    return None if any(math.isnan(half) for half in halves) else list(halves)
-
-
-def _marks(index: int) -> dict[str, Any]:
-    return {"marker": MARKERS[index % len(MARKERS)], "markersize": 4, "elinewidth": 1.2, "capsize": 2.5}
-
-
-def _name_levels(axes: Axes, axis: str, levels: Sequence[str]) -> None:
-    """Levels under the abscissa, aslant where they would not fit beside each other."""
-    aslant = sum(map(len, levels)) > 22
-    axes.set_xticks(range(len(levels)), levels, rotation=30 if aslant else 0, ha="right" if aslant else "center")
-    axes.set_xlim(-0.5, len(levels) - 0.5)
-    axes.set_xlabel(axis, fontsize=8)
-    axes.tick_params(which="both", labelsize=8)
-    tidy(axes)
+def alias_name(alias: Alias, names: Mapping[str, str]) -> str:
+    """Return `position = granularity × sharing`, or with ~ where they are not wholly one."""
+    sign = "=" if alias.is_complete else "~"
+    first, second = (effect_name(effect, names) for effect in (alias.first, alias.second))
+    return f"{first} {sign} {second}"

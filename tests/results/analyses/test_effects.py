@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ from scipy import stats
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
-from gatelab.results.analyses.effects import Effects, Factorial, NotFactorial, effects, shared_trunks
-from gatelab.results.store.records import read_json, write_json
+from gatelab.errors import AnalysisUnavailable
+from gatelab.results.analyses.effects import Effects, effects, shared_trunks
+from gatelab.results.analyses.factorial import Factorial
+from gatelab.results.store.layout import read_json, write_json
 from gatelab.results.store.runs import runs_schema
-from gatelab.results.views.effects import effects_csv, effects_dict, effects_grids, plot_effects, plot_interaction
+from gatelab.results.views.effects import effects_csv, effects_dict, effects_grids
+from gatelab.results.views.effects_figures import plot_effects, plot_interaction
 from gatelab.results.views.table import Grid, to_latex, to_markdown
 
 Levels = tuple[str | None, ...]
@@ -491,7 +495,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
 @pytest.mark.parametrize(("frame", "metric", "said"), REFUSED.values(), ids=REFUSED)
 def test_what_has_no_effects_is_said(frame: dict[str, Any], metric: str, said: str) -> None:
     """Errors say what was expected and what there is."""
-    with pytest.raises(NotFactorial, match=said):
+    with pytest.raises(AnalysisUnavailable, match=said):
         effects(build_frame(**frame), metric)
 
 
@@ -566,3 +570,16 @@ def test_figures_show_means_and_their_intervals() -> None:
     drawn = axes.containers[1].lines[0].get_ydata(orig=False)
     means = [of.mean for of in factorial.combinations if of.axes == ("a", "c") and of.levels[1] == "q"]
     np.testing.assert_allclose(drawn, means)
+
+
+def test_without_scikit_learn_the_table_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importance is then PED-ANOVA's alone, in every form."""
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    axes = {"a": tuple("012345"), "b": ("x", "y")}
+    found = effects(build_frame(axes, noisy(lambda levels: 9.0 * (levels[0] == "2")), keep=lambda of: of != ("1", "y")))
+    assert any("pip install 'gatelab[importance]'" in note for note in found.notes)
+    grid = effects_grids(found)[-1]
+    assert [column.heading for column in grid.columns] == ["axis", "PED-ANOVA"]
+    assert (grid.rows[0][0], len(grid.rows)) == ("a", 2)
+    assert effects_dict(found)["importance"]["fanova"] is None
+    assert "fANOVA" not in effects_csv(found)

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from gatelab.results.statistics.aliasing import Alias, Cell, complete_part, effects_of, strings, structure
+from gatelab.results.statistics.aliasing import Alias, complete_part, strings, structure
+from gatelab.results.statistics.linear_model import Cell, effects_of
 
 LETTERS = "ABCDEFGHIJK"
 

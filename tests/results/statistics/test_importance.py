@@ -1,6 +1,8 @@
 """Importances that Optuna finds in studies whose truth is known."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -93,3 +95,22 @@ def test_without_differences_nothing_is_important() -> None:
     assert importance(same, levels, ["a"], "lower") == Importance(6, 3, None, None)
     few = {"p": {0: 1.0}, "q": {0: 2.0}, "r": {0: 3.0}}
     assert importance(few, levels, ["a"], "lower").ped_anova is None
+
+
+WITHOUT_FORESTS = """
+import sys
+sys.modules["sklearn"] = None  # as if it were not installed
+from gatelab.results.statistics.importance import importance
+values = {f"{a}{b}": {0: 10.0 * a + 0.1 * b, 1: 10.0 * a + 0.1 * b + 1} for a in range(4) for b in range(4)}
+found = importance(values, {name: {"a": name[0], "b": name[1]} for name in values}, ["a", "b"], "lower")
+print(found.fanova.reason)
+print(found.ped_anova["a"] > 0.9)
+"""
+
+
+def test_without_scikit_learn_there_is_no_forest_and_it_says_what_to_install() -> None:
+    """PED-ANOVA is there all the same."""
+    shown = subprocess.run([sys.executable, "-c", WITHOUT_FORESTS], capture_output=True, text=True, check=True)
+    reason, is_found = shown.stdout.splitlines()
+    assert "pip install 'gatelab[importance]'" in reason
+    assert is_found == "True"

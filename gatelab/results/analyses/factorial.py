@@ -1,0 +1,291 @@
+"""The analysis of a table of variants × seeds: effects of axes and of each two together, with tests and intervals."""
+
+import itertools
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gatelab.results.statistics.aliasing import strings
+from gatelab.results.statistics.linear_model import (
+    Axes,
+    Cell,
+    Effect,
+    Floats,
+    Labels,
+    Square,
+    anova,
+    effects_of,
+    f_test,
+    scatter_of_levels,
+)
+from gatelab.results.statistics.paired import LEVEL, Interval, Mean, benjamini_hochberg
+from gatelab.results.store.runs import short_axes
+
+FACTORIAL, FRACTION, MAIN_EFFECTS = "factorial", "fraction", "main effects"
+DIVERGED = "diverged"
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """What came of the seeds of a variant."""
+
+    values: dict[int, float]
+    lost: dict[int, str]
+    """Seed -> why it has no value."""
+
+    @property
+    def diverged(self) -> tuple[int, ...]:
+        """Those that diverged."""
+        return tuple(seed for seed, why in sorted(self.lost.items()) if why == DIVERGED)
+
+
+@dataclass(frozen=True)
+class Design:
+    """The cells of a table whose effects are orthogonal or aliased, and the seeds that all of them have finished."""
+
+    kind: str
+    """factorial (all combinations of levels), fraction (a regular one), main effects (others are mixed into these)."""
+    axes: dict[str, tuple[str, ...]]
+    """Axis -> its levels, in the study's order."""
+    cells: dict[Cell, Seeds]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Term:
+    """An effect, or those that cannot be told from it, and its test. Not a number where there is none."""
+
+    name: str
+    effects: tuple[Effect, ...]
+    """Aliased ones together; empty: all that is left between variants."""
+    df: int
+    ss: float
+    """Sum of squares, over variants and seeds."""
+    share: float
+    """η²: of the sum of squares that values have about the means of their seeds."""
+    f: float
+    p: float
+    q: float
+    """Benjamini and Hochberg's, over all terms."""
+
+    @property
+    def verdict(self) -> str:
+        """effect, undecided, or not evaluable where there is no test."""
+        return "not evaluable" if math.isnan(self.q) else "effect" if self.q < LEVEL else "undecided"
+
+
+@dataclass(frozen=True)
+class LevelEffect:
+    """A level of an axis: its mean, and that less the grand mean, with its interval."""
+
+    axis: str
+    level: str
+    mean: float
+    effect: Interval
+    verdict: str
+    """better or worse than the grand mean where the test of the axis says effect; else undecided or not evaluable."""
+
+
+@dataclass(frozen=True)
+class CellEffect:
+    """A combination of two axes' levels: its mean, and that less row and column plus grand mean, with its interval."""
+
+    axes: tuple[str, str]
+    levels: tuple[str, str]
+    mean: float
+    effect: Interval
+    verdict: str
+    """The same, where the test of the interaction says effect."""
+
+
+@dataclass(frozen=True)
+class Error(Square):
+    """What effects are tested against: by how much the differences of variants scatter over seeds."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Whether seeds scatter alike at all levels of an axis."""
+
+    axis: str
+    sds: dict[str, float]
+    """Level -> standard deviation over seeds."""
+    p: float
+    """Of Bartlett's test; not a number with one seed."""
+
+
+@dataclass(frozen=True)
+class Factorial:
+    """Variants at the seeds that all have finished, taken apart."""
+
+    kind: str
+    axes: dict[str, tuple[str, ...]]
+    """Axis -> its levels, in the study's order."""
+    cells: int
+    seeds: tuple[int, ...]
+    mean: float
+    terms: tuple[Term, ...]
+    """Main effects, interactions, and at last what else is between variants."""
+    levels: tuple[LevelEffect, ...]
+    combinations: tuple[CellEffect, ...]
+    """Of each interaction; in a fraction none."""
+    seeds_ss: float
+    """Sum of squares of seeds, which are blocks."""
+    total_ss: float
+    """That of values about the means of their seeds: all terms and errors."""
+    errors: tuple[Error, ...]
+    """That of variants x seeds; or, where trials share trunks, of trunks x seeds, and of what is within trunks."""
+    trunks: tuple[str, ...]
+    """Axes along which trials branch off from one trunk."""
+    scatter: tuple[Scatter, ...]
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether seeds scatter, so that there are tests and intervals."""
+        return _is_tested(self.errors)
+
+
+@dataclass(frozen=True)
+class _Estimates:
+    """What the effects of levels and combinations, their intervals and their verdicts follow from."""
+
+    design: Design
+    grand: float
+    means: Floats
+    """[cells], about the grand mean."""
+    errors: tuple[Error, ...]
+    trunks: tuple[str, ...]
+    terms: tuple[Term, ...]
+    better: str
+
+    def mean(self, axes: Effect, levels: Sequence[str]) -> float:
+        """Return the mean of the cells that have these levels, about the grand mean."""
+        places = [list(self.design.axes).index(axis) for axis in axes]
+        inside = [[cell[place] for place in places] == list(levels) for cell in self.design.cells]
+        return float(self.means[inside].mean())
+
+    def of(self, axes: Effect, levels: Sequence[str]) -> tuple[float, Interval, str]:
+        """Return mean, effect and verdict of a level or of a combination of two."""
+        mean = self.mean(axes, levels)
+        below = zip(axes, levels, strict=True) if len(axes) > 1 else ()
+        effect = self.interval(axes, mean - sum(self.mean((axis,), (level,)) for axis, level in below))
+        return self.grand + mean, effect, self.verdict(axes, levels, effect)
+
+    def interval(self, axes: Effect, effect: float) -> Interval:
+        """Return an effect's t-interval: its variance is the error times its degrees of freedom over all values."""
+        error, values = _error_of([axes], self.design.axes, self.trunks, self.errors), len(self.means)
+        values *= len(self.design.seeds)
+        df = math.prod(len(self.design.axes[axis]) - 1 for axis in axes)
+        # Without any scatter of seeds there is no t-interval, as there is no test.
+        sd = math.sqrt(df * error.ms / values) if _is_tested(self.errors) else math.nan
+        return Mean(effect, sd, error.df, values).interval()
+
+    def verdict(self, axes: Effect, levels: Sequence[str], effect: Interval) -> str:
+        """Tell whether an effect is better or worse than nothing; lower or higher where neither is better."""
+        if math.isnan(effect.low) or self.is_chosen(axes, levels):
+            return "not evaluable"
+        # Of many intervals some leave out 0 by chance. The test is one for all, and adjusted for their number.
+        is_effect = any(axes in term.effects and term.verdict == "effect" for term in self.terms)
+        if not is_effect or effect.low <= 0 <= effect.high:
+            return "undecided"
+        way = "lower" if effect.high < 0 else "higher"
+        return way if not self.better else "better" if way == self.better else "worse"
+
+    def is_chosen(self, axes: Effect, levels: Sequence[str]) -> bool:
+        """Return whether levels are those of a cell whose seeds are a choice in favour of what diverges.
+
+        Of an axis with two levels both are: their effects are one number.
+        """
+        own, two = dict(zip(axes, levels, strict=True)), {axis for axis in axes if len(self.design.axes[axis]) == 2}
+        lost = [dict(zip(self.design.axes, cell, strict=True)) for cell, of in self.design.cells.items() if of.diverged]
+        return any(all(axis in two or cell[axis] == level for axis, level in own.items()) for cell in lost)
+
+
+def factorial(design: Design, trunks: Collection[str], better: str) -> Factorial:
+    """Analyse a design by one linear model in which seeds are blocks; `trunks` are axes whose trials share trunks."""
+    axes, cells, seeds = design.axes, list(design.cells), design.seeds
+    values = np.array([[own.values[seed] for seed in seeds] for own in design.cells.values()])
+    cell, seed = (index.ravel() for index in np.indices(values.shape))
+    branching = [axis for axis in axes if axis in trunks] if design.kind == FACTORIAL else []
+    shared = tuple(branching) if len(branching) < len(axes) else ()
+    wanted = [(axis,) for axis in axes] if design.kind == MAIN_EFFECTS else effects_of(axes)
+    spaces = [(names, space[cell]) for names, space in strings(cells, axes, wanted)]
+    fit = anova(values.ravel(), seed, cell, spaces, _trunk_of(cells, axes, shared)[cell] if shared else None)
+    named = ("trunks × seeds", "within trunks") if shared else ("variants × seeds",)
+    errors = tuple(Error(square.ss, square.df, name) for name, square in zip(named, fit.errors, strict=True))
+    squares = [
+        (_string_name(names, square.df, axes), names, square)
+        for (names, _), square in zip(spaces, fit.terms, strict=True)
+    ]
+    if fit.rest.df:
+        beyond = "interactions of three axes or more" if design.kind == FACTORIAL else "all other interactions"
+        squares.append((beyond, (), fit.rest))
+    tests = [(math.nan, math.nan)] * len(squares)
+    if _is_tested(errors):
+        tests = [f_test(square, _error_of(names, axes, shared, errors)) for _, names, square in squares]
+    terms = tuple(
+        Term(name, names, square.df, square.ss, square.ss / fit.total if fit.total else math.nan, f, p, q)
+        for (name, names, square), (f, p), q in zip(
+            squares, tests, benjamini_hochberg([p for _, p in tests]), strict=True
+        )
+    )
+    grand = float(values.mean())
+    estimates = _Estimates(design, grand, values.mean(1) - grand, errors, shared, terms, better)
+    residuals = fit.residuals.reshape(values.shape)
+    return Factorial(
+        kind=design.kind,
+        axes=axes,
+        cells=len(cells),
+        seeds=seeds,
+        mean=grand,
+        terms=terms,
+        levels=tuple(
+            LevelEffect(axis, level, *estimates.of((axis,), (level,))) for axis, of in axes.items() for level in of
+        ),
+        combinations=tuple(
+            CellEffect(pair, levels, *estimates.of(pair, levels))
+            for pair in (itertools.combinations(axes, 2) if design.kind == FACTORIAL else ())
+            for levels in itertools.product(axes[pair[0]], axes[pair[1]])
+        ),
+        seeds_ss=fit.blocks.ss,
+        total_ss=fit.total,
+        errors=errors,
+        trunks=shared,
+        scatter=tuple(
+            Scatter(axis, *scatter_of_levels(residuals, [of[place] for of in cells], axes[axis]))
+            for place, axis in enumerate(axes)
+        ),
+    )
+
+
+def effect_name(effect: Effect, names: Mapping[str, str]) -> str:
+    """Return `position`, or `position × granularity`."""
+    return " × ".join(names[axis] for axis in effect) if effect else "mean"
+
+
+def _is_tested(errors: Sequence[Error]) -> bool:
+    return all(error.ms > 0 for error in errors)
+
+
+def _error_of(effects: Sequence[Effect], axes: Axes, trunks: Sequence[str], errors: Sequence[Error]) -> Error:
+    """What aliased effects are tested against; without any, all interactions of three axes or more."""
+    within = any(axis in trunks for effect in effects for axis in effect)
+    if not effects:
+        within = len(axes) - len(trunks) < 3  # else some of them are between trunks, which vary more
+    return errors[-1 if within else 0]
+
+
+def _trunk_of(cells: Sequence[Cell], axes: Axes, trunks: Collection[str]) -> Labels:
+    """The number of each cell's trunk: of its levels on all other axes."""
+    stems = [tuple(level for axis, level in zip(axes, cell, strict=True) if axis not in trunks) for cell in cells]
+    return np.array([list(dict.fromkeys(stems)).index(stem) for stem in stems])
+
+
+def _string_name(aliased: Sequence[Effect], df: int, axes: Axes) -> str:
+    """`position = granularity × sharing`; of an effect that has more degrees of freedom, it is a part."""
+    names, whole = short_axes(axes), {effect: math.prod(len(axes[axis]) - 1 for axis in effect) for effect in aliased}
+    return " = ".join(f"{'part of ' if whole[effect] > df else ''}{effect_name(effect, names)}" for effect in aliased)
