@@ -9,6 +9,7 @@ import numpy as np
 
 from gatelab.results.statistics.aliasing import strings
 from gatelab.results.statistics.linear_model import (
+    Anova,
     Axes,
     Cell,
     Effect,
@@ -146,7 +147,70 @@ class Factorial:
     @property
     def is_tested(self) -> bool:
         """Whether seeds scatter, so that there are tests and intervals."""
-        return _is_tested(self.errors)
+        return all(error.ms > 0 for error in self.errors)
+
+
+def factorial(design: Design, trunks: Collection[str], better: str) -> Factorial:
+    """Analyse a design by one linear model in which seeds are blocks.
+
+    Trials that differ only along the axes `trunks` share an error; `better` is lower, higher or empty.
+    """
+    axes, cells = design.axes, list(design.cells)
+    values = np.array([[own.values[seed] for seed in design.seeds] for own in design.cells.values()])
+    cell, seed = (index.ravel() for index in np.indices(values.shape))
+    branching = [axis for axis in axes if axis in trunks] if design.kind == FACTORIAL else []
+    shared = tuple(branching) if len(branching) < len(axes) else ()
+    wanted = [(axis,) for axis in axes] if design.kind == MAIN_EFFECTS else effects_of(axes)
+    spaces = [(names, space[cell]) for names, space in strings(cells, axes, wanted)]
+    fit = anova(values.ravel(), seed, cell, spaces, _trunk_of(cells, axes, shared)[cell] if shared else None)
+    named = ("trunks × seeds", "within trunks") if shared else ("variants × seeds",)
+    errors = tuple(Error(square.ss, square.df, name) for name, square in zip(named, fit.errors, strict=True))
+    terms = _terms(design, [names for names, _ in spaces], fit, shared, errors)
+    grand, residuals = float(values.mean()), fit.residuals.reshape(values.shape)
+    estimates = _Estimates(design, grand, values.mean(1) - grand, errors, shared, terms, better)
+    return Factorial(
+        kind=design.kind,
+        axes=axes,
+        cells=len(cells),
+        seeds=design.seeds,
+        mean=grand,
+        terms=terms,
+        levels=tuple(
+            LevelEffect(axis, level, *estimates.of((axis,), (level,))) for axis, of in axes.items() for level in of
+        ),
+        combinations=tuple(
+            CellEffect(pair, levels, *estimates.of(pair, levels))
+            for pair in (itertools.combinations(axes, 2) if design.kind == FACTORIAL else ())
+            for levels in itertools.product(axes[pair[0]], axes[pair[1]])
+        ),
+        seeds_ss=fit.blocks.ss,
+        total_ss=fit.total,
+        errors=errors,
+        trunks=shared,
+        scatter=tuple(
+            Scatter(axis, *scatter_of_levels(residuals, [of[place] for of in cells], axes[axis]))
+            for place, axis in enumerate(axes)
+        ),
+    )
+
+
+def _terms(
+    design: Design, spaces: Sequence[tuple[Effect, ...]], fit: Anova, trunks: Sequence[str], errors: Sequence[Error]
+) -> tuple[Term, ...]:
+    """The tests of effects, those that are one together, and of all that is left between variants."""
+    lines = [
+        (_string_name(names, square.df, design.axes), names, square)
+        for names, square in zip(spaces, fit.terms, strict=True)
+    ]
+    if fit.rest.df:
+        beyond = "interactions of three axes or more" if design.kind == FACTORIAL else "all other interactions"
+        lines.append((beyond, (), fit.rest))
+    tests = [f_test(square, _error_of(names, design.axes, trunks, errors)) for _, names, square in lines]
+    chances = benjamini_hochberg([p for _, p in tests])
+    return tuple(
+        Term(name, names, square.df, square.ss, square.ss / fit.total if fit.total else math.nan, f, p, q)
+        for (name, names, square), (f, p), q in zip(lines, tests, chances, strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -162,27 +226,23 @@ class _Estimates:
     terms: tuple[Term, ...]
     better: str
 
+    def of(self, axes: Effect, levels: Sequence[str]) -> tuple[float, Interval, str]:
+        """Return mean, effect and verdict of a level, or of a combination of two."""
+        mean = self.mean(axes, levels)
+        below = zip(axes, levels, strict=True) if len(axes) > 1 else ()
+        effect = mean - sum(self.mean((axis,), (level,)) for axis, level in below)
+        # In a balanced table its variance is the error times its degrees of freedom over the number of values.
+        error, values = _error_of([axes], self.design.axes, self.trunks, self.errors), len(self.means)
+        values *= len(self.design.seeds)
+        df = math.prod(len(self.design.axes[axis]) - 1 for axis in axes)
+        interval = Mean(effect, math.sqrt(df * error.ms / values), error.df, values).interval()
+        return self.grand + mean, interval, self.verdict(axes, levels, interval)
+
     def mean(self, axes: Effect, levels: Sequence[str]) -> float:
         """Return the mean of the cells that have these levels, about the grand mean."""
         places = [list(self.design.axes).index(axis) for axis in axes]
         inside = [[cell[place] for place in places] == list(levels) for cell in self.design.cells]
         return float(self.means[inside].mean())
-
-    def of(self, axes: Effect, levels: Sequence[str]) -> tuple[float, Interval, str]:
-        """Return mean, effect and verdict of a level or of a combination of two."""
-        mean = self.mean(axes, levels)
-        below = zip(axes, levels, strict=True) if len(axes) > 1 else ()
-        effect = self.interval(axes, mean - sum(self.mean((axis,), (level,)) for axis, level in below))
-        return self.grand + mean, effect, self.verdict(axes, levels, effect)
-
-    def interval(self, axes: Effect, effect: float) -> Interval:
-        """Return an effect's t-interval: its variance is the error times its degrees of freedom over all values."""
-        error, values = _error_of([axes], self.design.axes, self.trunks, self.errors), len(self.means)
-        values *= len(self.design.seeds)
-        df = math.prod(len(self.design.axes[axis]) - 1 for axis in axes)
-        # Without any scatter of seeds there is no t-interval, as there is no test.
-        sd = math.sqrt(df * error.ms / values) if _is_tested(self.errors) else math.nan
-        return Mean(effect, sd, error.df, values).interval()
 
     def verdict(self, axes: Effect, levels: Sequence[str], effect: Interval) -> str:
         """Tell whether an effect is better or worse than nothing; lower or higher where neither is better."""
@@ -205,78 +265,21 @@ class _Estimates:
         return any(all(axis in two or cell[axis] == level for axis, level in own.items()) for cell in lost)
 
 
-def factorial(design: Design, trunks: Collection[str], better: str) -> Factorial:
-    """Analyse a design by one linear model in which seeds are blocks; `trunks` are axes whose trials share trunks."""
-    axes, cells, seeds = design.axes, list(design.cells), design.seeds
-    values = np.array([[own.values[seed] for seed in seeds] for own in design.cells.values()])
-    cell, seed = (index.ravel() for index in np.indices(values.shape))
-    branching = [axis for axis in axes if axis in trunks] if design.kind == FACTORIAL else []
-    shared = tuple(branching) if len(branching) < len(axes) else ()
-    wanted = [(axis,) for axis in axes] if design.kind == MAIN_EFFECTS else effects_of(axes)
-    spaces = [(names, space[cell]) for names, space in strings(cells, axes, wanted)]
-    fit = anova(values.ravel(), seed, cell, spaces, _trunk_of(cells, axes, shared)[cell] if shared else None)
-    named = ("trunks × seeds", "within trunks") if shared else ("variants × seeds",)
-    errors = tuple(Error(square.ss, square.df, name) for name, square in zip(named, fit.errors, strict=True))
-    squares = [
-        (_string_name(names, square.df, axes), names, square)
-        for (names, _), square in zip(spaces, fit.terms, strict=True)
-    ]
-    if fit.rest.df:
-        beyond = "interactions of three axes or more" if design.kind == FACTORIAL else "all other interactions"
-        squares.append((beyond, (), fit.rest))
-    tests = [(math.nan, math.nan)] * len(squares)
-    if _is_tested(errors):
-        tests = [f_test(square, _error_of(names, axes, shared, errors)) for _, names, square in squares]
-    terms = tuple(
-        Term(name, names, square.df, square.ss, square.ss / fit.total if fit.total else math.nan, f, p, q)
-        for (name, names, square), (f, p), q in zip(
-            squares, tests, benjamini_hochberg([p for _, p in tests]), strict=True
-        )
-    )
-    grand = float(values.mean())
-    estimates = _Estimates(design, grand, values.mean(1) - grand, errors, shared, terms, better)
-    residuals = fit.residuals.reshape(values.shape)
-    return Factorial(
-        kind=design.kind,
-        axes=axes,
-        cells=len(cells),
-        seeds=seeds,
-        mean=grand,
-        terms=terms,
-        levels=tuple(
-            LevelEffect(axis, level, *estimates.of((axis,), (level,))) for axis, of in axes.items() for level in of
-        ),
-        combinations=tuple(
-            CellEffect(pair, levels, *estimates.of(pair, levels))
-            for pair in (itertools.combinations(axes, 2) if design.kind == FACTORIAL else ())
-            for levels in itertools.product(axes[pair[0]], axes[pair[1]])
-        ),
-        seeds_ss=fit.blocks.ss,
-        total_ss=fit.total,
-        errors=errors,
-        trunks=shared,
-        scatter=tuple(
-            Scatter(axis, *scatter_of_levels(residuals, [of[place] for of in cells], axes[axis]))
-            for place, axis in enumerate(axes)
-        ),
-    )
-
-
 def effect_name(effect: Effect, names: Mapping[str, str]) -> str:
     """Return `position`, or `position × granularity`."""
     return " × ".join(names[axis] for axis in effect) if effect else "mean"
 
 
-def _is_tested(errors: Sequence[Error]) -> bool:
-    return all(error.ms > 0 for error in errors)
+def _error_of(effects: Sequence[Effect], axes: Axes, trunks: Sequence[str], errors: Sequence[Error]) -> Square:
+    """What aliased effects are tested against; without any, all interactions of three axes or more.
 
-
-def _error_of(effects: Sequence[Effect], axes: Axes, trunks: Sequence[str], errors: Sequence[Error]) -> Error:
-    """What aliased effects are tested against; without any, all interactions of three axes or more."""
+    No number where some error has none: without any scatter of seeds there is no test and no interval.
+    """
     within = any(axis in trunks for effect in effects for axis in effect)
     if not effects:
         within = len(axes) - len(trunks) < 3  # else some of them are between trunks, which vary more
-    return errors[-1 if within else 0]
+    error = errors[-1 if within else 0]
+    return error if all(of.ms > 0 for of in errors) else Square(math.nan, error.df)
 
 
 def _trunk_of(cells: Sequence[Cell], axes: Axes, trunks: Collection[str]) -> Labels:

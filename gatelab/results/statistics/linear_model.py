@@ -100,7 +100,7 @@ def anova(
     terms: Sequence[tuple[Sequence[Effect], Floats]],
     plots: Labels | None = None,
 ) -> Anova:
-    """Analyse values [n] by terms, each the effects that are one in it and its columns [n, k].
+    """Analyse values [n] by terms, each the effects that are one in it and its columns [n, k], alike in all of a cell.
 
     Type II sums of squares, as terms need no order and are tested where those that contain them are nothing: Langsrud,
     "ANOVA for unbalanced data", Statistics and Computing 13 (2003). Cells of a plot share an error of their own in each
@@ -108,27 +108,28 @@ def anova(
     """
     limit = ROUNDING * float(np.abs(values).max())
     about_mean = _cleared(values - values.mean(), limit)
-    mean = mean_basis(len(values))
-    block = basis(_indicators(blocks), mean)
-    base = np.hstack([mean, block])
-    squares = []
-    for place, (effects, columns) in enumerate(terms):
-        apart = [*terms[:place], *terms[place + 1 :]]
-        others = [theirs for names, theirs in apart if not _contains(names, effects)]
-        squares.append(_explained(about_mean, basis(columns, basis(np.hstack([base, *others])))))
-    model = basis(np.hstack([base, *(columns for _, columns in terms)]))
-    between = basis(_indicators(cells), model)
-    whole = np.hstack([model, between])
+    cell, block = _indicators(cells), _indicators(blocks)
+    # All but the error is in the space of cells and blocks, in whose few coordinates the terms are fitted.
+    whole = np.hstack([cell, basis(block, cell)])
     residuals = _cleared(about_mean - whole @ (whole.T @ about_mean), limit)
+    inside, mean = whole.T @ about_mean, whole.T @ mean_basis(len(values))
+    added = basis(whole.T @ block, mean)
+    own = [whole.T @ columns for _, columns in terms]
+    base = np.hstack([mean, added])
+    squares = []
+    for place, (effects, _) in enumerate(terms):
+        others = [own[at] for at, (names, _) in enumerate(terms) if at != place and not _contains(names, effects)]
+        squares.append(_explained(inside, basis(own[place], basis(np.hstack([base, *others])))))
+    rest = basis(np.eye(whole.shape[1]), basis(np.hstack([base, *own])))
     errors = [Square(float(residuals @ residuals), len(values) - whole.shape[1])]
     if plots is not None:
-        shared = _explained(residuals, basis(_indicators(plots * (blocks.max() + 1) + blocks), whole))
+        shared = _explained_beyond(residuals, _indicators(plots * (blocks.max() + 1) + blocks), whole)
         errors = [shared, Square(max(0.0, errors[0].ss - shared.ss), errors[0].df - shared.df)]
     within = about_mean - block @ (block.T @ about_mean)
     return Anova(
-        blocks=_explained(about_mean, block),
+        blocks=_explained(inside, added),
         terms=tuple(squares),
-        rest=_explained(about_mean, between),
+        rest=_explained(inside, rest),
         errors=tuple(errors),
         total=float(within @ within),
         residuals=residuals,
@@ -163,11 +164,21 @@ def _contains(names: Sequence[Effect], others: Sequence[Effect]) -> bool:
 
 
 def _indicators(labels: Labels) -> Floats:
-    return np.asarray(np.unique(labels) == labels[:, None], np.float64)
+    """An orthonormal basis of the means of groups, [n, groups]."""
+    groups = np.asarray(np.unique(labels) == labels[:, None], np.float64)
+    return np.asarray(groups / np.sqrt(groups.sum(0)), np.float64)
 
 
 def _explained(values: Floats, space: Floats) -> Square:
     return Square(float(((space.T @ values) ** 2).sum()), space.shape[1])
+
+
+def _explained_beyond(residuals: Floats, space: Floats, given: Floats) -> Square:
+    """What one orthonormal basis explains beyond another, whose residuals these are, by eigenvectors of (1 - cos²)."""
+    shared = given.T @ space
+    sizes, turned = np.linalg.eigh(np.eye(space.shape[1]) - shared.T @ shared)
+    own = sizes > SAME
+    return Square(float(((turned.T @ (space.T @ residuals))[own] ** 2 / sizes[own]).sum()), int(own.sum()))
 
 
 def _cleared(values: Floats, limit: float) -> Floats:

@@ -152,4 +152,7 @@ def unequal_variances_p(samples: Collection[Sequence[float]]) -> float:
     from scipy.stats import bartlett
 
     usable = [sample for sample in samples if len(sample) > 1 and np.isfinite(sample).all() and np.ptp(sample) > 0]
-    return float(bartlett(*usable).pvalue) if len(usable) > 1 else math.nan
+    if len(usable) < 2:
+        return math.nan
+    p = float(bartlett(*usable).pvalue)
+    return 1.0 if math.isnan(p) else p  # of equal variances, whose statistic rounding may leave just below 0

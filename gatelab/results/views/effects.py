@@ -31,21 +31,8 @@ SHOWN = 20
 """Most partial aliases in a table for people."""
 
 HEADINGS = (
-    "what",
-    "name",
-    "level",
-    "mean",
-    "effect",
-    "low",
-    "high",
-    "df",
-    "ss",
-    "share",
-    "F",
-    "p",
-    "q",
-    "verdict",
-    "value",
+    *("what", "name", "level", "mean", "effect", "low", "high"),
+    *("df", "ss", "share", "F", "p", "q", "verdict", "value"),
 )
 """Of the CSV file."""
 
@@ -83,44 +70,23 @@ def _terms_grid(found: Effects, factorial: Factorial) -> Grid:
         *(Column(name, True) for name in ("df", squares, "η²", "F", "p", "q")),
         Column("verdict"),
     ]
-    rows = [
-        (
-            term.name,
-            str(term.df),
-            f"{term.ss:.4g}",
-            _share(term.share),
-            _f(term.f),
-            _chance(term.p),
-            _chance(term.q),
-            term.verdict,
-        )
-        for term in factorial.terms
-    ]
-    others = []
+    rows = []
+    for term in factorial.terms:
+        squares_of = (term.name, str(term.df), f"{term.ss:.4g}", _or_dash(term.share, ".4f"))
+        rows.append((*squares_of, _or_dash(term.f, ",.2f"), _chance(term.p), _chance(term.q), term.verdict))
+    untested = ("–",) * 4
     if len(factorial.seeds) > 1:
         for error in factorial.errors:
-            rest = error.ss / factorial.total_ss if factorial.total_ss else math.nan
-            others.append((f"error: {error.name}", error.df, error.ss, _share(rest)))
-        others.append(("seeds (blocks)", len(factorial.seeds) - 1, factorial.seeds_ss, "–"))
-    for name, df, square, share in others:
-        rows.append((name, str(df), f"{square:.4g}", share, "–", "–", "–", "–"))
-    bold = [term.verdict == "effect" for term in factorial.terms] + [False] * len(others)
+            share = _or_dash(error.ss / factorial.total_ss if factorial.total_ss else math.nan, ".4f")
+            rows.append((f"error: {error.name}", str(error.df), f"{error.ss:.4g}", share, *untested))
+        rows.append(("seeds (blocks)", str(len(factorial.seeds) - 1), f"{factorial.seeds_ss:.4g}", "–", *untested))
+    bold = [row[-1] == "effect" for row in rows]
     return Grid(f"{found.study}: effects on {found.metric}", tuple(columns), tuple(rows), tuple(bold))
 
 
 def _levels_grid(found: Effects, factorial: Factorial) -> Grid:
     names, digits = short_axes(list(factorial.axes)), _digits(factorial)
-    rows = [
-        (
-            names[level.axis],
-            level.level,
-            f"{level.mean:,.{digits}f}",
-            f"{level.effect.mean:+,.{digits}f}",
-            _interval(level.effect.low, level.effect.high, digits),
-            level.verdict,
-        )
-        for level in factorial.levels
-    ]
+    rows = [(names[level.axis], level.level, *_estimate(level, digits)) for level in factorial.levels]
     notes = [
         f"Effect: mean of a level less the grand mean, {factorial.mean:,.{digits}f}, with its t-interval (each by "
         f"itself, not adjusted for their number). Verdict: {_ways(found)} than the average of all levels where "
@@ -128,14 +94,7 @@ def _levels_grid(found: Effects, factorial: Factorial) -> Grid:
     ]
     if factorial.kind == FRACTION and any(len(term.effects) > 1 for term in factorial.terms):
         notes.append("In a fraction these are the effects of axes and of what is aliased with them.")
-    columns = (
-        Column("axis"),
-        Column("level"),
-        Column(with_unit(found.metric), True),
-        Column("effect", True),
-        Column("95 % interval", True),
-        Column("verdict"),
-    )
+    columns = (Column("axis"), Column("level"), *_estimate_columns(found, "effect"))
     return Grid(f"{found.study}: levels", columns, tuple(rows), (False,) * len(rows), tuple(notes))
 
 
@@ -156,24 +115,8 @@ def shown_interactions(factorial: Factorial) -> list[Effect]:
 
 def _combination_grid(found: Effects, factorial: Factorial, pair: Effect, first: bool) -> Grid:
     names, digits = short_axes(list(factorial.axes)), _digits(factorial)
-    rows = [
-        (
-            *cell.levels,
-            f"{cell.mean:,.{digits}f}",
-            f"{cell.effect.mean:+,.{digits}f}",
-            _interval(cell.effect.low, cell.effect.high, digits),
-            cell.verdict,
-        )
-        for cell in factorial.combinations
-        if cell.axes == pair
-    ]
-    columns = (
-        *(Column(names[axis]) for axis in pair),
-        Column(with_unit(found.metric), True),
-        Column("interaction", True),
-        Column("95 % interval", True),
-        Column("verdict"),
-    )
+    rows = [(*cell.levels, *_estimate(cell, digits)) for cell in factorial.combinations if cell.axes == pair]
+    columns = (*(Column(names[axis]) for axis in pair), *_estimate_columns(found, "interaction"))
     notes = [
         "Interaction: mean of a combination less those of its two levels, plus the grand mean: what the levels do "
         f"together beyond what each does by itself. Verdict: {_ways(found)} than that would be, where the test of "
@@ -210,10 +153,13 @@ def _importance_grid(found: Effects, important: Importance) -> Grid:
     first = next(iter(methods.values()))
     order = sorted(first, key=first.__getitem__, reverse=True)
     rows = [(names[axis], *(f"{shares[axis]:.3f}" for shares in methods.values())) for axis in order]
+    forest = (
+        "fANOVA: the share of a random forest's variance over all combinations of levels, also those never run, that "
+        "an axis alone accounts for; what is missing to 1 are interactions. "
+    )
     notes = [
-        f"Importance, of {important.runs} runs of {important.variants} variants, less what seeds add. fANOVA: the "
-        "share of a random forest's variance over all combinations of levels, also those never run, that an axis alone "
-        "accounts for; what is missing to 1 are interactions. It is no test, and says neither which level is better "
+        f"Importance, of {important.runs} runs of {important.variants} variants, less what seeds add. "
+        f"{forest if 'fANOVA' in methods else ''}It is no test, and says neither which level is better "
         "nor, where axes go together, which of them it is."
     ]
     if ped:
@@ -241,20 +187,24 @@ def _ways(found: Effects) -> str:
     return "better or worse" if measure(found.metric).better else "lower or higher"
 
 
-def _share(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.4f}"
-
-
-def _f(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:,.2f}"
+def _or_dash(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else format(value, form)
 
 
 def _chance(p: float) -> str:
     return "–" if math.isnan(p) else "< 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
-def _interval(low: float, high: float, digits: int) -> str:
-    return "–" if math.isnan(low) else f"[{low:+,.{digits}f}, {high:+,.{digits}f}]"
+def _estimate_columns(found: Effects, what: str) -> list[Column]:
+    numeric = (with_unit(found.metric), what, "95 % interval")
+    return [*(Column(heading, True) for heading in numeric), Column("verdict")]
+
+
+def _estimate(of: LevelEffect | CellEffect, digits: int) -> tuple[str, str, str, str]:
+    """The cells of these columns."""
+    low, high = (f"{bound:+,.{digits}f}" for bound in (of.effect.low, of.effect.high))
+    interval = "–" if math.isnan(of.effect.low) else f"[{low}, {high}]"
+    return f"{of.mean:,.{digits}f}", f"{of.effect.mean:+,.{digits}f}", interval, of.verdict
 
 
 def _digits(factorial: Factorial) -> int:

@@ -49,6 +49,9 @@ def test_unbalanced_tables_have_the_type_ii_squares_of_statsmodels(axes: list[st
     table = anova_lm(ols(f"y ~ {' * '.join(f'C({axis})' for axis in axes)} + C(seed)", data).fit(), typ=2)
     [error] = found.errors
     assert numbers(error) == pytest.approx(tuple(table.loc["Residual", ["df", "sum_sq"]]))
+    blocks = anova_lm(ols("y ~ C(seed)", data).fit())
+    assert numbers(found.blocks) == pytest.approx(tuple(blocks.loc["C(seed)", ["df", "sum_sq"]]))
+    assert found.total == pytest.approx(blocks.loc["Residual", "sum_sq"])
     names = [":".join(f"C({axis})" for axis in effect) for effect in effects_of(axes)]
     pairs = [*zip(names, found.terms, strict=True), *([("C(a):C(b):C(c)", found.rest)] if len(axes) > 2 else [])]
     for name, term in pairs:
