@@ -1,6 +1,7 @@
 # make quickstart   install into .venv and run the quickstart study
 # make test         install into .venv and run the tests
 # make lint         style, types and the arrows between the rooms
+# make dist         build sdist and wheel, check them, install the wheel by itself and run a small study with it
 # make schema       write studies/study.schema.json anew
 
 VENV := .venv
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 
-.PHONY: quickstart test lint schema clean
+.PHONY: quickstart test lint dist schema clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/gatelab run studies/quickstart.yaml
@@ -25,6 +26,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+dist: $(VENV)/.installed-dev
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	.ci/wheel $(BIN)/python dist/*.whl
+
 schema: $(VENV)/.installed
 	$(BIN)/python -m gatelab.ablations.schema > studies/study.schema.json
 
@@ -33,7 +40,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

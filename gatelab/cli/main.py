@@ -1,8 +1,13 @@
 """The `gatelab` command."""
 
+import sys
+
 import typer
+from rich.markup import escape
 
 from gatelab.cli import effects, evaluate, machine, plan, report, results, run, scaling, stability, tolerance
+from gatelab.cli.console import BAD_REQUEST, errors
+from gatelab.extras import missing_extra
 
 app = typer.Typer(
     name="gatelab",
@@ -39,5 +44,12 @@ for command in (
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line; where an optional package is missing, name the command that installs it."""
+    try:
+        app()
+    except ImportError as error:
+        missing = missing_extra(error)
+        if missing is None:
+            raise
+        errors.print(f"[red]error[/] {escape(str(missing))}")
+        sys.exit(BAD_REQUEST)

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from gatelab.errors import AnalysisUnavailable, Unavailable
+from gatelab.extras import MissingExtra
 from gatelab.results.analyses.comparison import DEFAULT_METRIC, UNFINISHED, environment_notes, unknown_metric
 from gatelab.results.analyses.factorial import (
     DIVERGED,
@@ -93,11 +94,15 @@ def effects(runs: pa.Table, metric: str = DEFAULT_METRIC, trunks: Collection[str
     important = None
     if found is None or found.kind != FACTORIAL or found.cells < len(valued):
         values = {variant: own.values for variant, own in valued.items()}
-        important = importance(values, levels, _varying(varying, levels), better)
-        if important.fanova is None:
-            notes.append("Variants do not differ, so that no axis is important.")
-        elif isinstance(important.fanova, Unavailable):
-            notes.append(important.fanova.reason)
+        try:
+            important = importance(values, levels, _varying(varying, levels), better)
+        except MissingExtra as error:
+            notes.append(f"The importance of axes is left out: {error}.")
+        else:
+            if important.fanova is None:
+                notes.append("Variants do not differ, so that no axis is important.")
+            elif isinstance(important.fanova, Unavailable):
+                notes.append(important.fanova.reason)
     notes += environment_notes(runs)
     if unfinished := sum(trial["outcome"] in UNFINISHED for trial in trials):
         notes.append(f"{unfinished} trials have not finished: the table will change.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from gatelab.errors import Unavailable
+from gatelab.extras import require
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -52,7 +53,9 @@ def importance(
 
     fANOVA: Hutter, Hoos and Leyton-Brown, "An efficient approach for assessing hyperparameter importance", ICML 2014.
     PED-ANOVA: Watanabe, Bansal and Hutter, "PED-ANOVA", IJCAI 2023; it needs no scikit-learn.
+    Raises MissingExtra where Optuna is not installed.
     """
+    require("optuna")
     alike = without_seeds(values)
     runs = [(levels[variant], value) for variant, of in alike.items() for value in of.values()]
     spread = np.ptp([value for _, value in runs]) if runs else 0.0
