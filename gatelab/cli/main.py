@@ -1,11 +1,13 @@
 """The `gatelab` command."""
 
 import sys
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from gatelab.cli import effects, evaluate, machine, plan, report, results, run, scaling, stability, tolerance
+from gatelab import __version__
+from gatelab.cli import effects, evaluate, init, machine, plan, report, results, run, scaling, stability, tolerance
 from gatelab.cli.console import BAD_REQUEST, errors
 from gatelab.extras import missing_extra
 
@@ -13,12 +15,12 @@ app = typer.Typer(
     name="gatelab",
     help="Systematic ablations of gated attention: plan, run, compare. Start with: gatelab run --preset quickstart",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )
 
 for command in (
+    init.init,
     plan.plan,
     run.run,
     tolerance.lr_tolerance,
@@ -41,6 +43,21 @@ for command in (
     machine.doctor,
 ):
     app.command()(command)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"gatelab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that go before a command."""
 
 
 def main() -> None:
