@@ -86,7 +86,6 @@ def compare(
     from gatelab.results.report.parquet import runs_from_parquet
     from gatelab.results.report.stamp import stamp_of
     from gatelab.results.store.runs import runs_from_journals
-    from gatelab.results.tracking.runs import runs_from_mlflow
     from gatelab.results.views.comparison import comparison_grid, tests_grid
     from gatelab.results.views.pivot import pivot_grid
 
@@ -100,6 +99,8 @@ def compare(
         fail("--parquet needs --from parquet")
     with reporting_errors():
         if source is Source.mlflow:
+            from gatelab.results.tracking.runs import runs_from_mlflow
+
             frame = runs_from_mlflow(tracking_uri or folder.tracking_uri, name)
         elif source is Source.parquet:
             frame = runs_from_parquet(parquet or folder.study(name).path / "parquet", name)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import filelock
 
+from gatelab.extras import MissingExtra
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import StudyRecord
 
@@ -41,7 +42,11 @@ class MirrorThread:
         self._thread.join()
 
     def _run(self) -> None:
-        mirror = _mirror(*self._arguments)
+        try:
+            mirror = _mirror(*self._arguments)
+        except MissingExtra as error:
+            self.problem = _problem(error)
+            return
         while True:
             last = self._over.wait(SYNC_SECONDS)
             try:

@@ -12,12 +12,10 @@ from gatelab.extras import EXTRAS, MissingExtra, missing_extra, require
 
 TRAINING = ("torch", "safetensors", "tokenizers", "psutil", "ray", "mlflow", "optuna", "sklearn")
 
-WITHOUT = f"""
+HIDE = f"""
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
 PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in {TRAINING} else find(name, *rest)
-from gatelab.cli.main import main
-main()
 """
 
 Bare = Callable[..., subprocess.CompletedProcess[str]]
@@ -28,7 +26,7 @@ def bare(tmp_path: Path) -> Bare:
     """Runs a command in which the packages of the extras cannot be imported, as if they were not installed."""
 
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", WITHOUT, *map(str, arguments)]
+        command = [sys.executable, "-c", HIDE + "from gatelab.cli.main import main; main()", *map(str, arguments)]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
     return run
@@ -82,6 +80,21 @@ def test_what_needs_an_extra_names_the_command_that_installs_it(
     assert done.returncode == 2, done.stderr
     assert f"'gatelab[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_study_runs_without_mlflow_and_says_so(tmp_path: Path) -> None:
+    """What keeps a store up to date ends with a message, not with a traceback in a thread."""
+    code = """
+from pathlib import Path
+from gatelab.orchestrator.mirroring import MirrorThread
+from gatelab.results.store.layout import RunsFolder
+with MirrorThread(RunsFolder(Path("runs")), {}, "sqlite:///runs/mlflow.db") as mirror:
+    pass
+print(mirror.problem)
+"""
+    done = subprocess.run([sys.executable, "-c", HIDE + code], cwd=tmp_path, capture_output=True, text=True)
+    assert "pip install 'gatelab[mlflow]'" in done.stdout
+    assert done.stderr == ""
 
 
 def test_require_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
