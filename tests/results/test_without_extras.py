@@ -16,6 +16,8 @@ HIDE = f"""
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
 PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in {TRAINING} else find(name, *rest)
+listed = PathFinder.find_distributions
+PathFinder.find_distributions = lambda context: [] if context.name in {TRAINING} else listed(context)
 """
 
 Bare = Callable[..., subprocess.CompletedProcess[str]]

@@ -4,6 +4,7 @@ A table is a folder, and in it a folder for each study, `runs/study=NAME/`: many
 of the whole get a column `study` and skip the others' files.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -220,5 +221,14 @@ def _provenance(record: StudyRecord, runs: pa.Table) -> dict[str, str]:
         "gatelab.study_hash": record.hash,
         "gatelab.code": all_of("code"),
         "gatelab.data": all_of("data"),
-        "gatelab.packages": json.dumps({name: metadata.version(name) for name in PACKAGES}),
+        "gatelab.packages": json.dumps(_versions()),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
