@@ -55,7 +55,8 @@ def importance(
     PED-ANOVA: Watanabe, Bansal and Hutter, "PED-ANOVA", IJCAI 2023; it needs no scikit-learn.
     Raises MissingExtra where Optuna is not installed.
     """
-    require("optuna")
+    if importlib.util.find_spec("optuna") is None:
+        require("sklearn", "optuna")  # where both are missing, the extra that brings both
     alike = without_seeds(values)
     runs = [(levels[variant], value) for variant, of in alike.items() for value in of.values()]
     spread = np.ptp([value for _, value in runs]) if runs else 0.0
