@@ -7,7 +7,8 @@ from typing import Annotated, Any, Never
 from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-IMPOSSIBLE = "impossible"  # the type of the error that `impossible` raises
+INVALID_COMBINATION = "invalid_combination"
+"""Type of the error that `reject_combination` raises."""
 
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
@@ -18,16 +19,16 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-def impossible(reason: str) -> Never:
+def reject_combination(reason: str) -> Never:
     """Reject a combination of fields that are each valid alone.
 
     The matrix lists such a variant as impossible, with the reason; a wrong field refuses the whole study.
     """
     # Braces would be read as a template.
-    raise PydanticCustomError(IMPOSSIBLE, reason.replace("{", "(").replace("}", ")"))
+    raise PydanticCustomError(INVALID_COMBINATION, reason.replace("{", "(").replace("}", ")"))
 
 
-def settle(config: BaseModel, **values: Any) -> None:
+def assign_frozen(config: BaseModel, **values: Any) -> None:
     """Set fields of a frozen configuration from within its own validators, and nowhere else."""
     for name, value in values.items():
         object.__setattr__(config, name, value)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from gatelab.ablations.paths import level_label
-from gatelab.configuration import Config, impossible
+from gatelab.configuration import Config, reject_combination
 
 
 class Claim(Config):
@@ -31,9 +31,11 @@ class Claim(Config):
     @model_validator(mode="after")
     def _margin_of_equivalence(self) -> "Claim":
         if self.direction == "equivalent" and not self.margin:
-            impossible("equivalent needs a margin: within which differences is it the same?")
+            reject_combination("equivalent needs a margin: within which differences is it the same?")
         if self.expected is not None and self.direction != "equivalent" and self.expected <= self.margin:
-            impossible(f"expected ({self.expected:g}) must exceed the margin ({self.margin:g}) to support the claim")
+            reject_combination(
+                f"expected ({self.expected:g}) must exceed the margin ({self.margin:g}) to support the claim"
+            )
         return self
 
     @staticmethod

@@ -23,7 +23,7 @@ from gatelab.ablations.learning_rates import LEARNING_RATE, RateRule, ToleranceC
 from gatelab.ablations.paths import UnknownPath, check_value, flatten, leaf_paths, level_label, merge, readable
 from gatelab.ablations.presets import bases
 from gatelab.ablations.yaml_source import KeyPath, line_of, load_yaml
-from gatelab.configuration import IMPOSSIBLE, Config, Count
+from gatelab.configuration import INVALID_COMBINATION, Config, Count
 from gatelab.training.config import TrialConfig
 
 DEFAULT_BASE = "tiny-dense"
@@ -418,7 +418,7 @@ def _base_problems(base: dict[str, Any], lines: dict[KeyPath, int]) -> Iterator[
         TrialConfig.model_validate(base)
     except ValidationError as error:
         for detail in error.errors():
-            if detail["type"] == IMPOSSIBLE:
+            if detail["type"] == INVALID_COMBINATION:
                 continue
             path = ".".join(map(str, detail["loc"]))
             line = line_of(lines, ("base", *detail["loc"]))

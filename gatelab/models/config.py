@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from gatelab.configuration import Config, impossible, settle
+from gatelab.configuration import Config, assign_frozen, reject_combination
 from gatelab.kernels.gate import ACTIVATIONS, COMBINATIONS
 
 POSITIONS = ("query", "key", "value", "sdpa", "output")
@@ -59,9 +59,11 @@ class GateConfig(Config):
     @model_validator(mode="after")
     def _fold_meaningless_fields(self) -> "GateConfig":
         if self.position == "none":
-            settle(self, **{name: f.default for name, f in GateConfig.model_fields.items() if name != "position"})
+            assign_frozen(
+                self, **{name: f.default for name, f in GateConfig.model_fields.items() if name != "position"}
+            )
         elif self.input == "constant":
-            settle(self, init_scale=1.0, bias=self.bias or 0.0)
+            assign_frozen(self, init_scale=1.0, bias=self.bias or 0.0)
         return self
 
     @property
@@ -107,21 +109,23 @@ class ModelConfig(Config):
     def _check_combination(self) -> "ModelConfig":
         gate = self.gate
         if self.yarn_factor == 1:
-            settle(self, yarn_length=None)
+            assign_frozen(self, yarn_length=None)
         elif self.yarn_length is None:
-            impossible(f"yarn_factor ({self.yarn_factor:g}) needs yarn_length: the length that it stretches")
+            reject_combination(f"yarn_factor ({self.yarn_factor:g}) needs yarn_length: the length that it stretches")
         if self.query_heads % self.kv_heads:
-            impossible(f"query_heads ({self.query_heads}) must be a multiple of kv_heads ({self.kv_heads})")
+            reject_combination(f"query_heads ({self.query_heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if "output" in gate.positions and (gate.granularity, gate.sharing) != ("elementwise", "per_head"):
-            impossible(
+            reject_combination(
                 "the dense output has no heads: a gate there is elementwise and per_head "
                 f"(got {gate.granularity}, {gate.sharing})"
             )
         scales_heads = gate.granularity == "headwise" and gate.combine == "multiply"
         if scales_heads and self.qk_norm and {"query", "key"} & set(gate.positions):
-            impossible("QK-norm undoes a headwise scale: it divides each query and key head by its own magnitude")
+            reject_combination(
+                "QK-norm undoes a headwise scale: it divides each query and key head by its own magnitude"
+            )
         if "sdpa" in gate.positions and self.sdpa_output != "plain":
-            impossible(
+            reject_combination(
                 f"sdpa_output: {self.sdpa_output} is a control without a gate; with a gate at sdpa their order "
                 "would be undefined"
             )

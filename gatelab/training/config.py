@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from gatelab.configuration import Config, Count, impossible, settle
+from gatelab.configuration import Config, Count, assign_frozen, reject_combination
 from gatelab.models.config import ModelConfig
 
 BYTES_VOCAB = 257  # 256 bytes and the document separator
@@ -83,9 +83,9 @@ class ScheduleConfig(Config):
     @model_validator(mode="after")
     def _fold_meaningless_fields(self) -> "ScheduleConfig":
         if self.kind != "wsd":
-            settle(self, decay=0.2)
+            assign_frozen(self, decay=0.2)
         if self.kind == "constant":
-            settle(self, final=1.0)
+            assign_frozen(self, final=1.0)
         return self
 
 
@@ -113,7 +113,9 @@ class TrainingConfig(Config):
     @model_validator(mode="after")
     def _check_combination(self) -> "TrainingConfig":
         if self.batch_size % self.accumulation:
-            impossible(f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation})")
+            reject_combination(
+                f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation})"
+            )
         return self
 
     @property
@@ -163,7 +165,7 @@ class TrialConfig(Config):
     def _take_vocabulary_from_tokenizer(self) -> "TrialConfig":
         needed = self.data.vocab_size
         if self.model.vocab_size is None:
-            settle(self, model=self.model.model_copy(update={"vocab_size": needed}))
+            assign_frozen(self, model=self.model.model_copy(update={"vocab_size": needed}))
         elif self.model.vocab_size < needed:
-            impossible(f"model.vocab_size ({self.model.vocab_size}) is smaller than the tokenizer's ({needed})")
+            reject_combination(f"model.vocab_size ({self.model.vocab_size}) is smaller than the tokenizer's ({needed})")
         return self

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError, model_validator
 
-from gatelab.configuration import IMPOSSIBLE, Config, Count, impossible
+from gatelab.configuration import INVALID_COMBINATION, Config, Count, reject_combination
 
 UNITS = {"": 0, "k": 3, "m": 6, "b": 9, "t": 12}
 COUNT: TypeAdapter[int] = TypeAdapter(Count)
@@ -20,7 +20,7 @@ class Pair(Config):
     @model_validator(mode="after")
     def _differ(self) -> "Pair":
         if self.left == self.right:
-            impossible(f"left and right are both {self.left} (as in {{left: {self.left}}})")
+            reject_combination(f"left and right are both {self.left} (as in {{left: {self.left}}})")
         return self
 
 
@@ -37,11 +37,11 @@ def test_an_impossible_combination_is_told_apart_from_a_wrong_field() -> None:
     with pytest.raises(ValidationError) as caught:
         Pair(left=2)
     (error,) = caught.value.errors()
-    assert error["type"] == IMPOSSIBLE
+    assert error["type"] == INVALID_COMBINATION
     assert error["msg"] == "left and right are both 2 (as in (left: 2))"  # braces would be read as a template
     with pytest.raises(ValidationError) as caught:
         Pair.model_validate({"left": "two"})
-    assert caught.value.errors()[0]["type"] != IMPOSSIBLE
+    assert caught.value.errors()[0]["type"] != INVALID_COMBINATION
 
 
 @given(st.integers(0, 10**6), st.integers(0, 3), st.sampled_from(list(UNITS)), st.booleans())

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gatelab.configuration import IMPOSSIBLE
+from gatelab.configuration import INVALID_COMBINATION
 from gatelab.training.config import DataConfig, ScheduleConfig, TrainingConfig, TrialConfig
 
 
@@ -46,7 +46,7 @@ def test_bad_counts_are_refused(written: Any) -> None:
     """A typo in a budget stops the study instead of training on something else."""
     error = error_of({"training": {"tokens": written}})
     assert error["loc"] == ("training", "tokens")
-    assert error["type"] != IMPOSSIBLE  # a wrong field, not a combination that a matrix may pass over
+    assert error["type"] != INVALID_COMBINATION  # a wrong field, not a combination that a matrix may pass over
 
 
 @pytest.mark.parametrize("name", ["byte", "bpe", "bpe:", "bpe:256", "bpe:1e4", "bpe:-300", "tokenizer.txt", None])
@@ -91,7 +91,7 @@ def test_a_larger_vocabulary_is_kept_and_a_smaller_one_is_impossible() -> None:
     """Padding the embedding is allowed; tokens without an embedding are not."""
     assert TrialConfig(model={"vocab_size": 320}).model.vocab_size == 320
     error = error_of({"model": {"vocab_size": 256}})
-    assert error["type"] == IMPOSSIBLE
+    assert error["type"] == INVALID_COMBINATION
     assert "256" in error["msg"]
     assert "257" in error["msg"]
 
@@ -100,7 +100,7 @@ def test_a_larger_vocabulary_is_kept_and_a_smaller_one_is_impossible() -> None:
 def test_a_batch_that_cannot_be_cut_evenly_is_impossible(batch: int, parts: int) -> None:
     """Uneven parts would weigh sequences unequally; the matrix lists such a variant with its reason."""
     error = error_of({"training": {"batch_size": batch, "accumulation": parts}})
-    assert error["type"] == IMPOSSIBLE
+    assert error["type"] == INVALID_COMBINATION
     assert str(batch) in error["msg"]
     assert str(parts) in error["msg"]
 
