@@ -14,8 +14,8 @@ from common import progress, report
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
-from gatelab.ablations.matrix import build_matrix
-from gatelab.ablations.study import make_study
+from gatelab.ablations.loading import make_study
+from gatelab.ablations.pipeline import build_matrix
 from gatelab.results.store.journal import Journal, read_journal
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import write_json

@@ -32,8 +32,8 @@ import numpy as np
 from common import progress, report
 from scipy.optimize import least_squares, minimize
 
-from gatelab.ablations.matrix import build_matrix
-from gatelab.ablations.study import make_study
+from gatelab.ablations.loading import make_study
+from gatelab.ablations.pipeline import build_matrix
 from gatelab.orchestrator.record import study_record, write_record
 from gatelab.results.statistics.law_bootstrap import bootstrap
 from gatelab.results.statistics.law_fit import HUBER, fit

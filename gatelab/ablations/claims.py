@@ -9,7 +9,7 @@ from gatelab.configuration import Config, reject_combination
 
 
 class Claim(Config):
-    """That some variants differ from their baseline in a metric, or that they do not."""
+    """The expectation that some variants differ from their baseline in a metric, or that they do not."""
 
     metric: str = "validation/loss"
     """A summary metric."""
@@ -40,9 +40,9 @@ class Claim(Config):
 
     @staticmethod
     def labels(levels: Any) -> list[str]:
-        """The labels of the levels that one entry of `variant` names."""
+        """Return the labels of the levels that one entry of `variant` names."""
         return [level_label(level) for level in (levels if isinstance(levels, list) else [levels])]
 
     def is_about(self, levels: dict[str, str]) -> bool:
-        """Whether it is claimed of a variant with these levels."""
+        """Return whether it is claimed of a variant with these levels."""
         return all(levels.get(axis) in self.labels(named) for axis, named in self.variant.items())

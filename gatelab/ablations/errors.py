@@ -5,7 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-_NO_VALUE = object()
+from gatelab.errors import GatelabError
+
+NO_VALUE = object()
+"""Stands for the value of a problem that is about no value."""
 MOST_NAMES = 16  # listed in a hint
 
 
@@ -15,16 +18,16 @@ class Problem:
 
     key: str
     message: str
-    value: Any = _NO_VALUE
+    value: Any = NO_VALUE
     line: int | None = None
 
     def __str__(self) -> str:
-        value = "" if self.value is _NO_VALUE else f" = {_short(self.value)}"
+        value = "" if self.value is NO_VALUE else f" = {_short(self.value)}"
         return f"{self.key}{value}: {self.message}"
 
 
-class StudyError(ValueError):
-    """A study that cannot be run as it is written."""
+class StudyError(GatelabError, ValueError):
+    """A study cannot be run as it is written."""
 
     def __init__(self, problems: Iterable[Problem], source: str) -> None:
         self.problems = list({(problem.line, str(problem)): problem for problem in problems}.values())
@@ -37,7 +40,7 @@ class StudyError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint: the known name that is nearest to `name`, or, where none is near, the known names if they are few."""
+    """Hint at the known name that is nearest to `name`, or, where none is near, at the known names if they are few."""
     known = sorted(known)
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if matches:

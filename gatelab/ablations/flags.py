@@ -6,8 +6,9 @@ from typing import Any
 
 from gatelab.ablations.errors import Problem, StudyError, nearest
 from gatelab.ablations.identity import digest
+from gatelab.ablations.loading import load_study, make_study
 from gatelab.ablations.presets import bases, study_files
-from gatelab.ablations.study import StudyPlan, load_study, make_study
+from gatelab.ablations.study import StudyPlan
 from gatelab.ablations.yaml_source import parse_scalar
 
 COMMAND_LINE = "command line"
@@ -25,7 +26,7 @@ def study_from_flags(
     name: str | None = None,
     tolerance: Mapping[str, Any] | None = None,
 ) -> StudyPlan:
-    """The study of a file, of a preset (a named study or base), or of axes alone.
+    """Read the study of a file, of a preset (a named study or base), or of axes alone.
 
     `axes` are PATH=LEVEL,LEVEL,…; `sets` and `baseline` are PATH=VALUE; `seeds` is a count, or a comma-separated
     list; `tolerance` overrides fields of the file's. Raises StudyError.
@@ -54,7 +55,7 @@ def study_from_flags(
     raw = {"base": preset} if preset else {}
     asked = {"raw": raw, "set": list(sets), **{key: fields[key] for key in fields if key not in ("seeds", "tolerance")}}
     raw["name"] = f"adhoc-{digest(asked)[:8]}"
-    return make_study(raw, COMMAND_LINE, None, overrides, **fields)
+    return make_study(raw, COMMAND_LINE, overrides, **fields)
 
 
 def _pairs(flag: str, texts: Sequence[str]) -> list[tuple[str, str]]:

@@ -11,17 +11,23 @@ SCHEMA_VERSION = 1
 
 
 def canonical_json(value: Any) -> str:
-    """JSON in which equal values have equal texts: sorted keys, no spaces. Raises ValueError for NaN and infinities."""
+    """Write JSON in which equal values have equal texts: sorted keys, no spaces.
+
+    Raises ValueError for NaN and infinities.
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a value's canonical JSON, in hexadecimal."""
+    """Hash a value's canonical JSON: SHA-256, in hexadecimal."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def canonical_variant(config: TrialConfig, data_identity: str) -> dict[str, Any]:
-    """What decides a trial's result, seed aside. Data enter by their identity: where they lie does not matter."""
+    """Collect what decides a trial's result, seed aside.
+
+    Data enter by their identity: where they lie does not matter.
+    """
     return {
         "schema": SCHEMA_VERSION,
         "data": data_identity,
@@ -30,5 +36,5 @@ def canonical_variant(config: TrialConfig, data_identity: str) -> dict[str, Any]
 
 
 def trial_id(variant: dict[str, Any], seed: int, parent: str | None = None) -> str:
-    """The id of a trial: the full hash of its canonical variant, its seed and the id of the trial that it continues."""
+    """Hash a trial's canonical variant, its seed and the id of the trial that it continues: its id, in full length."""
     return digest({**variant, "seed": seed, **({} if parent is None else {"parent": parent})})

@@ -4,7 +4,7 @@ from gatelab.ablations.study import SIZES, StudyPlan
 
 
 def ladder(plan: StudyPlan) -> tuple[str, ...]:
-    """The names of the axes that set a size or a token budget; the variants of all others are compared on its rungs.
+    """Name the axes that set a size or a token budget; the variants of all others are compared on its rungs.
 
     An axis that the study's `baseline` names is one of those, whatever it sets.
     """

@@ -38,7 +38,7 @@ class ToleranceConfig(Config):
 
     @property
     def lattice(self) -> list[float]:
-        """The window and `extend` learning rates on each side, ascending; steps alternate as the window's: 1, 3, 10."""
+        """Return the window and `extend` learning rates on each side, ascending; steps alternate as in it: 1, 3, 10."""
         below, above = list(self.rates), list(self.rates)
         for _ in range(self.extend):
             below.insert(0, rounded(below[1] / (below[2] / below[0])))
@@ -56,7 +56,7 @@ class RateRule(Config):
     """The size at which the given learning rate holds."""
 
     def rate(self, config: TrialConfig) -> float:
-        """The learning rate of a trial, to three significant digits."""
+        """Return the learning rate of a trial, to three significant digits."""
         sizes = {
             "hidden_size": config.model.hidden_size,
             "layers": config.model.layers,
@@ -71,7 +71,10 @@ class RateRule(Config):
 
 
 def searched_kind(variant: Mapping[str, Any]) -> str:
-    """What an optimum is of: the hash of a canonical variant, its learning rate, token budget and evaluation aside."""
+    """Hash a canonical variant without its learning rate, token budget and evaluation.
+
+    Variants with equal hashes share an optimum.
+    """
     config = variant["config"]
     training = {name: value for name, value in config["training"].items() if name not in ("optimizer", "tokens")}
     optimizer = {**config["training"]["optimizer"], "learning_rate": None}
@@ -79,11 +82,11 @@ def searched_kind(variant: Mapping[str, Any]) -> str:
 
 
 def rounded(rate: float) -> float:
-    """A learning rate to three significant digits."""
+    """Round a learning rate to three significant digits."""
     return float(f"{rate:.{DIGITS}g}")
 
 
 def with_rate(config: TrialConfig, rate: float) -> TrialConfig:
-    """A configuration at another learning rate."""
+    """Return a configuration at another learning rate."""
     optimizer = config.training.optimizer.model_copy(update={"learning_rate": rate})
     return config.model_copy(update={"training": config.training.model_copy(update={"optimizer": optimizer})})

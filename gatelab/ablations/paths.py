@@ -8,15 +8,16 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from gatelab.ablations.errors import nearest
+from gatelab.errors import GatelabError, Unavailable
 from gatelab.training.config import TrialConfig
 
 
-class UnknownPath(ValueError):
-    """A dotted path that leads to no field of a trial's configuration."""
+class UnknownPath(GatelabError, ValueError):
+    """A dotted path leads to no field of a trial's configuration."""
 
 
 def leaf_paths(model: type[BaseModel] = TrialConfig, prefix: str = "") -> Iterator[str]:
-    """Dotted paths of all fields, those of nested configurations included."""
+    """Yield the dotted paths of all fields, those of nested configurations included."""
     for name, field in model.model_fields.items():
         inner = _nested(field)
         if inner is None:
@@ -27,7 +28,7 @@ def leaf_paths(model: type[BaseModel] = TrialConfig, prefix: str = "") -> Iterat
 
 @functools.cache
 def field_adapter(path: str) -> TypeAdapter[Any]:
-    """Checks a value for the field at a path, by itself. Raises UnknownPath, naming the nearest path."""
+    """Return what checks a value for the field at a path, by itself. Raises UnknownPath, naming the nearest path."""
     model: type[BaseModel] | None = TrialConfig
     field: FieldInfo | None = None
     for name in path.split("."):
@@ -41,27 +42,27 @@ def field_adapter(path: str) -> TypeAdapter[Any]:
 
 
 def nearest_path(path: str) -> str:
-    """A hint at the path that was probably meant."""
+    """Hint at the path that was probably meant."""
     return nearest(path, leaf_paths())
 
 
-def check_value(path: str, value: Any) -> tuple[Any, str]:
-    """(the value as its field reads it, '') or (the value, what was expected). Raises UnknownPath."""
+def check_value(path: str, value: Any) -> Any | Unavailable:
+    """Return a value as the field at a path reads it, or what was expected instead. Raises UnknownPath."""
     adapter = field_adapter(path)
     try:
-        return adapter.validate_python(value), ""
+        return adapter.validate_python(value)
     except ValidationError as error:
-        return value, "; ".join(sorted({readable(detail["msg"]) for detail in error.errors()}))
+        return Unavailable("; ".join(sorted({readable(detail["msg"]) for detail in error.errors()})))
 
 
 def readable(message: str) -> str:
-    """A Pydantic message as part of a sentence."""
+    """Turn a Pydantic message into part of a sentence."""
     message = message.removeprefix("Value error, ")
     return "input" + message.removeprefix("Input") if message.startswith("Input ") else message
 
 
 def set_path(tree: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """A copy of a nested mapping with one value replaced; what is not on the path is shared."""
+    """Copy a nested mapping with one value replaced; what is not on the path is shared."""
     name, _, rest = path.partition(".")
     inner = tree.get(name)
     if rest:
@@ -70,7 +71,7 @@ def set_path(tree: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 def merge(tree: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `tree` in which `over`'s values, at nested or dotted keys, replace its own."""
+    """Copy `tree` with its values replaced by those of `over`, at nested or dotted keys."""
     merged = dict(tree)
     for key, value in flatten(over):
         merged = set_path(merged, key, value)
@@ -78,7 +79,7 @@ def merge(tree: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of everything that is not a mapping."""
+    """Yield (dotted path, value) of everything that is not a mapping."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -87,12 +88,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def get_path(config: BaseModel, path: str) -> Any:
-    """The value at a path of a configuration."""
+    """Return the value at a path of a configuration."""
     return functools.reduce(getattr, path.split("."), config)
 
 
 def _nested(field: FieldInfo) -> type[BaseModel] | None:
-    """The configuration that a field holds, if it holds one."""
+    """Return the configuration class that a field holds, if it holds one."""
     for candidate in (field.annotation, *get_args(field.annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
@@ -100,7 +101,7 @@ def _nested(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def level_label(value: Any) -> str:
-    """How a level is written in tables: as in YAML."""
+    """Write a level as tables show it: as in YAML."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

@@ -19,7 +19,7 @@ class Base:
 
 
 def bases() -> dict[str, Base]:
-    """All named bases."""
+    """Return all named bases, by name."""
     folder = resources.files("gatelab.ablations").joinpath("bases")
     found = {}
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
@@ -30,7 +30,7 @@ def bases() -> dict[str, Base]:
 
 
 def study_files() -> dict[str, Path]:
-    """The study files that come with gatelab, by name: in a checkout beside the package, in a wheel inside it."""
+    """Find the study files that come with gatelab, by name: in a checkout beside the package, in a wheel inside it."""
     package = Path(gatelab.__file__).parent
     for folder in (package / "studies", package.parent / "studies"):
         if folder.is_dir():

@@ -8,7 +8,7 @@ from gatelab.training.config import TrialConfig
 
 
 def study_schema() -> dict[str, Any]:
-    """JSON Schema of a study file. A base may be partial: nothing in it is required."""
+    """Build the JSON Schema of a study file. A base may be partial: nothing in it is required."""
     study, trial = Study.model_json_schema(), TrialConfig.model_json_schema()
     definitions = {**study.pop("$defs", {}), **trial.pop("$defs")}
     preset = {"type": "string", "description": "The named base that this configuration overrides."}
@@ -28,7 +28,7 @@ def study_schema() -> dict[str, Any]:
 
 
 def render() -> str:
-    """The schema as it is written to studies/study.schema.json."""
+    """Write the schema as in studies/study.schema.json."""
     return json.dumps(study_schema(), indent=1) + "\n"
 
 

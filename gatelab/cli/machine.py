@@ -23,8 +23,8 @@ def presets(
     import yaml
 
     from gatelab.ablations.errors import nearest
+    from gatelab.ablations.loading import load_study
     from gatelab.ablations.presets import bases, study_files
-    from gatelab.ablations.study import load_study
 
     known, studies = bases(), study_files()
     if name is not None:

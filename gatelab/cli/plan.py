@@ -1,6 +1,5 @@
 """gatelab plan: the matrix of a study, before anything runs."""
 
-import functools
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +10,7 @@ from gatelab.ablations.claims import Claim
 from gatelab.ablations.flags import study_from_flags
 from gatelab.ablations.ladder import ladder
 from gatelab.ablations.matrix import Matrix
-from gatelab.ablations.trunks import branches
+from gatelab.ablations.shared_prefix import forks
 from gatelab.cli import arguments as args
 from gatelab.cli.console import console, duration, plural, print_grid, print_json, quantity, reporting_errors
 from gatelab.orchestrator.record import trial_entry
@@ -19,8 +18,8 @@ from gatelab.results.store.layout import RunsFolder
 from gatelab.results.views.table import Column, Grid, finite
 
 if TYPE_CHECKING:
-    from gatelab.orchestrator.claim_power import ClaimPower
     from gatelab.orchestrator.planning import Estimate
+    from gatelab.orchestrator.power import ClaimPower
 
 LISTED = 12  # lines of a list on the terminal; --json has all
 
@@ -43,8 +42,6 @@ def plan(
     Example: gatelab plan studies/gate-position.yaml
     """
     from gatelab.orchestrator import planning
-    from gatelab.orchestrator.claim_power import claim_powers
-    from gatelab.training.data import data_identity
 
     with reporting_errors():
         asked = study_from_flags(
@@ -52,13 +49,12 @@ def plan(
         )
         folder = RunsFolder(runs)
         reasons: dict[str, None] = {}  # why the rates that are shown are not those that will be
-        identify = functools.cache(data_identity)  # which reads all data
-        matrix = planning.plan_study(asked, planning.searched_or_given(folder, reasons), identify)
+        matrix = planning.plan_study(asked, planning.searched_or_given(folder, reasons))
         cost = planning.estimate(matrix, folder) if estimate else None
         waiting = [
-            sum(not planning.is_over_in(folder, trial) for trial in earlier.trials) for earlier in matrix.chain[:-1]
+            sum(not planning.is_over_in(folder, trial) for trial in parent.trials) for parent in matrix.chain[:-1]
         ]
-        powers = list(claim_powers(matrix, folder, identify))
+        powers = _powers(matrix, folder)
     if json:
         print_json({**_as_json(matrix, cost, waiting), "claims": finite([asdict(power) for power in powers])})
         return
@@ -72,9 +68,17 @@ def plan(
         console.print(f"[yellow]learning rates are not known yet[/], and shown as given: {escape(reason)}")
 
 
+def _powers(matrix: Matrix, folder: RunsFolder) -> "list[ClaimPower]":
+    if not matrix.plan.study.claims:
+        return []
+    from gatelab.orchestrator.power import claim_powers  # loads the statistics of results
+
+    return list(claim_powers(matrix, folder))
+
+
 def _grid(matrix: Matrix, cost: "Estimate | None") -> Grid:
     axes = [axis.name for axis in matrix.plan.axes]
-    columns = [Column(name.rsplit(".", 1)[-1]) for name in axes] or [Column("variant")]
+    columns = [Column(name) for name in matrix.plan.short_names.values()] or [Column("variant")]
     columns += [
         Column(heading, numeric=True)
         for heading in ("parameters", "added", "FLOPs/token", "memory", "tokens", "time/trial")
@@ -125,7 +129,7 @@ def _summary(matrix: Matrix, cost: "Estimate | None") -> list[str]:
         lines.append(f"learning rate: {escape(rule)} ({', '.join(f'{rate:g}' for rate in rates)})")
     if rungs := ladder(matrix.plan):
         lines.append(f"ladder: {escape(', '.join(rungs))}")
-    if shared := branches(matrix.trials):
+    if shared := forks(matrix.trials):
         lines.append(f"{plural(len(shared), 'trial')} branch off from longer ones: their budgets share a trunk")
     if study.match != "none":
         lines.append(f"matched {study.match}: the feed-forward layer is sized for it")
@@ -174,9 +178,9 @@ def _claim(power: "ClaimPower", claim: Claim) -> str:
 def _continued(matrix: Matrix, waiting: list[int]) -> list[str]:
     """A line for each study that is run before this one; `waiting`: how many of its trials have still to run."""
     return [
-        f"continues [bold]{escape(earlier.plan.study.name)}[/]: {left} of its {plural(len(earlier.trials), 'trial')} "
+        f"continues [bold]{escape(parent.plan.study.name)}[/]: {left} of its {plural(len(parent.trials), 'trial')} "
         "still to run, before this study's"
-        for earlier, left in zip(matrix.chain[:-1], waiting, strict=True)
+        for parent, left in zip(matrix.chain[:-1], waiting, strict=True)
     ]
 
 
@@ -202,8 +206,8 @@ def _as_json(matrix: Matrix, cost: "Estimate | None", waiting: list[int]) -> dic
         ],
         "trials": [trial_entry(trial) for trial in matrix.trials],
         "continues": [
-            {"study": earlier.plan.study.name, "trials": len(earlier.trials), "remaining_trials": left}
-            for earlier, left in zip(matrix.chain[:-1], waiting, strict=True)
+            {"study": parent.plan.study.name, "trials": len(parent.trials), "remaining_trials": left}
+            for parent, left in zip(matrix.chain[:-1], waiting, strict=True)
         ],
         "folded": {label: list(members) for label, members in matrix.folded.items()},
         "excluded": matrix.excluded,

@@ -203,12 +203,12 @@ def _refuse_without_parent(matrix: Matrix, trial: Trial, folder: RunsFolder) -> 
     """A trial that continues another cannot be trained before that one is."""
     from gatelab.orchestrator import planning
 
-    if matrix.earlier is None:
+    if matrix.parent is None:
         return
-    parent = next(entry for entry in matrix.earlier.trials if entry.id == trial.parent)
+    parent = next(entry for entry in matrix.parent.trials if entry.id == trial.parent)
     if not planning.is_over_in(folder, parent):
         fail(
-            f"it continues {parent.variant}, seed={parent.seed} of {matrix.earlier.plan.study.name}, which has not "
+            f"it continues {parent.variant}, seed={parent.seed} of {matrix.parent.plan.study.name}, which has not "
             f"finished in {folder.root}: gatelab run trains that first"
         )
 

@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from gatelab.ablations.errors import Problem
 from gatelab.ablations.flags import study_from_flags
 from gatelab.ablations.ladder import ladder
 from gatelab.ablations.study import SIZES
-from gatelab.ablations.yaml_source import line_of
 from gatelab.cli import arguments as args
 from gatelab.cli.console import DONE, INTERRUPTED, console, fail, print_grid, reporting_errors, show_written
 from gatelab.cli.run import run_chain
@@ -68,7 +66,7 @@ def scaling(
             named = plan.study.name
             if not ladder(plan):
                 message = f"none makes a ladder, as one would that sets {', '.join(sorted(SIZES))} and is not compared"
-                raise plan.error(Problem("axes", message, line=line_of(plan.lines, ("axes",))))
+                raise plan.error(plan.source.problem(("axes",), message))
             _, code = run_chain(planning.plan_study(plan, planning.searched(folder)).chain, folder, options)
         if code != INTERRUPTED:
             _report(folder, named, bootstraps, options, json)

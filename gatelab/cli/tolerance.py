@@ -93,8 +93,8 @@ def lr_tolerance(
             tolerance={key: value for key, value in how.items() if value is not None},
         )
         matrix = planning.plan_search(plan, planning.searched(folder))
-        if matrix.earlier is not None:
-            _, code = run_chain(matrix.earlier.chain, folder, options)
+        if matrix.parent is not None:
+            _, code = run_chain(matrix.parent.chain, folder, options)
             if code == INTERRUPTED:
                 raise typer.Exit(code)
         first = window_matrix(matrix)
@@ -145,7 +145,7 @@ def _report(
     folder: RunsFolder, searched: str, options: "driver.Options", json: bool, interrupted: bool = False
 ) -> None:
     """Write what was found, show it, and add it to MLflow."""
-    from gatelab.ablations.rate_matrix import SUFFIX
+    from gatelab.ablations.learning_rate_grid import SUFFIX
     from gatelab.orchestrator.mirroring import add_to_mlflow
     from gatelab.results.analyses.learning_rates import NotSearched
     from gatelab.results.report.write import write_tolerance

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from gatelab.ablations.matrix import Matrix, Trial
-from gatelab.ablations.trunks import Branch, branches
+from gatelab.ablations.shared_prefix import Fork, forks
 from gatelab.orchestrator.cluster import CannotRun, connected, share
 from gatelab.orchestrator.mirroring import MirrorThread
 from gatelab.orchestrator.record import study_record, write_record
@@ -176,9 +176,11 @@ def _known_state(folder: RunsFolder, trial: Trial, given_up: bool) -> TrialProgr
 def _prepare_data(trials: list[Trial], folder: RunsFolder) -> dict[str, str]:
     """Prepare what trials train on; return the identity of each trial's data. Raises DataError."""
     datasets: dict[DataConfig, Dataset] = {}
-    for data, sequence_length in {(t.config.data, t.config.training.sequence_length): None for t in trials}:
+    for data, data_id, sequence_length in {
+        (t.config.data, t.data_id, t.config.training.sequence_length): None for t in trials
+    }:
         if data not in datasets:
-            datasets[data] = prepare(data, folder.data)
+            datasets[data] = prepare(data, folder.data, data_id)
         datasets[data].require(sequence_length)
     return {trial.id: datasets[trial.config.data].manifest.identity for trial in trials}
 
@@ -189,7 +191,7 @@ def _task(
     folder: RunsFolder,
     stop_file: Path,
     checkpoint_seconds: float,
-    branch: Branch | None = None,
+    branch: Fork | None = None,
     milestones: Iterable[int] = (),
     device: str = "auto",
     system_metrics: bool = False,
@@ -225,7 +227,7 @@ class _Driver:
     ) -> None:
         self.identities, self.folder, self.options = identities, folder, options
         self.progress, self.mirror, self.show = progress, mirror, show
-        self.branches = branches(matrix.trials)
+        self.branches = forks(matrix.trials)
         self.milestones: dict[str, set[int]] = {}  # of a trunk: where others leave it
         for branch in self.branches.values():
             self.milestones.setdefault(branch.trunk, set()).add(branch.step)

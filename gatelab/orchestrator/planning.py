@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gatelab.ablations.errors import Problem
+from gatelab.ablations.learning_rate_grid import SUFFIX
 from gatelab.ablations.learning_rates import LEARNING_RATE, searched_kind
-from gatelab.ablations.matrix import Matrix, Optimum, Trial, build_matrix, not_searched
-from gatelab.ablations.rate_matrix import SUFFIX
+from gatelab.ablations.matrix import Matrix, Trial, Variant
+from gatelab.ablations.pipeline import Optimum, build_matrix, not_searched
+from gatelab.ablations.shared_prefix import forks
 from gatelab.ablations.study import StudyPlan
-from gatelab.ablations.trunks import branches
-from gatelab.ablations.yaml_source import line_of
-from gatelab.orchestrator.driver import is_over
+from gatelab.errors import Unavailable
+from gatelab.status import Status
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import read_json, write_json
 from gatelab.training.config import DataConfig, TrialConfig
@@ -27,7 +28,7 @@ MEASURED_TOKENS = 16_384  # at most, in a step
 def plan_study(
     plan: StudyPlan, optimum: Optimum = not_searched, identify: Callable[[DataConfig], str] = data_identity
 ) -> Matrix:
-    """The matrix of a study on the data that it names; `optimum` knows what searches found, `identify` names data.
+    """Plan a study on the data that it names; `optimum` knows what searches found, `identify` names data.
 
     Raises StudyError.
     """
@@ -38,52 +39,55 @@ def plan_study(
 
 
 def plan_search(plan: StudyPlan, optimum: Optimum = not_searched) -> Matrix:
-    """The matrix of a study whose learning rates are to be searched, at the given ones; `optimum` is for those that it
-    continues. Raises StudyError."""
+    """Plan a study whose learning rates are to be searched, at the given ones.
+
+    `optimum` is for the studies that it continues. Raises StudyError.
+    """
     for axis in plan.axes:
         if LEARNING_RATE in axis.paths:
             message = "varies the learning rate, which is to be searched: leave it out"
-            raise plan.error(Problem(f"axes.{axis.name}", message, line=line_of(plan.lines, ("axes", axis.name))))
+            raise plan.error(plan.source.problem(("axes", axis.name), message))
     return plan_study(replace(plan, study=plan.study.model_copy(update={"learning_rate": "given"})), optimum)
 
 
-def given_rate(plan: StudyPlan, variant: dict[str, Any], config: TrialConfig) -> float | str:
-    """An `Optimum` for whom the rate does not matter."""
-    return config.training.optimizer.learning_rate
+def given_rate(plan: StudyPlan, variant: Variant) -> float:
+    """Return the rate that a study gives: an `Optimum` for whom the rate does not matter."""
+    return variant.config.training.optimizer.learning_rate
 
 
 def searched(folder: RunsFolder) -> Optimum:
-    """What finished searches in a runs folder found, of the study's own name and configuration.
+    """Look up what finished searches in a runs folder found, of the study's own name and configuration.
 
     A variant that was not searched at its own token budget takes the optimum at the largest that was.
     """
 
-    def optimum_of(plan: StudyPlan, variant: dict[str, Any], config: TrialConfig) -> float | str:
-        found = read_json(folder.study(plan.study.name + SUFFIX).located)
+    def optimum_of(plan: StudyPlan, variant: Variant) -> float | Unavailable:
+        study = folder.study(plan.study.name + SUFFIX)
+        found = read_json(study.located)
         if found is None:
-            begun = folder.study(plan.study.name + SUFFIX).record.exists()
-            return "its search has not come to its end" if begun else not_searched(plan, variant, config)
-        kind = searched_kind(variant)
+            begun = study.record.exists()
+            return Unavailable("its search has not come to its end") if begun else not_searched(plan, variant)
+        kind = searched_kind(variant.canonical)
         same = [entry for entry in found["variants"] if entry["kind"] == kind]
         if not same:
-            return "the search of this study was of another configuration or other data: search again"
-        exact = [entry for entry in same if entry["tokens"] == config.training.tokens]
+            return Unavailable("the search of this study was of another configuration or other data: search again")
+        exact = [entry for entry in same if entry["tokens"] == variant.config.training.tokens]
         entry = (exact or sorted(same, key=lambda entry: entry["tokens"]))[-1]
         rate: float | None = entry["rate"]
-        return "its search found only a bound: widen tolerance.rates" if rate is None else rate
+        return Unavailable("its search found only a bound: widen tolerance.rates") if rate is None else rate
 
     return optimum_of
 
 
 def searched_or_given(folder: RunsFolder, reasons: dict[str, None]) -> Optimum:
-    """The same, and the given rate where a search found none; `reasons` collects why."""
+    """Look up the same, and take the given rate where a search found none; `reasons` collects why."""
     found = searched(folder)
 
-    def optimum_of(plan: StudyPlan, variant: dict[str, Any], config: TrialConfig) -> float | str:
-        rate = found(plan, variant, config)
-        if isinstance(rate, str):
-            reasons[rate] = None
-            return given_rate(plan, variant, config)
+    def optimum_of(plan: StudyPlan, variant: Variant) -> float:
+        rate = found(plan, variant)
+        if isinstance(rate, Unavailable):
+            reasons[rate.reason] = None
+            return given_rate(plan, variant)
         return rate
 
     return optimum_of
@@ -91,19 +95,22 @@ def searched_or_given(folder: RunsFolder, reasons: dict[str, None]) -> Optimum:
 
 def prepare_study(plan: StudyPlan, folder: RunsFolder) -> list[Manifest]:
     """Prepare all data that a study trains on; return what they are made of. Raises StudyError, DataError."""
-    configs = {variant.config.data: None for variant in plan_study(plan, given_rate).variants}
-    return [prepare(config, folder.data).manifest for config in configs]
+    ids = {variant.config.data: variant.data_id for variant in plan_study(plan, given_rate).variants}
+    return [prepare(config, folder.data, data_id).manifest for config, data_id in ids.items()]
 
 
 def check_data(matrix: Matrix, folder: RunsFolder) -> None:
     """Prepare all data of a matrix, and see that they suffice. Raises DataError."""
-    for data, length in {(v.config.data, v.config.training.sequence_length): None for v in matrix.variants}:
-        prepare(data, folder.data).require(length)
+    for data, data_id, length in {
+        (variant.config.data, variant.data_id, variant.config.training.sequence_length) for variant in matrix.variants
+    }:
+        prepare(data, folder.data, data_id).require(length)
 
 
 def is_over_in(folder: RunsFolder, trial: Trial) -> bool:
-    """Whether a trial need not run again."""
-    return is_over(read_json(folder.trial(trial.id).outcome))
+    """Return whether a trial need not run again. One that failed is tried again in the next run."""
+    outcome = read_json(folder.trial(trial.id).outcome)
+    return outcome is not None and Status(outcome["status"]).is_over
 
 
 @dataclass(frozen=True)
@@ -135,17 +142,17 @@ def estimate(matrix: Matrix, folder: RunsFolder, concurrency: int | None = None)
     threads = max(1, cores // concurrency)
     remaining = [trial for trial in matrix.trials if not is_over_in(folder, trial)]
     name = device_name(device) if device.type == "cuda" else f"{device_name(device)}, {threads} of {cores} cores"
-    speed, reason = _speed(matrix, folder, device, threads, name)
+    speed = _speed(matrix, folder, device, threads, name)
     seconds = {}
-    if speed is not None:
+    if not isinstance(speed, Unavailable):
         for variant in matrix.variants:
             training = variant.config.training
             tokens = training.steps * training.tokens_per_step
             forward = variant.config.evaluation.points * variant.config.evaluation.tokens / 3
             seconds[variant.label] = variant.flops_per_token * (tokens + forward) / speed
-    shared = {id: branch.step for id, branch in branches(matrix.trials).items()}
+    shared = {id: fork.step for id, fork in forks(matrix.trials).items()}
     total = None
-    if speed is not None:
+    if not isinstance(speed, Unavailable):
         own = (1 - shared.get(trial.id, 0) / trial.config.training.steps for trial in remaining)
         total = sum(seconds[trial.variant] * share for trial, share in zip(remaining, own, strict=True))
     hours = matrix.plan.study.budget.hours
@@ -155,7 +162,7 @@ def estimate(matrix: Matrix, folder: RunsFolder, concurrency: int | None = None)
     return Estimate(
         device=name,
         concurrency=concurrency,
-        reason=reason,
+        reason=speed.reason if isinstance(speed, Unavailable) else "",
         seconds=seconds,
         total_seconds=None if total is None else total / concurrency,
         device_hours=None if total is None else total / 3600,
@@ -163,12 +170,13 @@ def estimate(matrix: Matrix, folder: RunsFolder, concurrency: int | None = None)
     )
 
 
-def _speed(matrix: Matrix, folder: RunsFolder, device: Any, threads: int, name: str) -> tuple[float | None, str]:
-    """(FLOP/s of one trial, '') or (None, why it cannot be measured)."""
+def _speed(matrix: Matrix, folder: RunsFolder, device: Any, threads: int, name: str) -> float | Unavailable:
+    """Return the FLOP/s of one trial, or why they cannot be measured."""
     first = matrix.variants[0]
     available = _memory(device)
     if first.memory > 0.8 * available:
-        return None, f"a trial needs about {first.memory / 1e9:.0f} GB, this device has {available / 1e9:.0f} GB"
+        needed = f"a trial needs about {first.memory / 1e9:.0f} GB"
+        return Unavailable(f"{needed}, this device has {available / 1e9:.0f} GB")
     path = folder.root / "speeds.json"
     known = read_json(path) or {}
     training = first.config.training
@@ -176,7 +184,7 @@ def _speed(matrix: Matrix, folder: RunsFolder, device: Any, threads: int, name: 
     if key not in known:
         known[key] = _measure(first.config, device, threads) * first.flops_per_token
         write_json(path, known)
-    return known[key], ""
+    return float(known[key])
 
 
 def _memory(device: Any) -> float:
@@ -188,7 +196,7 @@ def _memory(device: Any) -> float:
 
 
 def _measure(config: TrialConfig, device: Any, threads: int) -> float:
-    """Tokens per second of training steps on random tokens, after a warm-up."""
+    """Measure tokens per second of training steps on random tokens, after a warm-up."""
     import torch
 
     from gatelab.training.step import Learner

@@ -5,7 +5,6 @@ Optuna keeps the account, a study for each variant, told of a learning rate once
 telling happen in this process only. The truth is in the trials' own folders; the account can be made anew from there.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from gatelab.ablations.errors import StudyError
-from gatelab.ablations.identity import canonical_variant, digest
+from gatelab.ablations.identity import digest
+from gatelab.ablations.learning_rate_grid import SUFFIX, learning_rate_grid
 from gatelab.ablations.learning_rates import ToleranceConfig, rounded, searched_kind
 from gatelab.ablations.matrix import Matrix, Variant
-from gatelab.ablations.rate_matrix import SUFFIX, rate_matrix
 from gatelab.orchestrator.cluster import CannotRun, connected
 from gatelab.orchestrator.driver import Options, Progress, run_study
 from gatelab.orchestrator.planning import is_over_in
@@ -34,8 +33,6 @@ from gatelab.results.statistics.optimum import around, largest_stable, lower_edg
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import write_json
 from gatelab.results.store.runs import AXIS, arm_of, runs_of_record
-from gatelab.training.config import DataConfig
-from gatelab.training.data import data_identity
 
 NAME = "learning_rate"
 """Of the parameter in Optuna."""
@@ -101,19 +98,15 @@ def _search(
     show: Callable[[Progress], None],
     announce: Callable[[Round], None],
 ) -> Searched:
-    identify = functools.cache(data_identity)  # it reads all data: once for all rounds
     new, number = _window(matrix), 1
     rates = new
-    cells = rate_matrix(matrix, rates, identify)
-    kinds = {
-        variant.label: searched_kind(canonical_variant(variant.config, identify(variant.config.data)))
-        for variant in matrix.variants
-    }
+    cells = learning_rate_grid(matrix, rates)
+    kinds = {variant.label: searched_kind(variant.canonical) for variant in matrix.variants}
     account = _Account(folder.study(cells.plan.study.name).path / "optuna.log", matrix, kinds)
     given_up: set[str] = set()  # trials that failed: another command may try them again, another round does not
     while True:
         missing = [trial for trial in cells.trials if trial.id not in given_up and not is_over_in(folder, trial)]
-        grown = None if missing else _grown(matrix, _sweeps(matrix, cells, folder), rates, identify)
+        grown = None if missing else _grown(matrix, _sweeps(matrix, cells, folder), rates)
         # What is known already decides what is next without a word to Ray, MLflow or the record.
         if grown is None or isinstance(grown, str):
             if missing:
@@ -125,7 +118,7 @@ def _search(
             if progress.stopping:
                 return Searched(progress, "it was interrupted")
             given_up |= {id for id, entry in progress.trials.items() if entry.state == "failed"}
-            grown = _grown(matrix, found, rates, identify)
+            grown = _grown(matrix, found, rates)
             if isinstance(grown, str):
                 unfinished = grown or (f"{len(given_up)} trials failed" if given_up else "")
                 if not unfinished:
@@ -136,16 +129,14 @@ def _search(
 
 def window_matrix(matrix: Matrix) -> Matrix:
     """What a search tries first: every variant of a study at every learning rate of the window. Raises StudyError."""
-    return rate_matrix(matrix, _window(matrix), data_identity)
+    return learning_rate_grid(matrix, _window(matrix))
 
 
 def _window(matrix: Matrix) -> Rates:
     return {variant.label: list(matrix.plan.study.tolerance.rates) for variant in matrix.variants}
 
 
-def _grown(
-    matrix: Matrix, found: Mapping[str, Sweep], rates: Rates, identify: Callable[[DataConfig], str]
-) -> tuple[Rates, Rates, Matrix] | str:
+def _grown(matrix: Matrix, found: Mapping[str, Sweep], rates: Rates) -> tuple[Rates, Rates, Matrix] | str:
     """(rates, what is new in them, their matrix) of the next round; '' if all is located, or why there can be none."""
     how = matrix.plan.study.tolerance
     more = {label: wanted for label, sweep in found.items() if (wanted := propose(sweep, how))}
@@ -153,7 +144,7 @@ def _grown(
         return ""
     joined = {label: sorted({*own, *more.get(label, [])}) for label, own in rates.items()}
     try:
-        return joined, more, rate_matrix(matrix, joined, identify)
+        return joined, more, learning_rate_grid(matrix, joined)
     except StudyError as error:
         return error.problems[0].message
 

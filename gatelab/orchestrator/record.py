@@ -19,7 +19,7 @@ def study_record(matrix: Matrix) -> StudyRecord:
         "name": plan.study.name,
         "question": plan.study.question,
         "hash": plan.hash,
-        **({"continues": plan.earlier.study.name} if plan.earlier else {}),
+        **({"continues": plan.parent.study.name} if plan.parent else {}),
         "axes": [axis.name for axis in plan.axes],
         "ladder": list(ladder(plan)),
         "learning_rate": str(plan.study.learning_rate),

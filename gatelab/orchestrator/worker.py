@@ -13,7 +13,7 @@ from typing import Any
 import filelock
 import torch
 
-from gatelab.ablations.trunks import Branch
+from gatelab.ablations.shared_prefix import Fork
 from gatelab.orchestrator.provenance import code_version
 from gatelab.orchestrator.system_metrics import SystemMetrics
 from gatelab.results.store.journal import Journal, continue_from
@@ -42,7 +42,7 @@ class Task:
     checkpoint_seconds: float
     device: str = "auto"
     parent: str | None = None  # id of the trial whose final weights this one starts from
-    branch: Branch | None = None  # where it leaves a longer trial, which keeps a checkpoint there
+    branch: Fork | None = None  # where it leaves a longer trial, which keeps a checkpoint there
     milestones: tuple[int, ...] = ()  # steps at which shorter trials leave this one
     system_metrics: bool = False
 

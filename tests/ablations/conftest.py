@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from gatelab.ablations.errors import StudyError
-from gatelab.ablations.matrix import Matrix, build_matrix
-from gatelab.ablations.study import StudyPlan, load_study
+from gatelab.ablations.loading import load_study
+from gatelab.ablations.matrix import Matrix
+from gatelab.ablations.pipeline import build_matrix
+from gatelab.ablations.study import StudyPlan
 
 
 @pytest.fixture

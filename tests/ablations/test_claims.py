@@ -10,10 +10,12 @@ import pytest
 
 from gatelab.ablations.errors import StudyError
 from gatelab.ablations.flags import study_from_flags
+from gatelab.ablations.learning_rate_grid import learning_rate_grid
 from gatelab.ablations.learning_rates import LEARNING_RATE
-from gatelab.ablations.matrix import Matrix, build_matrix, claimed_of
-from gatelab.ablations.rate_matrix import rate_matrix
-from gatelab.ablations.study import StudyPlan, load_study, make_study
+from gatelab.ablations.loading import load_study, make_study
+from gatelab.ablations.matrix import Matrix, claimed_of
+from gatelab.ablations.pipeline import build_matrix
+from gatelab.ablations.study import StudyPlan
 
 Refusal = Callable[[str], list[tuple[Any, ...]]]
 Plan = Callable[..., Matrix]
@@ -281,7 +283,7 @@ def test_a_search_has_six_seeds_and_no_claims(plan: Plan) -> None:
     text = "axes: {model.gate.position: [none, value, sdpa]}\nseeds: auto\nclaims: {a: {}}\n"
     matrix = plan(text)
     rates = {variant.label: [0.001, 0.01] for variant in matrix.variants}
-    search = rate_matrix(matrix, rates, lambda config: "x")
+    search = learning_rate_grid(matrix, rates)
     assert search.plan.study.claims == {}
     assert set(map(tuple, seeds_of(search).values())) == {tuple(range(6))}
     assert len(search.trials) == 6 * 6
@@ -319,18 +321,18 @@ def matrix_of(plan: StudyPlan) -> Matrix:
 def test_training_goes_on_at_the_seeds_that_there_are(family: Callable[..., StudyPlan]) -> None:
     """Each trial starts from one of its own seed: a baseline has as many as it had, whatever its number would be."""
     matrix = matrix_of(family("continues: first.yaml\nbase: {training.sequence_length: 128}\n"))
-    assert matrix.earlier is not None
+    assert matrix.parent is not None
     assert matrix.plan.study.seeds == "auto"
-    assert seeds_of(matrix) == seeds_of(matrix.earlier)
+    assert seeds_of(matrix) == seeds_of(matrix.parent)
     assert {len(seeds) for seeds in seeds_of(matrix).values()} == {6, 12}
-    earlier = {trial.id: trial for trial in matrix.earlier.trials}
+    earlier = {trial.id: trial for trial in matrix.parent.trials}
     for trial in matrix.trials:
         parent = earlier[trial.parent or ""]
         assert (parent.variant, parent.seed) == (trial.variant, trial.seed)
     # Each budget is compared with its own baseline of two trials' weights: never more seeds than were trained.
     more = "axes: {model.yarn_factor: [1, 2, 4]}\nbase: {model.yarn_length: 64}\n"
     wide = matrix_of(family("continues: first.yaml\n" + more + "baseline: {model.gate.position: none}\n"))
-    assert wide.earlier is not None
+    assert wide.parent is not None
     assert set(map(len, seeds_of(wide).values())) == {6, 12}
     one = "baseline: {model.gate.position: none, model.yarn_factor: 1}\n"
     wide = matrix_of(family("continues: first.yaml\n" + more + one))

@@ -14,12 +14,13 @@ from pydantic import ValidationError
 from gatelab.ablations.errors import StudyError
 from gatelab.ablations.flags import study_from_flags
 from gatelab.ablations.ladder import ladder
+from gatelab.ablations.learning_rate_grid import SUFFIX, Rates, label_at, learning_rate_grid
 from gatelab.ablations.learning_rates import LEARNING_RATE, RateRule, ToleranceConfig, rounded, with_rate
-from gatelab.ablations.matrix import Matrix, build_matrix
-from gatelab.ablations.rate_matrix import SUFFIX, Rates, cell_label, rate_matrix
+from gatelab.ablations.matrix import Matrix, Variant
+from gatelab.ablations.pipeline import build_matrix
 from gatelab.ablations.study import StudyPlan
+from gatelab.errors import Unavailable
 from gatelab.models.accounting import count_parameters
-from gatelab.training.config import TrialConfig
 
 Plan = Callable[..., Matrix]
 Load = Callable[..., StudyPlan]
@@ -35,7 +36,7 @@ def rates_of(matrix: Matrix) -> dict[str, float]:
 
 def cells(matrix: Matrix, rates: Rates) -> Matrix:
     """The search of a study whose data all have the same identity."""
-    return rate_matrix(matrix, rates, lambda config: "x")
+    return learning_rate_grid(matrix, rates)
 
 
 def test_the_default_window_is_that_of_the_paper_and_goes_on_as_it_does() -> None:
@@ -189,10 +190,10 @@ def test_a_search_that_has_not_been_made_is_missed(load: Load) -> None:
     with pytest.raises(StudyError) as caught:
         build_matrix(plan, lambda config: "x")
     assert "learning_rate = 'search': no optimum for position=none; position=sdpa: it has not been" in str(caught.value)
-    assert f"gatelab lr-tolerance {plan.source}" in str(caught.value)
+    assert f"gatelab lr-tolerance {plan.source.name}" in str(caught.value)
 
-    def only_of_none(plan: StudyPlan, variant: dict[str, Any], config: TrialConfig) -> float | str:
-        return 0.02 if config.model.gate.position == "none" else "there is only a bound"
+    def only_of_none(plan: StudyPlan, variant: Variant) -> float | Unavailable:
+        return 0.02 if variant.config.model.gate.position == "none" else Unavailable("there is only a bound")
 
     with pytest.raises(StudyError, match=r"no optimum for position=sdpa: there is only a bound$"):
         build_matrix(plan, lambda config: "x", only_of_none)
@@ -202,7 +203,7 @@ def test_variants_take_what_a_search_found(load: Load) -> None:
     """Each its own; the note about a learning rate that all share is then beside the point."""
     found = {"none": 0.02, "sdpa": 0.05}
     plan = load(POSITIONS + "learning_rate: search\n")
-    matrix = build_matrix(plan, lambda config: "x", lambda plan, variant, config: found[config.model.gate.position])
+    matrix = build_matrix(plan, lambda config: "x", lambda plan, variant: found[variant.config.model.gate.position])
     assert rates_of(matrix) == {"position=none": 0.02, "position=sdpa": 0.05}
     assert not any("neither an axis nor declared fixed" in note for note in matrix.notes)
 
@@ -233,7 +234,7 @@ def test_a_study_without_axes_can_be_searched(plan: Plan) -> None:
     """One configuration has a learning rate, too."""
     found = cells(plan("seeds: 1\n"), {"base": [0.01, 0.1, 1.0]})
     assert [variant.label for variant in found.variants] == [f"learning_rate={rate}" for rate in ("0.01", "0.1", "1")]
-    assert cell_label("a=b", 3e-4) == "a=b, learning_rate=0.0003"
+    assert label_at("a=b", 3e-4) == "a=b, learning_rate=0.0003"
 
 
 @pytest.mark.parametrize("match", ["none", "parameters"])
@@ -246,7 +247,7 @@ def test_cells_are_the_trials_of_a_plain_study_at_that_rate(plan: Plan, match: s
     for rate in rates:
         plain = plan(text + f"base: {{training: {{optimizer: {{learning_rate: {rate}}}}}}}\n")
         for trial in plain.trials:
-            assert at[cell_label(trial.variant, rate), trial.seed] == trial.id
+            assert at[label_at(trial.variant, rate), trial.seed] == trial.id
     assert len(set(at.values())) == 8
 
 
@@ -310,12 +311,12 @@ def test_a_study_that_continues_another_is_searched_as_it_says(tmp_path: Path) -
     plan = study_from_flags(tmp_path / "next.yaml")
     assert plan.study.learning_rate == "given"
 
-    def known(plan: StudyPlan, variant: dict[str, Any], config: TrialConfig) -> float | str:
-        return 0.07 if plan.study.name == "first" else "not this one"
+    def known(plan: StudyPlan, variant: Variant) -> float | Unavailable:
+        return 0.07 if plan.study.name == "first" else Unavailable("not this one")
 
     matrix = build_matrix(plan, lambda config: "x", known)
-    assert matrix.earlier is not None
-    assert set(rates_of(matrix.earlier).values()) == {0.07}
+    assert matrix.parent is not None
+    assert set(rates_of(matrix.parent).values()) == {0.07}
     assert set(rates_of(matrix).values()) != {0.07}
 
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatelab.ablations.errors import StudyError
-from gatelab.ablations.matrix import Matrix, Variant, build_matrix
-from gatelab.ablations.study import make_study
+from gatelab.ablations.loading import make_study
+from gatelab.ablations.matrix import Matrix, Variant
+from gatelab.ablations.pipeline import build_matrix
 
 Plan = Callable[..., Matrix]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gatelab.ablations.matrix import build_matrix
+from gatelab.ablations.loading import load_study, make_study
+from gatelab.ablations.pipeline import build_matrix
 from gatelab.ablations.presets import bases, study_files
-from gatelab.ablations.study import load_study, make_study
 from gatelab.training.config import TrialConfig
 
 
@@ -16,7 +16,7 @@ from gatelab.training.config import TrialConfig
 def test_every_study_plans(path: Path) -> None:
     """A shipped study must run as it is, without holes or rules that do nothing, and answer its question."""
     matrix = build_matrix(
-        load_study(path), lambda config: "x", lambda plan, variant, config: 1e-2
+        load_study(path), lambda config: "x", lambda plan, variant: 1e-2
     )  # as if one was searched for
     study = matrix.plan.study
     assert study.name == path.stem
@@ -49,7 +49,7 @@ def test_every_base_plans(name: str) -> None:
 def test_planning_loads_neither_torch_nor_ray_nor_mlflow() -> None:
     """Their imports take seconds: a plan must be instant, also on a machine where they are not installed."""
     code = (
-        "import sys, gatelab.ablations.matrix, gatelab.ablations.flags; "
+        "import sys, gatelab.ablations.pipeline, gatelab.ablations.flags; "
         "print(*sorted({'torch', 'ray', 'mlflow', 'pyarrow'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from gatelab.ablations.loading import load_study
 from gatelab.ablations.matrix import Matrix
-from gatelab.ablations.study import StudyPlan, load_study
+from gatelab.ablations.study import StudyPlan
 
 Refusal = Callable[[str], list[tuple[Any, ...]]]
 Plan = Callable[..., Matrix]

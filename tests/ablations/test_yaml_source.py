@@ -52,9 +52,9 @@ def test_every_key_and_entry_knows_its_line(tmp_path: Path) -> None:
         "\n# a comment\nname: a\nbase:\n  model:\n    layers: 2\n\n  training.tokens: 1k\n"
         "axes: {model.layers: [1,\n  2]}\nexclude:\n  - {model.layers: 1}\n  -\n    model.layers: 2\n"
     )
-    content, lines = load_yaml(path)
+    content, source = load_yaml(path)
     assert content["base"] == {"model": {"layers": 2}, "training.tokens": "1k"}
-    assert lines == {
+    assert source.lines == {
         ("name",): 3,
         ("base",): 4,
         ("base", "model"): 5,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from gatelab.ablations.matrix import build_matrix
-from gatelab.ablations.study import make_study
+from gatelab.ablations.loading import make_study
+from gatelab.ablations.pipeline import build_matrix
 from gatelab.orchestrator.mirroring import add_to_mlflow
 from gatelab.orchestrator.record import study_record, write_record
 from gatelab.orchestrator.system_metrics import SystemMetrics

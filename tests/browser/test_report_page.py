@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gatelab.ablations.matrix import build_matrix
-from gatelab.ablations.study import make_study
+from gatelab.ablations.loading import make_study
+from gatelab.ablations.pipeline import build_matrix
 from gatelab.orchestrator.record import study_record, write_record
 from gatelab.results.analyses.comparison import compare
 from gatelab.results.report.page import write_report

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from gatelab.ablations.rate_matrix import rate_matrix
-from gatelab.ablations.study import load_study
+from gatelab.ablations.learning_rate_grid import learning_rate_grid
+from gatelab.ablations.loading import load_study
 from gatelab.cli.console import console
 from gatelab.cli.live import LiveView
 from gatelab.cli.main import app
@@ -24,7 +24,6 @@ from gatelab.orchestrator.driver import Progress
 from gatelab.orchestrator.planning import plan_search
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import write_json
-from gatelab.training.data import data_identity
 from tests.cli.conftest import FOREIGN, STUDY
 
 RATES = [0.003, 0.03, 0.3]
@@ -74,7 +73,7 @@ def gatelab(*arguments: str) -> Result:
 def carry_out(curve: Curve, variant: str = "") -> None:
     """Carry the window's trials of the study in the current folder out by hand, or those of one variant."""
     matrix = plan_search(load_study(Path("tiny.yaml")))
-    cells = rate_matrix(matrix, {variant.label: RATES for variant in matrix.variants}, data_identity)
+    cells = learning_rate_grid(matrix, {variant.label: RATES for variant in matrix.variants})
     for trial in cells.trials:
         if trial.variant.startswith(variant):
             outcome = curve(math.log10(trial.config.training.optimizer.learning_rate), trial.seed)

@@ -9,8 +9,8 @@ import pytest
 import ray
 import yaml
 
+from gatelab.ablations.loading import make_study
 from gatelab.ablations.matrix import Matrix
-from gatelab.ablations.study import make_study
 from gatelab.orchestrator.planning import plan_study
 
 TINY = {
@@ -35,7 +35,7 @@ def tiny_study(corpus: Path) -> Callable[..., Matrix]:
 
     def build(overrides: dict[str, Any] | None = None, **fields: Any) -> Matrix:
         raw = {"name": "tiny", "base": TINY, "axes": {"model.gate.position": ["none", "sdpa"]}, **fields}
-        return plan_study(make_study(raw, "test", None, {"data.source": str(corpus), **(overrides or {})}))
+        return plan_study(make_study(raw, "test", {"data.source": str(corpus), **(overrides or {})}))
 
     return build
 

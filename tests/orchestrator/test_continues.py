@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
+from gatelab.ablations.loading import load_study
 from gatelab.ablations.matrix import Matrix
-from gatelab.ablations.study import load_study
 from gatelab.cli.console import console
 from gatelab.cli.live import LiveView
 from gatelab.cli.main import app
@@ -92,12 +92,12 @@ def test_what_it_continues_diverged_or_has_not_finished(build: Build, tmp_path: 
     axes = {"training.optimizer.learning_rate": [0.01, 1e30]}
     matrix = build({"training.tokens": 128}, first=first, axes=axes, seeds=1)
     folder = RunsFolder(tmp_path / "runs")
-    assert matrix.earlier is not None
+    assert matrix.parent is not None
     progress = run_study(matrix, folder, Options(retries=0))
     assert {entry.reason for entry in progress.trials.values()} == {"the trial it continues has not finished"}
     assert progress.count("failed") == 2
 
-    earlier = run_study(matrix.earlier, folder, Options())
+    earlier = run_study(matrix.parent, folder, Options())
     assert (earlier.count("finished"), earlier.count("diverged")) == (1, 1)
     progress = run_study(matrix, folder, Options())
     assert (progress.count("finished"), progress.count("diverged")) == (1, 1)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gatelab.ablations.study import make_study
+from gatelab.ablations.loading import make_study
 from gatelab.orchestrator.driver import run_here
 from gatelab.orchestrator.evaluating import (
     Examination,

@@ -21,10 +21,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from gatelab.ablations.errors import StudyError
+from gatelab.ablations.learning_rate_grid import SUFFIX, learning_rate_grid
 from gatelab.ablations.learning_rates import LEARNING_RATE, ToleranceConfig
+from gatelab.ablations.loading import make_study
 from gatelab.ablations.matrix import Matrix
-from gatelab.ablations.rate_matrix import SUFFIX, rate_matrix
-from gatelab.ablations.study import StudyPlan, make_study
+from gatelab.ablations.study import StudyPlan
 from gatelab.orchestrator.driver import Options, Progress, run_study
 from gatelab.orchestrator.planning import plan_search, plan_study, searched, searched_or_given
 from gatelab.orchestrator.rate_search import Round, propose, search, window_matrix
@@ -36,7 +37,6 @@ from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import read_json, write_json
 from gatelab.results.store.runs import runs_from_journals
 from gatelab.results.tracking.runs import runs_from_mlflow
-from gatelab.training.data import data_identity
 from tests.orchestrator.conftest import TINY
 
 INITIAL = 5.5
@@ -174,7 +174,7 @@ def tiny(source: Path) -> Plan:
 
     def build(overrides: dict[str, Any] | None = None, **fields: Any) -> StudyPlan:
         raw = {"name": "tiny", "base": TINY, "axes": {"model.gate.position": ["none", "sdpa"]}, "tolerance": HOW}
-        return make_study({**raw, **fields}, "test", None, {"data.source": str(source), **(overrides or {})})
+        return make_study({**raw, **fields}, "test", {"data.source": str(source), **(overrides or {})})
 
     return build
 
@@ -237,7 +237,7 @@ def by_hand(matrix: Matrix, folder: RunsFolder, skip: str = "") -> Callable[[Rou
     def carry_out(new: Round) -> None:
         for label, own in new.new.items():
             rates[label] |= set(own)
-        for trial in rate_matrix(matrix, rates, data_identity).trials:
+        for trial in learning_rate_grid(matrix, rates).trials:
             x = math.log10(trial.config.training.optimizer.learning_rate)
             if trial.id != skip and not folder.trial(trial.id).outcome.exists():
                 metrics = {"validation/loss": parabola(-1.4, 0.3)(x) + trial.seed / 64, "train/initial_loss": INITIAL}
@@ -431,7 +431,7 @@ def test_trials_of_an_ordinary_study_are_shared(copy: RunsFolder, found: RunsFol
 def test_a_trial_that_fails_does_not_keep_the_others(empty: RunsFolder, tiny: Plan) -> None:
     """It is tried again once, as in any study, not in every round; its learning rate has no value in the account."""
     matrix = plan_search(tiny(seeds=1, tolerance={**HOW, "resolution": 0.3}))
-    cells = rate_matrix(matrix, {variant.label: RATES for variant in matrix.variants}, data_identity)
+    cells = learning_rate_grid(matrix, {variant.label: RATES for variant in matrix.variants})
     broken = next(trial for trial in cells.trials if trial.variant == "position=sdpa, learning_rate=0.003")
     in_the_way = empty.trial(broken.id).path / "checkpoints"
     in_the_way.parent.mkdir(parents=True)

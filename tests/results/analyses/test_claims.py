@@ -13,8 +13,8 @@ import pytest
 import scipy.stats
 
 from gatelab.ablations.claims import Claim
-from gatelab.ablations.matrix import build_matrix
-from gatelab.ablations.study import make_study
+from gatelab.ablations.loading import make_study
+from gatelab.ablations.pipeline import build_matrix
 from gatelab.orchestrator.registering import claim_changes, register_claims
 from gatelab.results.analyses.claims import ClaimResult, judge
 from gatelab.results.store.preregistration import RegisterChanged, read_entries, read_register

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from gatelab.ablations.matrix import build_matrix
-from gatelab.ablations.study import make_study
+from gatelab.ablations.loading import make_study
+from gatelab.ablations.pipeline import build_matrix
 from gatelab.orchestrator.record import study_record, write_record
 from gatelab.orchestrator.registering import register_claims
 from gatelab.results.analyses.comparison import compare

@@ -12,8 +12,6 @@ from gatelab.results.analyses.comparison import ENOUGH
 from gatelab.results.analyses.noise_ledger import KnownNoise, known_noise
 from gatelab.results.statistics import blocks, dunnett, paired, power
 from gatelab.results.store.layout import RunsFolder
-from gatelab.training.config import DataConfig
-from gatelab.training.data import data_identity
 
 
 @dataclass(frozen=True)
@@ -35,15 +33,11 @@ class ClaimPower:
     """Why the claim cannot be supported with so many seeds, or ''."""
 
 
-def claim_powers(
-    matrix: Matrix, folder: RunsFolder, identify: Callable[[DataConfig], str] = data_identity
-) -> Iterator[ClaimPower]:
-    """The power of each claim of a study, at its own variants, seeds and scale; `identify` names data."""
+def claim_powers(matrix: Matrix, folder: RunsFolder) -> Iterator[ClaimPower]:
+    """Compute the power of each claim of a study, at its own variants, seeds and scale."""
     known = functools.cache(functools.partial(known_noise, folder))
     for name, claim in matrix.plan.study.claims.items():
-        for_each = [
-            _power(matrix, known, identify, name, claim, matrix.variant(label)) for label in claimed_of(matrix, claim)
-        ]
+        for_each = [_power(matrix, known, name, claim, matrix.variant(label)) for label in claimed_of(matrix, claim)]
         if for_each:  # it is claimed of each variant: the one with the least power is shown
             yield max(for_each, key=lambda power: power.detectable)
 
@@ -51,7 +45,6 @@ def claim_powers(
 def _power(
     matrix: Matrix,
     known: Callable[[str, str, int, int], KnownNoise | None],
-    identify: Callable[[DataConfig], str],
     name: str,
     claim: Claim,
     variant: Variant,
@@ -60,7 +53,7 @@ def _power(
     baseline = matrix.variant(variant.baseline)
     training = baseline.config.training
     tokens = training.steps * training.tokens_per_step
-    noise = known(claim.metric, identify(baseline.config.data), baseline.parameters, tokens)
+    noise = known(claim.metric, baseline.data_id, baseline.parameters, tokens)
     seeds = Counter(trial.variant for trial in matrix.trials)
     n = seeds[variant.label]
     family = sum(other.baseline == variant.baseline != other.label for other in matrix.variants)
@@ -100,13 +93,13 @@ class _Test:
 
     @property
     def sd(self) -> float:
-        """That which a difference has with the baseline's further seeds, over that of pairs alone."""
+        """Ratio of the standard error with the baseline's further seeds to that of pairs alone."""
         if self.family * (self.seeds - 1) < ENOUGH:
             return 1.0
         return math.sqrt(blocks.variance_share(self.correlation, self.seeds, self.baseline_seeds))
 
     def power(self, effect: float) -> float:
-        """With a true difference; of a claim of equivalence: with none, and this margin."""
+        """Return the power with a true difference; of a claim of equivalence: with none, and this margin."""
         n, alpha, sd = self.seeds, self.claim.alpha, self.sd
         shared = blocks.correlation_of_differences(self.correlation, n, self.baseline_seeds)
         df = self.family * (n - 1)
@@ -122,7 +115,7 @@ class _Test:
         return power.detection_power(effect, sd, n, alpha, sides=1)
 
     def seeds_needed(self, effect: float) -> int | None:
-        """For 80 % power; None if they are more than a thousand."""
+        """Count the seeds that 80 % power takes; None if they are more than a thousand."""
         step = self.baseline_seeds / self.seeds
 
         def enough(n: int) -> bool:

@@ -12,7 +12,8 @@ from scipy.optimize import brentq
 from statsmodels.stats.power import TTestPower
 
 from gatelab.ablations.matrix import Matrix
-from gatelab.orchestrator.claim_power import ClaimPower, claim_powers
+from gatelab.orchestrator.planning import plan_study
+from gatelab.orchestrator.power import ClaimPower, claim_powers
 from gatelab.results.analyses.comparison import DEFAULT_METRIC
 from gatelab.results.analyses.noise_ledger import remember
 from gatelab.results.store.layout import RunsFolder
@@ -224,13 +225,14 @@ def test_equivalence_by_dunnetts_test(tiny_study: Callable[..., Matrix], folder:
 
 def test_data_are_named_by_whoever_asks(tiny_study: Callable[..., Matrix], folder: RunsFolder) -> None:
     """The identity of data that a plan knows already is not found again: it takes a look at all of them."""
-    matrix = tiny_study(seeds=5, claims={"a": {}, "b": {}})
-    teach(folder, matrix, data="as told")
     asked: list[Any] = []
-    for power in claim_powers(matrix, folder, lambda data: asked.append(data) or "as told"):
+    plan = tiny_study(seeds=5, claims={"a": {}, "b": {}}).plan
+    matrix = plan_study(plan, identify=lambda data: asked.append(data) or "as told")
+    teach(folder, matrix, data="as told")
+    for power in claim_powers(matrix, folder):
         assert power.noise is not None
         assert power.noise.same_data
-    assert set(asked) == {matrix.variants[0].config.data}
+    assert asked == [matrix.variants[0].config.data]
 
 
 def test_allowing_for_all_variants_takes_a_larger_difference(

@@ -9,9 +9,10 @@ import pytest
 
 from gatelab.ablations.errors import StudyError
 from gatelab.ablations.flags import study_from_flags
-from gatelab.ablations.matrix import Matrix, build_matrix
+from gatelab.ablations.loading import load_study
+from gatelab.ablations.matrix import Matrix
+from gatelab.ablations.pipeline import build_matrix
 from gatelab.ablations.presets import study_files
-from gatelab.ablations.study import load_study
 from gatelab.configuration import Config
 
 FIRST = """\
@@ -63,29 +64,29 @@ def ids(matrix: Matrix) -> dict[tuple[str, int], str]:
 def test_what_is_not_said_is_taken_from_the_earlier_study(family: Family) -> None:
     """A study that goes on is a file of what differs: the rest must be that of the first part, or no pair fits."""
     matrix = family("continues: first.yaml\nbase: {training.sequence_length: 256}\n")
-    assert matrix.earlier is not None
-    study, first = matrix.plan.study, matrix.earlier.plan.study
+    assert matrix.parent is not None
+    study, first = matrix.plan.study, matrix.parent.plan.study
     for name in ("axes", "exclude", "baseline", "match", "seeds", "nuisance", "fixed"):
         assert getattr(study, name) == getattr(first, name)
     assert (study.name, study.question, study.budget.trials) == ("next", "", None)
-    assert [variant.levels for variant in matrix.variants] == [variant.levels for variant in matrix.earlier.variants]
+    assert [variant.levels for variant in matrix.variants] == [variant.levels for variant in matrix.parent.variants]
     training = matrix.variants[0].config.training
     assert (training.sequence_length, training.tokens) == (256, 40_000)
-    assert {variant.config.training.sequence_length for variant in matrix.earlier.variants} == {64}
-    assert matrix.chain == (matrix.earlier, matrix)
+    assert {variant.config.training.sequence_length for variant in matrix.parent.variants} == {64}
+    assert matrix.chain == (matrix.parent, matrix)
 
 
 def test_each_trial_continues_that_of_its_levels_and_seed(family: Family) -> None:
     """Weights of another variant, or of another seed, would break the pairs that the comparison is made of."""
     matrix = family("continues: first.yaml\naxes: {model.yarn_factor: [1, 4]}\nbase: {model.yarn_length: 64}\n")
-    assert matrix.earlier is not None
-    earlier = {trial.id: trial for trial in matrix.earlier.trials}
+    assert matrix.parent is not None
+    earlier = {trial.id: trial for trial in matrix.parent.trials}
     assert len(matrix.trials) == 2 * len(earlier)
     for trial in matrix.trials:
         parent = earlier[trial.parent or ""]
         levels = matrix.variant(trial.variant).levels
         assert parent.seed == trial.seed
-        assert matrix.earlier.variant(parent.variant).levels.items() <= levels.items()
+        assert matrix.parent.variant(parent.variant).levels.items() <= levels.items()
     assert len({trial.id for trial in matrix.trials} | set(earlier)) == 3 * len(earlier)
 
 
@@ -95,21 +96,21 @@ def test_models_are_as_wide_as_they_were_matched(family: Family) -> None:
         "continues: first.yaml\nbase: {training.sequence_length: 2k}\n",
         first=FIRST.replace("match: parameters", "match: flops"),
     )
-    assert matrix.earlier is not None
+    assert matrix.parent is not None
     widths = [variant.config.model.ffn_size for variant in matrix.variants]
-    assert widths == [variant.config.model.ffn_size for variant in matrix.earlier.variants]
+    assert widths == [variant.config.model.ffn_size for variant in matrix.parent.variants]
     assert len(set(widths)) == 3
     for variant in matrix.variants:
-        assert variant.added_parameters == matrix.earlier.variant(variant.parent or "").added_parameters
+        assert variant.added_parameters == matrix.parent.variant(variant.parent or "").added_parameters
 
 
 def test_no_match_is_made_anew(family: Family) -> None:
     """A variant that had no baseline, and so the width of the base, keeps it when the second study gives it one."""
     first = FIRST.replace("exclude:\n", "exclude:\n  - {gate: none, training.batch_size: 8}\n")
     matrix = family("continues: first.yaml\nbaseline: {gate: none, training.batch_size: 4}\n", first=first)
-    assert matrix.earlier is not None
+    assert matrix.parent is not None
     label = "gate=sdpa, batch_size=8"
-    assert (matrix.earlier.variant(label).baseline, matrix.variant(label).baseline) == (None, "gate=none, batch_size=4")
+    assert (matrix.parent.variant(label).baseline, matrix.variant(label).baseline) == (None, "gate=none, batch_size=4")
     assert matrix.variant(label).config.model.ffn_size == 100
     assert matrix.variant("gate=sdpa, batch_size=4").config.model.ffn_size < 100
 
@@ -167,9 +168,9 @@ def test_equal_training_from_other_weights_is_not_one_trial(family: Family) -> N
 def test_going_on_with_nothing_changed_is_not_starting_anew(family: Family) -> None:
     """Twice the same training, one after the other, is two trials, or the second would be taken for done."""
     matrix = family("continues: first.yaml\n")
-    assert matrix.earlier is not None
-    assert [variant.config for variant in matrix.variants] == [variant.config for variant in matrix.earlier.variants]
-    assert not set(ids(matrix).values()) & set(ids(matrix.earlier).values())
+    assert matrix.parent is not None
+    assert [variant.config for variant in matrix.variants] == [variant.config for variant in matrix.parent.variants]
+    assert not set(ids(matrix).values()) & set(ids(matrix.parent).values())
 
 
 def test_studies_may_go_on_and_on(family: Family) -> None:
@@ -190,8 +191,8 @@ def test_the_command_line_speaks_of_the_last_study_only(family: Family) -> None:
     """--set must not make the first part another, for which everything would be trained again."""
     text = "continues: first.yaml\n"
     plain, changed = family(text), family(text, {"training.sequence_length": 256, "model.rope_base": 50_000.0})
-    assert plain.earlier is not None and changed.earlier is not None
-    assert ids(plain.earlier) == ids(changed.earlier)
+    assert plain.parent is not None and changed.parent is not None
+    assert ids(plain.parent) == ids(changed.parent)
     assert {variant.config.training.sequence_length for variant in changed.variants} == {256}
     assert not set(ids(plain).values()) & set(ids(changed).values())
 
@@ -216,8 +217,8 @@ def test_a_study_is_found_from_its_folder_from_here_or_by_name(
 
     def earlier(text: str) -> str:
         matrix = family(text)
-        assert matrix.earlier is not None
-        return matrix.earlier.plan.source
+        assert matrix.parent is not None
+        return matrix.parent.plan.source.name
 
     (tmp_path / "here.yaml").write_text(FIRST)
     monkeypatch.chdir(tmp_path)
@@ -225,7 +226,7 @@ def test_a_study_is_found_from_its_folder_from_here_or_by_name(
     assert Path(earlier(f"continues: {tmp_path}/here.yaml\n")) == tmp_path / "here.yaml"
     assert Path(earlier("continues: here.yaml\n")) == Path("here.yaml")
     assert Path(earlier("continues: quickstart\n")) == study_files()["quickstart"]
-    assert study_from_flags(preset="longer-context").earlier is not None
+    assert study_from_flags(preset="longer-context").parent is not None
 
 
 REFUSED: list[Any] = [
@@ -324,11 +325,11 @@ def test_data_of_a_chain_is_identified_once(family: Family) -> None:
 def test_the_shipped_example_goes_on_at_another_length() -> None:
     """The paper's recipe: four times the length, a larger RoPE base, as many tokens in a step."""
     matrix = build_matrix(load_study(study_files()["longer-context"]), identify)
-    assert matrix.earlier is not None
-    assert matrix.earlier.plan.study.name == "quickstart"
+    assert matrix.parent is not None
+    assert matrix.parent.plan.study.name == "quickstart"
     for variant in matrix.variants:
         assert variant.parent == variant.label
-        before, after = matrix.earlier.variant(variant.label).config, variant.config
+        before, after = matrix.parent.variant(variant.label).config, variant.config
         assert after.training.sequence_length == 4 * before.training.sequence_length
         assert after.training.tokens_per_step == before.training.tokens_per_step
         assert after.model.rope_base > before.model.rope_base

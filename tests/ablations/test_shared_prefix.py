@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from gatelab.ablations.matrix import Matrix
-from gatelab.ablations.trunks import branches
+from gatelab.ablations.shared_prefix import forks
 from gatelab.training.optimizer import learning_rate
 
 Plan = Callable[..., Matrix]
@@ -23,7 +23,7 @@ LADDER = """
 def test_shorter_budgets_leave_the_longest(plan: Plan) -> None:
     """Each of one variant and seed at the last look before its decay: 30 -> 28, 60 -> 60 of 40 and 80 steps."""
     matrix = plan(LADDER)
-    found = branches(matrix.trials)
+    found = forks(matrix.trials)
     by_id = {trial.id: trial for trial in matrix.trials}
     assert len(found) == 2 * 2 * 2
     for id, branch in found.items():
@@ -37,7 +37,7 @@ def test_branches_are_where_schedules_agree(plan: Plan) -> None:
     """Up to its branch a trial's learning rates are those of its trunk; soon after they are not."""
     matrix = plan(LADDER)
     by_id = {trial.id: trial.config.training for trial in matrix.trials}
-    for id, branch in branches(matrix.trials).items():
+    for id, branch in forks(matrix.trials).items():
         own, trunk = by_id[id], by_id[branch.trunk]
         assert [learning_rate(own, step) for step in range(branch.step)] == [
             learning_rate(trunk, step) for step in range(branch.step)
@@ -59,7 +59,7 @@ def test_other_schedules_share_nothing(plan: Plan, schedule: str) -> None:
     matrix = plan(
         LADDER.replace("{kind: wsd, warmup: 5, decay: 0.25}", schedule).replace("[400, 800, 1600]", "[400, 800]")
     )
-    assert branches(matrix.trials) == {}
+    assert forks(matrix.trials) == {}
 
 
 def test_the_plan_says_what_keeps_budgets_apart(plan: Plan) -> None:
