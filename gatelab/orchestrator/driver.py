@@ -19,6 +19,7 @@ from gatelab.ablations.matrix import Matrix, Trial
 from gatelab.ablations.shared_prefix import Fork, forks
 from gatelab.orchestrator.cluster import CannotRun, connected, share
 from gatelab.orchestrator.mirroring import MirrorThread
+from gatelab.orchestrator.planning import is_over_in
 from gatelab.orchestrator.record import study_record, write_record
 from gatelab.orchestrator.registering import register_claims
 from gatelab.orchestrator.worker import EvaluationPrinter, Task, TrialWorker, run_task
@@ -160,14 +161,9 @@ def run_here(
     return run_task(task, lambda journal: EvaluationPrinter(journal, show))
 
 
-def is_over(outcome: dict[str, Any] | None) -> bool:
-    """Whether a trial need not run again. One that failed is tried again in the next run."""
-    return outcome is not None and outcome["status"] in ("finished", "diverged")
-
-
 def _known_state(folder: RunsFolder, trial: Trial, given_up: bool) -> TrialProgress:
     outcome = read_json(folder.trial(trial.id).outcome)
-    if outcome is None or not (is_over(outcome) or given_up):
+    if outcome is None or not (is_over_in(folder, trial) or given_up):
         return TrialProgress(trial)
     reason, log = outcome.get("reason", ""), outcome.get("log", "")
     return TrialProgress(trial, outcome["status"], outcome["step"], reason=reason, log=log)
