@@ -119,14 +119,9 @@ def _through(stage: Callable[[_From], _To | Dropped], entries: Iterable[_From | 
 
 
 def _split(entries: Iterable[_To | Dropped]) -> tuple[list[_To], list[Dropped]]:
-    kept: list[_To] = []
-    dropped: list[Dropped] = []
-    for entry in entries:
-        if isinstance(entry, Dropped):
-            dropped.append(entry)
-        else:
-            kept.append(entry)
-    return kept, dropped
+    every = list(entries)
+    dropped = [entry for entry in every if isinstance(entry, Dropped)]
+    return [entry for entry in every if not isinstance(entry, Dropped)], dropped
 
 
 def expand(plan: StudyPlan) -> Iterator[Combination]:
