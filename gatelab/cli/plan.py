@@ -15,6 +15,7 @@ from gatelab.cli import arguments as args
 from gatelab.cli.console import console, duration, plural, print_grid, print_json, quantity, reporting_errors
 from gatelab.orchestrator.record import trial_entry
 from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.trials import is_over
 from gatelab.results.views.table import Column, Grid, finite
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ def plan(
         reasons: dict[str, None] = {}  # why the rates that are shown are not those that will be
         matrix = planning.plan_study(asked, planning.searched_or_given(folder, reasons))
         cost = planning.estimate(matrix, folder) if estimate else None
-        waiting = [
-            sum(not planning.is_over_in(folder, trial) for trial in parent.trials) for parent in matrix.chain[:-1]
-        ]
+        waiting = [sum(not is_over(folder.trial(trial.id)) for trial in parent.trials) for parent in matrix.chain[:-1]]
         powers = _powers(matrix, folder)
     if json:
         print_json({**_as_json(matrix, cost, waiting), "claims": finite([asdict(power) for power in powers])})

@@ -24,6 +24,7 @@ from gatelab.cli.console import (
     running_on,
 )
 from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.trials import is_over
 
 if TYPE_CHECKING:
     from gatelab.orchestrator import driver
@@ -103,7 +104,7 @@ def _run_matrix(
 ) -> "tuple[driver.Progress, write.Published]":
     """Run one study, publish what came out and show it."""
     from gatelab.cli.live import LiveView
-    from gatelab.orchestrator import driver, planning
+    from gatelab.orchestrator import driver
     from gatelab.orchestrator.mirroring import add_to_mlflow
     from gatelab.orchestrator.record import changed_since
     from gatelab.results.report import write
@@ -114,7 +115,7 @@ def _run_matrix(
         console.print(f"[yellow]changed since it was last run[/] {escape(change)}")
     for note in matrix.notes:
         console.print(f"[yellow]note[/] {escape(note)}")
-    done = sum(planning.is_over_in(folder, trial) for trial in matrix.trials)
+    done = sum(is_over(folder.trial(trial.id)) for trial in matrix.trials)
     if done:
         console.print(f"{done} of {plural(len(matrix.trials), 'trial')} done already")
     with running_on(options.address), LiveView() as view:
@@ -201,12 +202,10 @@ def train(
 
 def _refuse_without_parent(matrix: Matrix, trial: Trial, folder: RunsFolder) -> None:
     """A trial that continues another cannot be trained before that one is."""
-    from gatelab.orchestrator import planning
-
     if matrix.parent is None:
         return
     parent = next(entry for entry in matrix.parent.trials if entry.id == trial.parent)
-    if not planning.is_over_in(folder, parent):
+    if not is_over(folder.trial(parent.id)):
         fail(
             f"it continues {parent.variant}, seed={parent.seed} of {matrix.parent.plan.study.name}, which has not "
             f"finished in {folder.root}: gatelab run trains that first"

@@ -19,13 +19,13 @@ from gatelab.ablations.matrix import Matrix, Trial
 from gatelab.ablations.shared_prefix import Fork, forks
 from gatelab.orchestrator.cluster import CannotRun, connected, share
 from gatelab.orchestrator.mirroring import MirrorThread
-from gatelab.orchestrator.planning import is_over_in
 from gatelab.orchestrator.record import study_record, write_record
 from gatelab.orchestrator.registering import register_claims
 from gatelab.orchestrator.worker import EvaluationPrinter, Task, TrialWorker, run_task
 from gatelab.results.store.journal import JournalTail
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import read_json, write_json
+from gatelab.results.store.trials import is_over
 from gatelab.training.checkpoint import is_written
 from gatelab.training.config import DataConfig
 from gatelab.training.data import Dataset, prepare
@@ -163,7 +163,7 @@ def run_here(
 
 def _known_state(folder: RunsFolder, trial: Trial, given_up: bool) -> TrialProgress:
     outcome = read_json(folder.trial(trial.id).outcome)
-    if outcome is None or not (is_over_in(folder, trial) or given_up):
+    if outcome is None or not (is_over(folder.trial(trial.id)) or given_up):
         return TrialProgress(trial)
     reason, log = outcome.get("reason", ""), outcome.get("log", "")
     return TrialProgress(trial, outcome["status"], outcome["step"], reason=reason, log=log)

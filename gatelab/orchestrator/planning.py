@@ -9,14 +9,14 @@ from typing import Any
 from gatelab.ablations.errors import Problem
 from gatelab.ablations.learning_rate_grid import SUFFIX
 from gatelab.ablations.learning_rates import LEARNING_RATE, searched_kind
-from gatelab.ablations.matrix import Matrix, Trial, Variant
+from gatelab.ablations.matrix import Matrix, Variant
 from gatelab.ablations.pipeline import Optimum, build_matrix, not_searched
 from gatelab.ablations.shared_prefix import forks
 from gatelab.ablations.study import StudyPlan
 from gatelab.errors import Unavailable
-from gatelab.status import Status
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import read_json, write_json
+from gatelab.results.store.trials import is_over
 from gatelab.training.config import DataConfig, TrialConfig
 from gatelab.training.corpus import DataError
 from gatelab.training.data import Manifest, data_identity, prepare
@@ -107,12 +107,6 @@ def check_data(matrix: Matrix, folder: RunsFolder) -> None:
         prepare(data, folder.data, data_id).require(length)
 
 
-def is_over_in(folder: RunsFolder, trial: Trial) -> bool:
-    """Return whether a trial need not run again. One that failed is tried again in the next run."""
-    outcome = read_json(folder.trial(trial.id).outcome)
-    return outcome is not None and Status(outcome["status"]).is_over
-
-
 @dataclass(frozen=True)
 class Estimate:
     """How long a study would take on this machine."""
@@ -140,7 +134,7 @@ def estimate(matrix: Matrix, folder: RunsFolder, concurrency: int | None = None)
     units = torch.cuda.device_count() if device.type == "cuda" else cores
     concurrency = concurrency or max(1, min(units, len(matrix.trials)))
     threads = max(1, cores // concurrency)
-    remaining = [trial for trial in matrix.trials if not is_over_in(folder, trial)]
+    remaining = [trial for trial in matrix.trials if not is_over(folder.trial(trial.id))]
     name = device_name(device) if device.type == "cuda" else f"{device_name(device)}, {threads} of {cores} cores"
     speed = _speed(matrix, folder, device, threads, name)
     seconds = {}

@@ -25,7 +25,6 @@ from gatelab.ablations.learning_rates import ToleranceConfig, rounded, searched_
 from gatelab.ablations.matrix import Matrix, Variant
 from gatelab.orchestrator.cluster import CannotRun, connected
 from gatelab.orchestrator.driver import Options, Progress, run_study
-from gatelab.orchestrator.planning import is_over_in
 from gatelab.orchestrator.record import study_record
 from gatelab.results.analyses.learning_rates import Sweep, sweeps
 from gatelab.results.report.write import read_tolerance
@@ -33,6 +32,7 @@ from gatelab.results.statistics.optimum import around, largest_stable, lower_edg
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import write_json
 from gatelab.results.store.runs import AXIS, arm_of, runs_of_record
+from gatelab.results.store.trials import is_over
 
 NAME = "learning_rate"
 """Of the parameter in Optuna."""
@@ -105,7 +105,7 @@ def _search(
     account = _Account(folder.study(cells.plan.study.name).path / "optuna.log", matrix, kinds)
     given_up: set[str] = set()  # trials that failed: another command may try them again, another round does not
     while True:
-        missing = [trial for trial in cells.trials if trial.id not in given_up and not is_over_in(folder, trial)]
+        missing = [trial for trial in cells.trials if trial.id not in given_up and not is_over(folder.trial(trial.id))]
         grown = None if missing else _grown(matrix, _sweeps(matrix, cells, folder), rates)
         # What is known already decides what is next without a word to Ray, MLflow or the record.
         if grown is None or isinstance(grown, str):

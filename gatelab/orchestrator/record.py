@@ -46,7 +46,7 @@ def study_record(matrix: Matrix) -> StudyRecord:
         "excluded": matrix.excluded,
         "impossible": matrix.impossible,
     }
-    return StudyRecord.from_json(content, plan.source)
+    return StudyRecord.from_json(content, plan.source.name)
 
 
 def trial_entry(trial: Trial) -> dict[str, Any]:

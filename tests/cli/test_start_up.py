@@ -11,7 +11,8 @@ import pytest
 from gatelab.ablations.flags import study_from_flags
 from gatelab.ablations.pipeline import build_matrix
 from gatelab.orchestrator.record import study_record, write_record
-from gatelab.results.store.layout import RunsFolder, write_json
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.records import write_json
 from tests.cli.conftest import environment
 
 HEAVY = ("ray", "torch", "mlflow")
