@@ -1,27 +1,13 @@
 """What one trial is: its model, its training, its data, its evaluation, its seed. No torch here."""
 
 import math
-import re
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from gatelab.configuration import Config, Count, assign_frozen, reject_combination
 from gatelab.models.config import ModelConfig
-
-BYTES_VOCAB = 257  # 256 bytes and the document separator
-
-
-def _parse_tokenizer(value: Any) -> str:
-    text = str(value)
-    if text == "bytes" or text.endswith(".json"):
-        return text
-    if (match := re.fullmatch(r"bpe:(.+)", text)) and match[1].isdigit() and int(match[1]) >= BYTES_VOCAB:
-        return text
-    raise ValueError(
-        f"expected bytes, bpe:N with N >= {BYTES_VOCAB} (trained on the corpus), or the path of a tokenizer.json"
-    )
+from gatelab.training.vocabulary import parse_tokenizer, vocab_size
 
 
 class DataConfig(Config):
@@ -37,21 +23,15 @@ class DataConfig(Config):
     domain_field: str | None = None
     """Which field of a record names its domain (code, prose, …). A file's domain is the first folder on its path
     within the source, whatever this says."""
-    tokenizer: Annotated[str, BeforeValidator(_parse_tokenizer)] = "bytes"
+    tokenizer: Annotated[str, BeforeValidator(parse_tokenizer)] = "bytes"
     """bytes, bpe:N (trained on the corpus's training part), or the path of a tokenizer.json."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
     """Share of the text, by bytes, that is held out: whole documents, chosen by a hash."""
 
     @property
     def vocab_size(self) -> int:
-        """Size of the vocabulary, with the document separator."""
-        if self.tokenizer == "bytes":
-            return BYTES_VOCAB
-        if self.tokenizer.startswith("bpe:"):
-            return int(self.tokenizer.removeprefix("bpe:"))
-        from gatelab.training.tokenizer import file_vocab_size
-
-        return file_vocab_size(Path(self.tokenizer))
+        """Size of the vocabulary, with the document separator. Raises ValueError if a file cannot be read."""
+        return vocab_size(self.tokenizer)
 
 
 class OptimizerConfig(Config):

@@ -1,8 +1,6 @@
 """Text to tokens: bytes, a tokenizer.json, or BPE trained on the corpus. Every document ends in a separator."""
 
-import functools
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -10,10 +8,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gatelab.training.config import BYTES_VOCAB, DataConfig
-
-SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
-"""Names under which a tokenizer file may have its document separator; without one, an id is added for it."""
+from gatelab.training.config import DataConfig
+from gatelab.training.vocabulary import BYTES_VOCAB, SEPARATORS, read_vocabulary
 
 
 class Tokenizer(Protocol):
@@ -68,7 +64,7 @@ class FileTokenizer:
         self._tokenizer = tokenizers.Tokenizer.from_str(content)
         self._tokenizer.no_truncation()  # files often carry the limits of some model
         self._tokenizer.no_padding()
-        self.vocab_size, self.separator = _vocabulary(content)
+        self.vocab_size, self.separator = read_vocabulary(content)
 
     def tokens(self, text: str) -> npt.NDArray[np.int64]:
         """Tokens of a text."""
@@ -98,34 +94,6 @@ def tokenizer_digest(config: DataConfig) -> str:
     if config.tokenizer.endswith(".json"):
         return hashlib.sha256(Path(config.tokenizer).read_bytes()).hexdigest()
     return config.tokenizer
-
-
-def file_vocab_size(path: Path) -> int:
-    """Vocabulary of a tokenizer.json, with the document separator. Raises ValueError if it cannot be read."""
-    try:
-        stat = path.stat()
-        return _file_vocab_size(path, stat.st_mtime_ns, stat.st_size)
-    except OSError as error:
-        raise ValueError(f"tokenizer {str(path)!r}: {error.strerror}") from error
-
-
-@functools.lru_cache(maxsize=16)
-def _file_vocab_size(path: Path, mtime_ns: int, size: int) -> int:
-    try:
-        return _vocabulary(path.read_text(encoding="utf-8"))[0]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"tokenizer {str(path)!r} is not in the tokenizer.json format ({error!r})") from error
-
-
-def _vocabulary(content: str) -> tuple[int, int]:
-    """(vocabulary size, id of the separator) of a tokenizer.json."""
-    description = json.loads(content)
-    vocab = description["model"]["vocab"]
-    names = vocab if isinstance(vocab, dict) else {entry[0]: index for index, entry in enumerate(vocab)}
-    ids = dict(names) | {token["content"]: token["id"] for token in description.get("added_tokens") or []}
-    size = max(ids.values()) + 1
-    separator = next((ids[name] for name in SEPARATORS if name in ids), None)
-    return (size + 1, size) if separator is None else (size, separator)
 
 
 def _train_bpe(texts: Iterable[str], vocab_size: int) -> str:

@@ -14,10 +14,10 @@ from gatelab.training.tokenizer import (
     ByteTokenizer,
     FileTokenizer,
     encode_document,
-    file_vocab_size,
     load_tokenizer,
     tokenizer_digest,
 )
+from gatelab.training.vocabulary import vocab_size
 
 
 def words(vocab: dict[str, int], added: list[str] | None = None) -> tokenizers.Tokenizer:
@@ -75,7 +75,7 @@ def test_a_file_ends_documents_with_its_own_separator_or_one_more_id(
     path.write_text(tokenizer.to_str())
     config = DataConfig(tokenizer=str(path))
     loaded = load_tokenizer(config, iter(()))
-    assert config.vocab_size == file_vocab_size(path) == loaded.vocab_size == size
+    assert config.vocab_size == vocab_size(str(path)) == loaded.vocab_size == size
     assert encode_document(loaded, "a").tolist() == [1, separator]
 
 
@@ -112,7 +112,7 @@ def test_a_file_that_changed_in_place_is_read_anew(tmp_path: Path) -> None:
     for size in (3, 5):
         path.write_text(words({f"w{i}": i for i in range(size)}).to_str())
         os.utime(path, (size, size))
-        assert file_vocab_size(path) == size + 1
+        assert vocab_size(str(path)) == size + 1
 
 
 @pytest.mark.parametrize(
@@ -126,4 +126,4 @@ def test_a_file_that_is_no_tokenizer_is_an_error_that_names_it(tmp_path: Path, c
     if content is not None:
         path.write_text(content)
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
-        file_vocab_size(path)
+        vocab_size(str(path))
