@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gatelab.kernels import chunked, composite, fused, reference
 from gatelab.kernels.modulation import check_gate
+from gatelab.kernels.operators import Call
 from gatelab.kernels.requirements import FUSED_ACTIVATIONS, capability, interpreted, triton_missing
 
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
@@ -37,7 +38,7 @@ class Backend:
 
     name: str
     what: str
-    run: Callable[[Tensor, Tensor, Tensor, Tensor | None, str, str, bool, float, Tensor | None], Tensor]
+    run: Callable[[Tensor, Tensor, Tensor, Tensor | None, Call], Tensor]
     refusal: Callable[[Case], str | None]  # why it cannot do a case, or None
     reluctance: Callable[[Case], str | None] = lambda case: None  # why "auto" passes it over where it could, or None
 
@@ -222,8 +223,8 @@ def gated_attention(
         activation=None if gate is None else activation,
         capability=capability(q.device.index) if q.device.type == "cuda" else None,
     )
-    scale = q.shape[3] ** -0.5 if scale is None else scale
-    return choose_backend(case, backend).run(q, k, v, gate, activation, combine, causal, scale, cu_seqlens)
+    call = Call(activation, combine, causal, q.shape[3] ** -0.5 if scale is None else scale, cu_seqlens)
+    return choose_backend(case, backend).run(q, k, v, gate, call)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool, cu_seqlens: Tensor | None) -> None:

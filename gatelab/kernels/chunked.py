@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from gatelab.kernels.gate import gate_backward, gate_forward, keeps_output
-from gatelab.kernels.operators import attention_flops, differentiable_once, fake_gradients
+from gatelab.kernels.operators import Call, attention_flops, differentiable_once, fake_gradients
 
 
 class Chunk(NamedTuple):
@@ -252,18 +252,9 @@ def _(dy: torch.Size, q: torch.Size, k: torch.Size, *_: Any, **__: Any) -> int:
     return attention_flops(q, k, 4)  # the probabilities were kept
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gate: Tensor | None,
-    activation: str,
-    combine: str,
-    causal: bool,
-    scale: float,
-    cu_seqlens: Tensor | None,
-) -> Tensor:
-    """`[B, T, Hq, D]`. Arguments as `gated_attention`."""
+def attention(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, call: Call) -> Tensor:
+    """Return `[B, T, Hq, D]`. Arguments as `gated_attention`."""
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, gate))
-    y: Tensor = _attention(q, k, v, gate, cu_seqlens, activation, combine, causal, scale, keep)[0]
+    *options, cu_seqlens = call
+    y: Tensor = _attention(q, k, v, gate, cu_seqlens, *options, keep)[0]
     return y

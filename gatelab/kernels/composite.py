@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gatelab.kernels.modulation import apply_gate
+from gatelab.kernels.operators import Call
 
-# (q [B, T, Hq, D], k, v [B, S, Hkv, D], causal, scale, cu_seqlens) -> [B, T, Hq, D]
-Core = Callable[[Tensor, Tensor, Tensor, bool, float, Tensor | None], Tensor]
+# (q [B, T, Hq, D], k, v [B, S, Hkv, D], call) -> [B, T, Hq, D], without the gate
+Core = Callable[[Tensor, Tensor, Tensor, Call], Tensor]
 
 # Packages that bring flash attention, newest first: module, release, oldest GPU, newest GPU (compute capability).
 FLASH_PACKAGES = (
@@ -25,29 +26,30 @@ FLASH_PACKAGES = (
 )
 
 
-def torch_core(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, cu_seqlens: Tensor | None) -> Tensor:
+def torch_core(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     """`scaled_dot_product_attention`, by the kernel that PyTorch picks. Packed sequences one after another."""
-    if cu_seqlens is not None:
-        bounds = cu_seqlens.tolist()
+    if call.cu_seqlens is not None:
+        bounds, one = call.cu_seqlens.tolist(), call._replace(cu_seqlens=None)
         parts = (slice(a, b) for a, b in itertools.pairwise(bounds) if b > a)
-        return torch.cat([torch_core(q[:, p], k[:, p], v[:, p], causal, scale, None) for p in parts], 1)
+        return torch.cat([torch_core(q[:, p], k[:, p], v[:, p], one) for p in parts], 1)
     attention = F.scaled_dot_product_attention
     if q.shape[2] != k.shape[2]:  # a plain constant, not a comparison, also where shapes are symbols
         attention = functools.partial(attention, enable_gqa=True)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return attention(q, k, v, is_causal=causal, scale=scale).transpose(1, 2)
+    return attention(q, k, v, is_causal=call.causal, scale=call.scale).transpose(1, 2)
 
 
-def cudnn_core(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, cu_seqlens: Tensor | None) -> Tensor:
+def cudnn_core(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     """`scaled_dot_product_attention` by cuDNN's kernel."""
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return torch_core(q, k, v, causal, scale, cu_seqlens)
+        return torch_core(q, k, v, call)
 
 
-def flash_core(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, cu_seqlens: Tensor | None) -> Tensor:
+def flash_core(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     """The newest flash-attn package that is installed and serves this GPU."""
     module = importlib.import_module(flash_package(torch.cuda.get_device_capability(q.device)) or "flash_attn")
-    options: dict[str, Any] = {"causal": causal, "softmax_scale": scale}
+    options: dict[str, Any] = {"causal": call.causal, "softmax_scale": call.scale}
+    cu_seqlens = call.cu_seqlens
     if cu_seqlens is None:
         found = module.flash_attn_func(q, k, v, **options)
     else:
@@ -74,21 +76,11 @@ def _installed(module: str) -> bool:
         return False
 
 
-def gated(core: Core) -> Callable[..., Tensor]:
-    """A backend: attention by `core`, then its gate."""
+def gated(core: Core) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, Call], Tensor]:
+    """Make a backend of a core: attention by `core`, then its gate."""
 
-    def attention(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        gate: Tensor | None,
-        activation: str,
-        combine: str,
-        causal: bool,
-        scale: float,
-        cu_seqlens: Tensor | None,
-    ) -> Tensor:
-        out = core(q, k, v, causal, scale, cu_seqlens)
-        return out if gate is None else apply_gate(out, gate, activation=activation, combine=combine)
+    def attention(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, call: Call) -> Tensor:
+        out = core(q, k, v, call)
+        return out if gate is None else apply_gate(out, gate, activation=call.activation, combine=call.combine)
 
     return attention

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from gatelab.kernels.gate import keeps_output
-from gatelab.kernels.operators import attention_flops, differentiable_once, fake_gradients
+from gatelab.kernels.operators import Call, attention_flops, differentiable_once, fake_gradients
 
 
 @torch.library.custom_op("gatelab::attention", mutates_args=())
@@ -103,18 +103,8 @@ def _(dy: torch.Size, q: torch.Size, k: torch.Size, *_: Any, **__: Any) -> int:
     return attention_flops(q, k, 5)  # as a single-pass backward counts; two passes make S and dP twice
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gate: Tensor | None,
-    activation: str,
-    combine: str,
-    causal: bool,
-    scale: float,
-    cu_seqlens: Tensor | None,
-) -> Tensor:
-    """`[B, T, Hq, D]`. Arguments as `gated_attention`."""
-    combine = "none" if gate is None else combine
-    y: Tensor = _attention(q, k, v, gate, cu_seqlens, activation, combine, causal, scale)[0]
+def attention(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, call: Call) -> Tensor:
+    """Return `[B, T, Hq, D]`. Arguments as `gated_attention`."""
+    combine = "none" if gate is None else call.combine
+    y: Tensor = _attention(q, k, v, gate, call.cu_seqlens, call.activation, combine, call.causal, call.scale)[0]
     return y

@@ -1,10 +1,20 @@
 """How the project's operators join PyTorch: differentiable once, opaque to the compiler, countable."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.library import CustomOpDef  # type: ignore[attr-defined]
+
+
+class Call(NamedTuple):
+    """What one call of `gated_attention` asks of a backend, beside its tensors."""
+
+    activation: str
+    combine: str
+    causal: bool
+    scale: float
+    cu_seqlens: Tensor | None
 
 
 def differentiable_once(

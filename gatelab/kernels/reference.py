@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gatelab.kernels.gate import gate_backward, gate_forward
+from gatelab.kernels.operators import Call
 
 
 def attention_weights(
@@ -80,19 +81,7 @@ class _Attention(torch.autograd.Function):
         return dq.transpose(1, 2), dk, dv, dg, None, None, None, None, None
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gate: Tensor | None,
-    activation: str,
-    combine: str,
-    causal: bool,
-    scale: float,
-    cu_seqlens: Tensor | None,
-) -> Tensor:
-    """`[B, T, Hq, D]`. Arguments as `gated_attention`."""
-    out: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
-        q, k, v, gate, activation, combine, causal, scale, cu_seqlens
-    )
+def attention(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, call: Call) -> Tensor:
+    """Return `[B, T, Hq, D]`. Arguments as `gated_attention`."""
+    out: Tensor = _Attention.apply(q, k, v, gate, *call)  # type: ignore[no-untyped-call]
     return out

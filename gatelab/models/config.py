@@ -1,8 +1,9 @@
 """What a model is: its shape, its gates, its controls. No torch here: plans are made from these alone."""
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from gatelab.configuration import Config, assign_frozen, reject_combination
 from gatelab.kernels.gate import ACTIVATIONS, COMBINATIONS
@@ -21,13 +22,26 @@ def _parse_position(value: Any) -> str:
     return "+".join(name for name in POSITIONS if name in names)
 
 
-def _one_of(names: Any) -> AfterValidator:
+def _one_of(names: Collection[str]) -> AfterValidator:
     def check(value: str) -> str:
         if value not in names:
             raise ValueError(f"expected one of {', '.join(names)}")
         return value
 
     return AfterValidator(check)
+
+
+def _enum(names: Collection[str]) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "enum": list(names)})
+
+
+_ONE = "|".join(POSITIONS)
+_POSITION_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "enum": ["none", *POSITIONS]},
+        {"type": "string", "pattern": rf"^ *({_ONE})( *\+ *({_ONE}))+ *$"},
+    ]
+}
 
 
 class GateConfig(Config):
@@ -37,17 +51,17 @@ class GateConfig(Config):
     are equal.
     """
 
-    position: Annotated[str, BeforeValidator(_parse_position)] = "none"
+    position: Annotated[str, BeforeValidator(_parse_position), WithJsonSchema(_POSITION_SCHEMA)] = "none"
     """none, or where the gate sits: query, key, value, sdpa, output; several joined by +."""
     granularity: Literal["elementwise", "headwise"] = "elementwise"
     """A score for each channel, or one for each head."""
     sharing: Literal["per_head", "averaged", "shared"] = "per_head"
     """per_head: each head its own scores; averaged: scores of all heads, averaged after the activation (the paper's
     "head-shared"); shared: one projection whose scores serve all heads."""
-    activation: Annotated[str, _one_of(ACTIVATIONS)] = "sigmoid"
-    """sigmoid, silu, tanh, relu, softplus, identity or ns_sigmoid."""
-    combine: Annotated[str, _one_of(COMBINATIONS)] = "multiply"
-    """multiply or add."""
+    activation: Annotated[str, _one_of(ACTIVATIONS), _enum(ACTIVATIONS)] = "sigmoid"
+    """What turns pre-activations into scores."""
+    combine: Annotated[str, _one_of(COMBINATIONS), _enum(COMBINATIONS)] = "multiply"
+    """How scores modulate a tensor."""
     input: Literal["hidden", "constant"] = "hidden"
     """What the score is computed from: the pre-normed hidden state, or a learned constant (paper table 4, row 6)."""
     init_scale: float = Field(1.0, ge=0)

@@ -44,12 +44,6 @@ class Gate:
         return heads, self.width if self.config.granularity == "elementwise" else 1
 
     @property
-    def score_shape(self) -> tuple[int, int]:
-        """(heads, width) of the scores that are applied; 1 where one score serves them all."""
-        heads, width = self.logit_shape
-        return (1 if self.config.sharing == "averaged" else heads), width
-
-    @property
     def logits(self) -> int:
         """Pre-activations per token."""
         heads, width = self.logit_shape

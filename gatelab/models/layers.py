@@ -62,22 +62,22 @@ class Rotary(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim, self.config = config.head_dim, config
-        self._tables: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}  # of the largest length asked for on each
 
     def tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines of positions 0 … length-1, each `[length, 1, D]` in float32."""
-        key = (length, device)
-        if key in self._tables:
-            return self._tables[key]
+        """Return the cosines and signed sines of positions 0 … length-1, each `[length, 1, D]` in float32."""
+        known = self._tables.get(device)
+        if known is None or len(known[0]) < length:
+            known = self._tables[device] = self._build(length, device)
+        cos, sin = known
+        return cos[:length], sin[:length]
+
+    def _build(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False):  # tables made while generating must serve training, too
             frequencies, scale = rotary_frequencies(self.config)
             angles = torch.outer(torch.arange(length, dtype=torch.float64, device=device), frequencies.to(device))
             cos, sin = angles.cos() * scale, angles.sin() * scale
-            self._tables[key] = (
-                torch.cat([cos, cos], -1).float().unsqueeze(1),
-                torch.cat([-sin, sin], -1).float().unsqueeze(1),
-            )
-        return self._tables[key]
+            return torch.cat([cos, cos], -1).float().unsqueeze(1), torch.cat([-sin, sin], -1).float().unsqueeze(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Rotate `x [B, T, H, D]`, whose positions are 0 … T-1."""

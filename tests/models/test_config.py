@@ -3,12 +3,14 @@
 from itertools import chain, combinations
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gatelab.configuration import INVALID_COMBINATION
+from gatelab.kernels.gate import ACTIVATIONS, COMBINATIONS
 from gatelab.models.config import POSITIONS, GateConfig, ModelConfig
 
 SUBSETS = list(chain.from_iterable(combinations(POSITIONS, n) for n in range(1, 6)))
@@ -131,3 +133,23 @@ def test_a_model_survives_a_round_trip(model_configs: st.SearchStrategy[ModelCon
     """A journal's configuration is read back as the model that was trained."""
     model = data.draw(model_configs)
     assert ModelConfig.model_validate_json(model.model_dump_json()) == model
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("activation", [*ACTIVATIONS], ["sigmod", "", "sigmoid "]),
+        ("combine", [*COMBINATIONS], ["sum"]),
+        ("position", ["none", *POSITIONS, "value+sdpa", "sdpa + value"], ["sdpa+none", "v", "+sdpa", "sdpa+"]),
+    ],
+)
+def test_editors_complete_the_names_that_a_gate_takes(field: str, good: list[str], bad: list[str]) -> None:
+    """The schema lists the names that the code takes and refuses others."""
+    schema = GateConfig.model_json_schema()["properties"][field]
+    for value in good:
+        jsonschema.validate(value, schema)
+        GateConfig.model_validate({field: value})
+    for value in bad:
+        assert not jsonschema.Draft202012Validator(schema).is_valid(value)
+        with pytest.raises(ValueError, match="expected"):
+            GateConfig.model_validate({field: value})

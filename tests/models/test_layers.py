@@ -123,3 +123,16 @@ def test_feed_forward_is_swiglu(ffn_size: int) -> None:
     x = normal(4, 3, 6)
     inner = x @ left.T
     torch.testing.assert_close(layer(x), (inner / (1 + (-inner).exp()) * (x @ right.T)) @ down.T)
+
+
+@pytest.mark.parametrize("head_dim", [2, 6, 16, 128])
+@pytest.mark.parametrize("fields", [{}, {"yarn_factor": 4.0, "yarn_length": 128}], ids=["plain", "yarn"])
+def test_tables_do_not_depend_on_the_longest_that_was_asked_for(head_dim: int, fields: dict[str, float]) -> None:
+    """A short sequence after a long one turns by the same bits, and tables of one length only are kept."""
+    longest, cpu = rope(head_dim, **fields), torch.device("cpu")
+    longest.tables(4099, cpu)
+    for length in (1, 2, 3, 7, 16, 33, 129, 1000, 2048, 4098):
+        for cut, alone in zip(longest.tables(length, cpu), rope(head_dim, **fields).tables(length, cpu), strict=True):
+            assert torch.equal(cut, alone)
+    assert [len(cos) for cos, _ in longest._tables.values()] == [4099]
+    assert [len(table) for table in longest.tables(5000, cpu)] == [5000, 5000]
