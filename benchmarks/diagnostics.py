@@ -19,11 +19,11 @@ import torch
 from common import progress, report
 
 from gatelab.ablations.presets import bases
-from gatelab.training.autopsy import Ring
 from gatelab.training.config import TrialConfig
 from gatelab.training.device import choose_device
 from gatelab.training.diagnostics import diagnose, norms
-from gatelab.training.step import Learner
+from gatelab.training.divergence import StepHistory
+from gatelab.training.train_state import TrainState
 
 GATES: dict[str, dict[str, Any]] = {
     "none": {"position": "none"},
@@ -48,7 +48,7 @@ def trial_of(base: str, changes: dict[str, Any], gate: dict[str, Any]) -> TrialC
 def measure(trial: TrialConfig, rounds: int) -> tuple[float, float]:
     """(seconds of a step, seconds of a diagnosis), medians of measurements in turn."""
     device = choose_device()
-    learner = Learner(trial, device)
+    state = TrainState(trial, device)
     training, rng = trial.training, np.random.default_rng(0)
     tokens = rng.integers(0, 257, (training.batch_size, training.sequence_length + 1))
     batch = torch.from_numpy(tokens).to(device)
@@ -57,10 +57,10 @@ def measure(trial: TrialConfig, rounds: int) -> tuple[float, float]:
     steps, diagnoses = [], []
     for number in range(-1, rounds):  # the first round warms up
         started = time.perf_counter()
-        learner.step(0, batch)[0].item()
+        state.step(0, batch)[0].item()
         between = time.perf_counter()
-        diagnose(learner.model, probes, training.batch_size // training.accumulation, device, learner.dtype)
-        norms(learner.model)
+        diagnose(state.model, probes, training.batch_size // training.accumulation, device, state.dtype)
+        norms(state.model)
         if number >= 0:
             steps.append(between - started)
             diagnoses.append(time.perf_counter() - between)
@@ -70,8 +70,8 @@ def measure(trial: TrialConfig, rounds: int) -> tuple[float, float]:
 def measure_ring(trial: TrialConfig, rounds: int) -> float:
     """Median step with a ring / without, measured in turn on two equal models."""
     device = choose_device()
-    plain, watched = Learner(trial, device), Learner(trial, device)
-    ring = Ring(watched.model)
+    plain, watched = TrainState(trial, device), TrainState(trial, device)
+    ring = StepHistory(watched.model)
     training = trial.training
     tokens = np.random.default_rng(0).integers(0, 257, (training.batch_size, training.sequence_length + 1))
     batch = torch.from_numpy(tokens).to(device)

@@ -17,7 +17,8 @@ import torch
 from common import bare_training, progress, report, spread, tiny_trial
 
 from gatelab.orchestrator.worker import Task, TrialWorker
-from gatelab.training.data import Dataset, prepare
+from gatelab.training.data import Dataset
+from gatelab.training.preparation import prepare
 
 
 class BareWorker:

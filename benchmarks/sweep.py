@@ -22,7 +22,8 @@ import torch
 import yaml
 from common import bare_training, progress, report, tiny_trial
 
-from gatelab.training.data import Dataset, prepare
+from gatelab.training.data import Dataset
+from gatelab.training.preparation import prepare
 
 
 def bare(steps: int, seed: int, folder: str) -> float:

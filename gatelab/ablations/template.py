@@ -4,7 +4,7 @@ from importlib import resources
 
 import yaml
 
-from gatelab.ablations.study import make_study
+from gatelab.ablations.loading import make_study
 
 
 def study_template(name: str) -> str:

@@ -16,7 +16,7 @@ from gatelab.results.store.records import TrialRecord
 
 if TYPE_CHECKING:
     from gatelab.orchestrator.evaluating import Examination, Report, Request
-    from gatelab.training.examination import Question
+    from gatelab.training.evals.spec import EvalSpec
 
 LINE_SECONDS = 15.0  # between two lines of progress
 ROPES = "plain,yarn"
@@ -63,7 +63,7 @@ def evaluate(
     from gatelab.orchestrator.mirroring import add_to_mlflow
     from gatelab.results.analyses.evaluation import NotEvaluated
     from gatelab.results.report.write import write_evaluation
-    from gatelab.training.examination import check_rope
+    from gatelab.training.evals.spec import parse_rope
 
     folder, name = RunsFolder(runs), args.study_name(study)
     console.quiet = json
@@ -72,7 +72,7 @@ def evaluate(
     with reporting_errors():
         request = evaluating.Request(
             lengths=None if lengths is None else tuple(_each("--lengths", lengths, _count)),
-            ropes=tuple(_each("--ropes", ropes or ROPES, check_rope)),
+            ropes=tuple(_each("--ropes", ropes or ROPES, parse_rope)),
             tokens=_one("--tokens", tokens, _count),
             retrieval=tuple(_each("--retrieval", retrieval or RETRIEVAL, _retrieval_task)),
             examples=examples,
@@ -130,14 +130,14 @@ def _count(text: str) -> int:
 
 
 def _retrieval_task(name: str) -> str:
-    from gatelab.training.retrieval import TASKS
+    from gatelab.training.evals.retrieval_tasks import TASKS
 
     if name not in TASKS:
         raise ValueError(f"expected none, or some of {', '.join(TASKS)} (got {name!r})")
     return name
 
 
-def _leave_out(refused: "Mapping[Question, str]", by_name: Mapping[str, bool]) -> None:
+def _leave_out(refused: "Mapping[EvalSpec, str]", by_name: Mapping[str, bool]) -> None:
     """What was asked for by name is an error where it cannot be had; what only comes along is left out, and said."""
     for question, reason in refused.items():
         if by_name[question.kind]:
@@ -147,7 +147,7 @@ def _leave_out(refused: "Mapping[Question, str]", by_name: Mapping[str, bool]) -
 
 
 def _check_tasks(request: "Request") -> None:
-    from gatelab.training.harness import check_tasks
+    from gatelab.training.evals.lm_eval_tasks import check_tasks
 
     try:
         check_tasks(request.tasks, request.include)
@@ -206,7 +206,7 @@ def attention_map(
     from gatelab.orchestrator.evaluating import examinee
     from gatelab.results.views.attention_map import plot_attention
     from gatelab.results.views.style import save_figure
-    from gatelab.training.attention_map import attention_of_text
+    from gatelab.training.evals.attention_map import attention_of_text
 
     folder, name = RunsFolder(runs), args.study_name(study)
     if (text is None) == (file is None):

@@ -28,8 +28,9 @@ from gatelab.results.store.records import read_json, write_json
 from gatelab.results.store.trials import is_over
 from gatelab.training.checkpoint import is_written
 from gatelab.training.config import DataConfig
-from gatelab.training.data import Dataset, prepare
-from gatelab.training.loop import milestone
+from gatelab.training.data import Dataset
+from gatelab.training.loop import fork_checkpoint
+from gatelab.training.preparation import prepare
 
 POLL_SECONDS = 0.5  # between two looks at the journals, for the display
 STOP_SECONDS = 60.0  # for trials to reach a checkpoint after an interrupt
@@ -264,7 +265,7 @@ class _Driver:
         branch = self.branches.get(trial.id)
         if branch is None or self.progress.trials[branch.trunk].state not in ("waiting", "running"):
             return True
-        return is_written(milestone(self.folder.trial(branch.trunk).path, branch.step))
+        return is_written(fork_checkpoint(self.folder.trial(branch.trunk).path, branch.step))
 
     def _new_worker(self) -> Any:
         remote = ray.remote(TrialWorker).options(num_cpus=self.share.cpus, num_gpus=self.share.gpus)

@@ -23,7 +23,8 @@ from gatelab.training.config import TrialConfig
 from gatelab.training.corpus import DataError
 from gatelab.training.data import Dataset
 from gatelab.training.device import choose_device, device_name
-from gatelab.training.examination import Examinee, Question, refusal
+from gatelab.training.evals.spec import EvalSpec
+from gatelab.training.evals.trained_model import TrainedModel, refusal
 
 MULTIPLES = (1, 2, 4)
 """Of the length of a trial's training: the lengths at which it is asked by default."""
@@ -37,7 +38,7 @@ class Examination:
     name: str  # for people
     config: TrialConfig
     data_identity: str
-    questions: tuple[Question, ...]
+    questions: tuple[EvalSpec, ...]
 
 
 @dataclass
@@ -88,29 +89,29 @@ class Request:
     include: Path | None = None
     limit: int | None = None
 
-    def questions(self, trained: int) -> tuple[Question, ...]:
+    def questions(self, trained: int) -> tuple[EvalSpec, ...]:
         """The questions to a trial that was trained on sequences of a length."""
         lengths = [multiple * trained for multiple in MULTIPLES] if self.lengths is None else self.lengths
         folder = "" if self.include is None else str(self.include.resolve())
         questions = (
-            *(Question("length", length, rope, self.tokens) for length in lengths for rope in self.ropes),
+            *(EvalSpec("length", length, rope, self.tokens) for length in lengths for rope in self.ropes),
             *(
-                Question("retrieval", length, rope, self.examples, task)
+                EvalSpec("retrieval", length, rope, self.examples, task)
                 for task in self.retrieval
                 for length in lengths
                 for rope in self.ropes
             ),
-            *(Question("tasks", trained, "plain", self.limit or 0, task, folder) for task in self.tasks),
+            *(EvalSpec("tasks", trained, "plain", self.limit or 0, task, folder) for task in self.tasks),
         )
         return tuple(dict.fromkeys(questions))  # what is named twice is asked once
 
 
 def assign(
     folder: RunsFolder, exams: Iterable[Examination], request: Request
-) -> tuple[list[Examination], dict[Question, str]]:
+) -> tuple[list[Examination], dict[EvalSpec, str]]:
     """Trials with their questions; and the questions that their models or data do not allow, with the reasons."""
     assigned = []
-    refusals: dict[tuple[Question, str], str] = {}
+    refusals: dict[tuple[EvalSpec, str], str] = {}
     for exam in exams:
         questions = []
         for question in request.questions(exam.config.training.sequence_length):
@@ -125,13 +126,13 @@ def assign(
     return assigned, {question: reason for (question, _), reason in refusals.items() if reason}
 
 
-def examinee(folder: RunsFolder, exam: Examination) -> Examinee:
+def examinee(folder: RunsFolder, exam: Examination) -> TrainedModel:
     """The trained model of a trial, in this process. Raises FileNotFoundError without a checkpoint."""
     dataset = Dataset(folder.data / exam.data_identity)
-    return Examinee(exam.config, folder.trial(exam.trial_id).checkpoints, dataset)
+    return TrainedModel(exam.config, folder.trial(exam.trial_id).checkpoints, dataset)
 
 
-def unanswered(files: TrialFolder, questions: Iterable[Question]) -> tuple[Question, ...]:
+def unanswered(files: TrialFolder, questions: Iterable[EvalSpec]) -> tuple[EvalSpec, ...]:
     """The questions that a trial has not answered."""
     return tuple(question for question in questions if not _answer_file(files, question).exists())
 
@@ -172,13 +173,13 @@ def ask(
 
 
 def _answers(
-    folder: RunsFolder, pending: Iterable[tuple[Examination, Question]], part: Share
-) -> Iterator[tuple[Examination, Question, str]]:
+    folder: RunsFolder, pending: Iterable[tuple[Examination, EvalSpec]], part: Share
+) -> Iterator[tuple[Examination, EvalSpec, str]]:
     """Give questions to free examiners; of each that is over, why it has no answer, or ''."""
     remote = ray.remote(Examiner).options(num_cpus=part.cpus, num_gpus=part.gpus)
     root = str(folder.root.resolve())
     queue, idle = deque(pending), [remote.remote(root, part.threads) for _ in range(part.concurrency)]
-    running: dict[Any, tuple[Any, Examination, Question]] = {}
+    running: dict[Any, tuple[Any, Examination, EvalSpec]] = {}
     while queue or running:
         while queue and idle:
             examiner, (exam, question) = idle.pop(), queue.popleft()
@@ -200,9 +201,9 @@ class Examiner:
     def __init__(self, root: str, threads: int) -> None:
         torch.set_num_threads(threads)
         self._folder = RunsFolder(Path(root))
-        self._examinee: tuple[str, Examinee] | None = None
+        self._examinee: tuple[str, TrainedModel] | None = None
 
-    def answer(self, exam: Examination, question: Question) -> str:
+    def answer(self, exam: Examination, question: EvalSpec) -> str:
         """Write the answer to a trial's folder; return why there is none, or ''."""
         files = self._folder.trial(exam.trial_id)
         try:
@@ -210,13 +211,13 @@ class Examiner:
                 self._examinee = None  # one model at a time
                 self._examinee = exam.trial_id, examinee(self._folder, exam)
             model = self._examinee[1]
-            self._write(exam, files, question, model.answer(question), model.step)
+            self._write(exam, files, question, model.evaluate(question), model.step)
         except Exception as error:
             return f"{type(error).__name__}: {(str(error) or repr(error)).splitlines()[0]}"
         return ""
 
     def _write(
-        self, exam: Examination, files: TrialFolder, question: Question, metrics: dict[str, float], step: int
+        self, exam: Examination, files: TrialFolder, question: EvalSpec, metrics: dict[str, float], step: int
     ) -> None:
         origin = {**code_version(), "data": exam.data_identity, "device": device_name(choose_device())}
         write_json(
@@ -231,6 +232,6 @@ class Examiner:
         )
 
 
-def _answer_file(files: TrialFolder, question: Question) -> Path:
+def _answer_file(files: TrialFolder, question: EvalSpec) -> Path:
     name = f"{question.stem}/{question.task}" if question.kind == "tasks" else question.stem
     return files.evaluations / f"{name.replace('/', '-')}-{digest(asdict(question))[:8]}.json"

@@ -19,7 +19,8 @@ from gatelab.results.store.records import read_json, write_json
 from gatelab.results.store.trials import is_over
 from gatelab.training.config import DataConfig, TrialConfig
 from gatelab.training.corpus import DataError
-from gatelab.training.data import Manifest, data_identity, prepare
+from gatelab.training.data import Manifest
+from gatelab.training.preparation import data_identity, prepare
 
 MEASURED_STEPS = 5
 MEASURED_TOKENS = 16_384  # at most, in a step
@@ -193,7 +194,7 @@ def _measure(config: TrialConfig, device: Any, threads: int) -> float:
     """Measure tokens per second of training steps on random tokens, after a warm-up."""
     import torch
 
-    from gatelab.training.step import Learner
+    from gatelab.training.train_state import TrainState
 
     training = config.training
     sequences = min(training.batch_size // training.accumulation, max(1, MEASURED_TOKENS // training.sequence_length))
@@ -202,7 +203,7 @@ def _measure(config: TrialConfig, device: Any, threads: int) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        learner = Learner(config.model_copy(update={"training": whole}), device)
+        learner = TrainState(config.model_copy(update={"training": whole}), device)
         windows = torch.randint(vocab, (sequences, training.sequence_length + 1), device=device)
         learner.step(0, windows)[0].item()
         started = time.perf_counter()

@@ -11,9 +11,16 @@ from collections.abc import Mapping
 import psutil
 import torch
 
+from gatelab.metrics import MetricSpec
 from gatelab.training.recorder import Recorder
 
 SAMPLE_SECONDS = 5.0
+SPECS = {
+    "system/*_percentage": MetricSpec("%", kind="series"),
+    "system/*_megabytes": MetricSpec("MB", kind="series"),
+    "system/*_watts": MetricSpec("W", kind="series"),
+}
+"""What a sample measures."""
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,8 @@ import filelock
 import torch
 
 from gatelab.ablations.shared_prefix import Fork
+from gatelab.metrics import dump_specs
+from gatelab.orchestrator import system_metrics
 from gatelab.orchestrator.provenance import code_version
 from gatelab.orchestrator.system_metrics import SystemMetrics
 from gatelab.results.store.journal import Journal, continue_from
@@ -24,7 +26,8 @@ from gatelab.training.checkpoint import is_written
 from gatelab.training.config import TrialConfig
 from gatelab.training.data import Dataset
 from gatelab.training.device import choose_device, compute_dtype, environment
-from gatelab.training.loop import milestone, train
+from gatelab.training.loop import fork_checkpoint, train
+from gatelab.training.metric_specs import trial_metric_specs
 from gatelab.training.recorder import Recorder
 
 ERROR_LINES = 6  # of a traceback, in a report
@@ -124,7 +127,8 @@ def _train(task: Task, folder: TrialFolder, recorder: Callable[[Journal], Record
         device = choose_device(task.device)
         runs = RunsFolder(Path(task.root))
         trunk = _trunk(task, runs)
-        _describe_attempt(task, folder, environment(device, compute_dtype(trial.training, device)), trunk is not None)
+        machine = environment(device, compute_dtype(trial.training, device))
+        _describe_attempt(task, trial, folder, machine, trunk is not None)
         dataset = Dataset(runs.data / task.data_identity)
         parent = None if task.parent is None else runs.trial(task.parent)
         if trunk is not None and task.branch is not None:
@@ -137,10 +141,10 @@ def _train(task: Task, folder: TrialFolder, recorder: Callable[[Journal], Record
                 folder.path,
                 str(device),
                 dataset=dataset,
-                start=None if parent is None else parent.checkpoints,
-                start_step=None if parent is None else (read_json(parent.outcome) or {})["step"],
-                trunk=trunk,
-                milestones=task.milestones,
+                warm_start=None if parent is None else parent.checkpoints,
+                warm_start_step=None if parent is None else (read_json(parent.outcome) or {})["step"],
+                fork=trunk,
+                fork_steps=task.milestones,
                 checkpoint_seconds=task.checkpoint_seconds,
                 should_stop=Path(task.stop_file).exists,
             )
@@ -162,13 +166,17 @@ def _trunk(task: Task, runs: RunsFolder) -> Path | None:
     before: then it is trained from its own start, to the same end."""
     if task.branch is None:
         return None
-    folder = milestone(runs.trial(task.branch.trunk).path, task.branch.step)
+    folder = fork_checkpoint(runs.trial(task.branch.trunk).path, task.branch.step)
     return folder if is_written(folder) else None
 
 
-def _describe_attempt(task: Task, folder: TrialFolder, machine: dict[str, str], branches_off: bool) -> None:
-    """Add this attempt to the trial's description: when, with which code, where; after those of the trunk that it
-    leaves, if it does."""
+def _describe_attempt(
+    task: Task, trial: TrialConfig, folder: TrialFolder, machine: dict[str, str], branches_off: bool
+) -> None:
+    """Add this attempt to the trial's description: when, with which code, where, and what its metrics are.
+
+    Attempts of a trunk that the trial leaves come first.
+    """
     provenance = {**code_version(), "data": task.data_identity, **machine}
     parent = {} if task.parent is None else {"parent": task.parent}
     known = read_json(folder.description) or {"id": task.trial_id, "config": task.config, **parent, "attempts": []}
@@ -176,6 +184,8 @@ def _describe_attempt(task: Task, folder: TrialFolder, machine: dict[str, str], 
         trunk = read_json(RunsFolder(Path(task.root)).trial(task.branch.trunk).description)
         known |= {"branch": asdict(task.branch), "attempts": trunk["attempts"] if trunk else []}
     known["attempts"].append({"started": time.time(), "provenance": provenance})
+    specs = trial_metric_specs(trial) | (system_metrics.SPECS if task.system_metrics else {})
+    known["metrics"] = dump_specs(specs)
     write_json(folder.description, known)
 
 

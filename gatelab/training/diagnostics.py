@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from gatelab.kernels import gated_attention
+from gatelab.metrics import SHARE, SIZE, MetricSpec
 from gatelab.models.decoder import Block, Decoder
 from gatelab.models.layers import Attention
 from gatelab.training.device import precision_context
-from gatelab.training.tally import Tally
+from gatelab.training.running_stats import RunningStats
 
 CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 25}
 """Attention probabilities that exist at a time: as many as a CPU's cache holds, or as keep a GPU busy."""
@@ -28,6 +29,40 @@ FLOAT_COUNTS = 1 << 24  # up to here float32 counts one by one
 BINS = 20
 """Of the histogram of gate scores over [0, 1]; what lies outside counts in the bin at its end."""
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
+
+SCORES = ("mean", "std", "min", "max", "first_token_mean", *QUANTILES)
+SPECS = {
+    "attention/first_token_share": MetricSpec(
+        "share", mirrored_by_layer=True, floor="attention/first_token_share_uniform"
+    ),
+    "attention/first_token_share_late": MetricSpec("share", floor="attention/first_token_share_late_uniform"),
+    "attention/first_token_share_top_head": MetricSpec("share", floor="attention/first_token_share_uniform"),
+    "attention/first_token_share_uniform": SHARE,
+    "attention/first_token_share_late_uniform": SHARE,
+    "attention/entropy": MetricSpec("nats", floor="attention/entropy_uniform"),
+    "attention/entropy_uniform": MetricSpec("nats"),
+    "attention/max_logit": MetricSpec(logarithmic=True, mirrored_by_layer=True),
+    "attention/sequence_length": MetricSpec("tokens"),
+    "activation/attention_output": SIZE,
+    "activation/attention_residual": SIZE,
+    "activation/ffn_output": SIZE,
+    "activation/ffn_residual": MetricSpec(logarithmic=True, mirrored_by_layer=True),
+    "sdpa/mean_abs": SIZE,
+    "sdpa/below_*": SHARE,
+    "sdpa_ungated/mean_abs": SIZE,
+    "sdpa_ungated/below_*": SHARE,
+    "gate/*/mean": MetricSpec(mirrored_by_layer=True),
+    **{f"gate/*/{name}": MetricSpec() for name in SCORES if name != "mean"},
+    "gate/*/below_*": SHARE,
+    "histogram/gate/*": MetricSpec(kind="detail"),
+}
+"""What `diagnose` measures."""
+NORM_SPECS = {
+    "gradient_norm": MetricSpec(mirrored_by_layer=True),
+    "gradient_norm/*": SIZE,
+    "weight_norm/*": SIZE,
+}
+"""What `norms` measures."""
 
 Values = dict[str, float]
 
@@ -53,17 +88,17 @@ def diagnose(
     Of the whole model: the mean over layers of each (the largest for attention/max_logit, and no histograms);
     attention/sequence_length, T; and attention/…_uniform: what attention that is uniform over the past would show.
     """
-    tallies = [Tally() for _ in model.layers]
+    stats = [RunningStats() for _ in model.layers]
     model.eval()
-    with _watching(model, tallies):
+    with _watching(model, stats):
         for start in range(0, len(windows), batch_size):
             batch = torch.from_numpy(windows[start : start + batch_size, :-1]).to(device)
-            for tally in tallies:
+            for tally in stats:
                 tally.weight = len(batch)
             with precision_context(dtype, device):
                 model.hidden(batch)
     model.train()
-    layers = [tally.values() for tally in tallies]
+    layers = [tally.values() for tally in stats]
     return {**_of_model(layers), **uniform_attention(windows.shape[1] - 1)}, layers
 
 
@@ -89,11 +124,11 @@ def _of_model(layers: list[Values]) -> Values:
 
 
 @contextmanager
-def _watching(model: Decoder, tallies: list[Tally]) -> Iterator[None]:
+def _watching(model: Decoder, stats: list[RunningStats]) -> Iterator[None]:
     """Have each layer's tally fed by what passes through the layer."""
     handles = [
         handle
-        for block, tally in zip(model.layers, tallies, strict=True)
+        for block, tally in zip(model.layers, stats, strict=True)
         if isinstance(block, Block)
         for handle in _hooks(block, tally)
     ]
@@ -104,7 +139,7 @@ def _watching(model: Decoder, tallies: list[Tally]) -> Iterator[None]:
             handle.remove()
 
 
-def _hooks(block: Block, tally: Tally) -> Iterator[Any]:
+def _hooks(block: Block, tally: RunningStats) -> Iterator[Any]:
     attention = block.attention
 
     def seen(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -121,7 +156,7 @@ def _hooks(block: Block, tally: Tally) -> Iterator[Any]:
 
 
 def _see_gates(
-    tally: Tally, attention: Attention, module: nn.Module, inputs: tuple[Tensor], parts: dict[str, Tensor]
+    tally: RunningStats, attention: Attention, module: nn.Module, inputs: tuple[Tensor], parts: dict[str, Tensor]
 ) -> None:
     for position, logits in attention.gate_logits(parts, inputs[0]).items():
         scores = attention.gates[position].scores(logits).float()
@@ -139,7 +174,7 @@ def _see_gates(
 
 
 def _see_attention(
-    tally: Tally, module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], output: Tensor
+    tally: RunningStats, module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], output: Tensor
 ) -> None:
     query, key, value, logits = inputs
     with torch.autocast(query.device.type, enabled=False):  # products in float32, whatever the model computes in
@@ -154,7 +189,7 @@ def _see_attention(
         _see_small(tally, name, tensor, ("1e-2", "1e-3"))
 
 
-def _see_small(tally: Tally, name: str, values: Tensor, bounds: tuple[str, ...]) -> None:
+def _see_small(tally: RunningStats, name: str, values: Tensor, bounds: tuple[str, ...]) -> None:
     """The shares of values whose magnitude is below each bound."""
     magnitudes = values.abs()
     for bound in bounds:

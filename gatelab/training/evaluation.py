@@ -8,14 +8,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gatelab.metrics import BITS, NATS, MetricSpec
 from gatelab.training.data import HeldOut
 from gatelab.training.device import precision_context
 
+SPECS = {
+    "loss": NATS,
+    "loss/*": NATS,  # of a domain
+    "bits_per_byte": BITS,
+    "bits_per_byte/*": BITS,
+    "position/*": MetricSpec("nats/token", "lower", kind="detail"),
+}
+"""What `loss_metrics` and `position_losses` measure, without the beginning that says of what."""
+
 
 def language_model_loss(model: nn.Module, windows: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
-    """Cross-entropy, in nats, of `windows [B, T + 1]` (int64): each token from those before it.
+    """Return the cross-entropy, in nats, of `windows [B, T + 1]` (int64): each token from those before it.
 
-    Its mean, or `[B * T]` for "none".
+    It is the mean, or `[B * T]` for "none".
     """
     logits = model(windows[:, :-1])
     return F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten(), reduction=reduction)
@@ -25,7 +35,7 @@ def language_model_loss(model: nn.Module, windows: Tensor, reduction: Literal["m
 def token_losses(
     model: nn.Module, held_out: HeldOut, batch_size: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Cross-entropy `[N, T]` of every target of held-out windows, in nats: float64, on the CPU."""
+    """Return the cross-entropy `[N, T]` of every target of held-out windows, in nats: float64, on the CPU."""
     model.eval()
     parts = []
     for start in range(0, len(held_out.windows), batch_size):
@@ -38,7 +48,7 @@ def token_losses(
 
 
 def loss_metrics(losses: Tensor, held_out: HeldOut, bytes_per_token: float) -> dict[str, float]:
-    """What `losses [N, T]` (nats) say, by name.
+    """Return what `losses [N, T]` (nats) say, by name.
 
     loss is nats per token; bits_per_byte compares across tokenizers: loss / ln 2 / (bytes per token of the whole
     validation text). Where the text is of several domains, loss/DOMAIN and bits_per_byte/DOMAIN are of the targets
@@ -58,9 +68,9 @@ def loss_metrics(losses: Tensor, held_out: HeldOut, bytes_per_token: float) -> d
 
 
 def position_losses(losses: Tensor) -> dict[str, float]:
-    """Mean of `losses [N, T]` (nats) by the number of tokens that a prediction sees, in octaves: 1, 2-3, … up to T.
+    """Return the mean of `losses [N, T]` (nats) by the number of tokens that a prediction sees.
 
-    Named position/00004-00007, so that names sort as numbers do.
+    Numbers are grouped in octaves: 1, 2-3, 4-7, … up to T. Names like position/00004-00007 sort as numbers do.
     """
     by_context = losses.mean(0)  # entry i: of predictions from i + 1 tokens
     return {
@@ -70,7 +80,7 @@ def position_losses(losses: Tensor) -> dict[str, float]:
 
 
 def _octaves(length: int) -> Iterator[tuple[int, int]]:
-    """1, 2-3, 4-7, … up to a length; less than half an octave at the end belongs to the last one."""
+    """Yield 1, 2-3, 4-7, … up to a length; less than half an octave at the end belongs to the last one."""
     first = 1
     while first <= length:
         last = 2 * first - 1 if length >= 3 * first else length

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from gatelab.thresholds import MAD_SCALE, MIN_VALUES, NOISE_FLOOR
+
 WINDOW = 128
 THRESHOLD = 6.0
-NEEDED = 32  # values before anything can be judged
-SMALLEST = 1e-3  # of the median: no series is so calm that less than this is its noise
 
 
 class SpikeCounter:
@@ -33,7 +33,7 @@ class SpikeCounter:
         self._run: int = state["run"]  # values above the bound, up to now
 
     def state(self) -> dict[str, Any]:
-        """What a counter that goes on from here is made from, as JSON."""
+        """Return what a counter that goes on from here is made from, as JSON."""
         return {
             "window": list(self._window),
             "spikes": self.spikes,
@@ -62,9 +62,9 @@ class SpikeCounter:
             self._run = 0
 
     def _bound(self) -> float:
-        if len(self._window) < NEEDED:
+        if len(self._window) < MIN_VALUES:
             return float("inf")
         window = np.array(self._window)
         median = np.median(window)
-        deviation = 1.4826 * np.median(np.abs(window - median))
-        return float(median + THRESHOLD * max(deviation, SMALLEST * abs(median)))
+        deviation = MAD_SCALE * np.median(np.abs(window - median))
+        return float(median + THRESHOLD * max(deviation, NOISE_FLOOR * abs(median)))

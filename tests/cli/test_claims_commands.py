@@ -18,7 +18,7 @@ from gatelab.cli.main import app
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.preregistration import read_register
 from gatelab.results.store.records import write_json
-from gatelab.training import data
+from gatelab.training import preparation
 from tests.cli.conftest import FOREIGN, STUDY
 
 CLAIMS = """\
@@ -182,13 +182,13 @@ def test_a_plan_says_what_a_study_can_show(command: Command, folder: RunsFolder)
 def test_a_plan_reads_its_data_once(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two claims, two variants, two seeds: the hash of what may be terabytes is taken once, with claims or without."""
     digests: list[Any] = []
-    take = data.source_digest
+    take = preparation.source_digest
 
     def counted(config: Any) -> str:
         digests.append(config)
         return take(config)
 
-    monkeypatch.setattr(data, "source_digest", counted)
+    monkeypatch.setattr(preparation, "source_digest", counted)
     result = command("plan", "tiny.yaml", "--no-estimate")
     assert result.exit_code == 0, result.output
     assert "claim lower, or not" in result.stdout

@@ -96,7 +96,7 @@ def test_a_study_is_asked_once(folder: RunsFolder) -> None:
         for question in exam.questions:
             entry = by_length[question.length]
             assert entry["question"] == asdict(question)
-            assert entry["metrics"] == pytest.approx(model.answer(question), rel=1e-6)
+            assert entry["metrics"] == pytest.approx(model.evaluate(question), rel=1e-6)
             assert entry["step"] == outcome["step"] == 20
             assert entry["evaluated"] > outcome["ended"]
             origin = provenance(folder.trial(exam.trial_id))

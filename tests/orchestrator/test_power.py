@@ -17,7 +17,7 @@ from gatelab.orchestrator.power import ClaimPower, claim_powers
 from gatelab.results.analyses.comparison import DEFAULT_METRIC
 from gatelab.results.analyses.noise_ledger import remember
 from gatelab.results.store.layout import RunsFolder
-from gatelab.training.data import data_identity
+from gatelab.training.preparation import data_identity
 from tests.results.analyses.test_comparison import build_frame
 
 DIFFERENCES = (0.05, -0.03, 0.01, 0.04, -0.07)

@@ -7,13 +7,15 @@ import psutil
 import pytest
 import torch
 
+from gatelab.metrics import MetricSpec, find_spec, load_specs
 from gatelab.orchestrator.system_metrics import SystemMetrics
 from gatelab.orchestrator.worker import Task, run_task
 from gatelab.results.store.journal import Journal, JournalTail, read_journal
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.metric_specs import is_mirrored, measure, sums_up
+from gatelab.results.store.records import read_json
 from gatelab.training.config import TrialConfig
-from gatelab.training.data import prepare
+from gatelab.training.preparation import prepare
 
 CPU = torch.device("cpu")
 ALWAYS = {
@@ -143,6 +145,12 @@ def test_a_trial_records_them_only_if_asked(asked: bool, corpus: Path, tmp_path:
         system_metrics=asked,
     )
     assert run_task(task)["status"] == "finished"
+    description = read_json(folder.trial(task.trial_id).description)
+    assert description is not None
+    specs = load_specs(description["metrics"])
+    told = {name: find_spec(name, specs) for name in ALWAYS}
+    assert told == {name: MetricSpec(unit, kind="series") if asked else MetricSpec() for name, unit in ALWAYS.items()}
+    assert find_spec("train/loss", specs) == MetricSpec("nats/token", "lower", kind="series")
     rows = read_journal(folder.trial(task.trial_id).journal).to_pylist()
     names = {row["name"] for row in rows}
     assert (set(ALWAYS) <= names) == asked

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
-from gatelab.training import data
+from gatelab.training import preparation
 from gatelab.training.config import DataConfig
 from gatelab.training.corpus import DataError
-from gatelab.training.data import Dataset, Manifest, SplitCounts, data_identity, prepare
+from gatelab.training.data import Dataset, Manifest, SplitCounts
+from gatelab.training.preparation import data_identity, prepare
 from gatelab.training.tokenizer import ByteTokenizer
 
 
@@ -142,7 +143,7 @@ def test_several_files_hold_the_same_tokens_as_one(
         (source / f"{i:04d}.txt").write_text(f"document {i:04d}\n")
     config = DataConfig(source=str(source))
     whole = prepare(config, tmp_path / "one").train
-    monkeypatch.setattr(data, "SHARD_TOKENS", 1)
+    monkeypatch.setattr(preparation, "SHARD_TOKENS", 1)
     cut = prepare(config, tmp_path / "several").train
     assert len(list((tmp_path / "several").glob("*/train-*.bin"))) > documents // 2
     assert len(cut) == len(whole)

@@ -14,11 +14,12 @@ from gatelab.kernels.reference import attention_weights
 from gatelab.models.decoder import Decoder, initialize
 from gatelab.training import diagnostics
 from gatelab.training.config import TrialConfig
-from gatelab.training.data import Dataset, prepare
+from gatelab.training.data import Dataset
 from gatelab.training.diagnostics import attention_statistics, diagnose, norms, uniform_attention
 from gatelab.training.loop import train
+from gatelab.training.preparation import prepare
 from gatelab.training.recorder import NullRecorder
-from gatelab.training.step import Learner
+from gatelab.training.train_state import TrainState
 
 CPU = torch.device("cpu")
 Tiny = Callable[..., TrialConfig]
@@ -228,18 +229,18 @@ def _dataset(trial: TrialConfig, folder: Any) -> Dataset:
 def test_norms_by_part_add_up(tiny: Tiny) -> None:
     """Each parameter of a layer belongs to one part; together they are the layer's gradient."""
     model = {"gate": {"position": "value+sdpa", "bias": 0.1}, "sandwich_norm": True}
-    learner = Learner(tiny(model=model), CPU)
-    learner.step(0, torch.from_numpy(windows(4)))
-    (found,) = norms(learner.model)
+    state = TrainState(tiny(model=model), CPU)
+    state.step(0, torch.from_numpy(windows(4)))
+    (found,) = norms(state.model)
     parts = {name.partition("/")[2] for name in found if "/" in name}
     assert parts == {"query", "key", "value", "gate_value", "gate_sdpa", "attention_output", "ffn", "norms"}
     for kind, tensors in (
-        ("weight_norm", list(learner.model.layers[0].parameters())),
-        ("gradient_norm", [p.grad for p in learner.model.layers[0].parameters()]),
+        ("weight_norm", list(state.model.layers[0].parameters())),
+        ("gradient_norm", [p.grad for p in state.model.layers[0].parameters()]),
     ):
         total = math.sqrt(sum(found[f"{kind}/{part}"] ** 2 for part in parts))
         assert total == pytest.approx(math.sqrt(sum(t.double().square().sum().item() for t in tensors)), rel=1e-5)
-    weight = learner.model.layers[0].attention.input.blocks["query"]
+    weight = state.model.layers[0].attention.input.blocks["query"]
     assert found["weight_norm/query"] == pytest.approx(weight.norm().item(), rel=1e-6)
     assert found["gradient_norm"] == pytest.approx(
         math.sqrt(sum(found[f"gradient_norm/{part}"] ** 2 for part in parts)), rel=1e-5

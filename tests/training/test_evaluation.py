@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from gatelab.training.config import DataConfig
 from gatelab.training.corpus import DataError
-from gatelab.training.data import HeldOut, prepare
+from gatelab.training.data import HeldOut
 from gatelab.training.evaluation import loss_metrics, position_losses
+from gatelab.training.preparation import prepare
 
 
 def held_out(domains: list[list[int]], *names: str) -> HeldOut:

@@ -13,9 +13,10 @@ import torch
 from gatelab.models.decoder import Decoder, initialize
 from gatelab.training.config import TrialConfig
 from gatelab.training.corpus import DataError
-from gatelab.training.data import Dataset, prepare
+from gatelab.training.data import Dataset
 from gatelab.training.evaluation import language_model_loss
-from gatelab.training.loop import Outcome, milestone, train
+from gatelab.training.loop import Outcome, fork_checkpoint, train
+from gatelab.training.preparation import prepare
 from gatelab.training.recorder import NullRecorder
 
 Tiny = Callable[..., TrialConfig]
@@ -368,11 +369,11 @@ def test_training_that_goes_on_resumes_without_what_it_went_on_from(
     train(first, NullRecorder(), tmp_path / "first", "cpu", dataset=dataset)
     start = tmp_path / "first" / "checkpoints"
     whole, parts = Memory(), [Memory(), Memory()]
-    train(second, whole, tmp_path / "whole", "cpu", dataset=dataset, start=start, start_step=20)
+    train(second, whole, tmp_path / "whole", "cpu", dataset=dataset, warm_start=start, warm_start_step=20)
     assert whole.series("train/loss")[1] < 5 < math.log(257)
     stops = iter([False, True])
     folder = tmp_path / "parts"
-    given: dict[str, Any] = {"dataset": dataset, "start": start, "start_step": 20}
+    given: dict[str, Any] = {"dataset": dataset, "warm_start": start, "warm_start_step": 20}
     train(second, parts[0], folder, "cpu", should_stop=lambda: next(stops, True), **given)
     for path in start.iterdir():
         path.unlink()
@@ -387,11 +388,11 @@ def test_a_branch_ends_as_if_it_had_been_trained_from_the_start(tiny: Tiny, data
     wsd = {"log_every": 3, "schedule": {"kind": "wsd", "warmup": 2, "decay": 0.4}}
     short, long = tiny(training=wsd), tiny(training=wsd | {"tokens": 40 * 64})
     start, branch = short.training.decay_start // 3 * 3, Memory()
-    train(long, NullRecorder(), tmp_path / "long", dataset=dataset, milestones=[start])
-    kept = milestone(tmp_path / "long", start)
+    train(long, NullRecorder(), tmp_path / "long", dataset=dataset, fork_steps=[start])
+    kept = fork_checkpoint(tmp_path / "long", start)
     whole = Memory()
     alone = train(short, whole, tmp_path / "alone", dataset=dataset)
-    branched = train(short, branch, tmp_path / "branch", dataset=dataset, trunk=kept)
+    branched = train(short, branch, tmp_path / "branch", dataset=dataset, fork=kept)
 
     assert (alone.status, alone.step) == (branched.status, branched.step) == ("finished", 20)
     for name in alone.metrics.keys() - {"train/seconds", "train/mean_tokens_per_second", "memory/peak_bytes"}:
@@ -405,10 +406,10 @@ def test_a_branch_ends_as_if_it_had_been_trained_from_the_start(tiny: Tiny, data
     assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
 
 
-def test_milestones_change_nothing(tiny: Tiny, dataset: Dataset, tmp_path: Path) -> None:
+def test_fork_checkpoints_change_nothing(tiny: Tiny, dataset: Dataset, tmp_path: Path) -> None:
     """A trial that others leave is the trial that it would be without them."""
     with_, without = Memory(), Memory()
-    train(tiny(), with_, tmp_path / "with", dataset=dataset, milestones=[6, 12])
+    train(tiny(), with_, tmp_path / "with", dataset=dataset, fork_steps=[6, 12])
     train(tiny(), without, tmp_path / "without", dataset=dataset)
     assert with_.reproducible() == without.reproducible()
 

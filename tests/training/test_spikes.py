@@ -7,7 +7,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatelab.training.spikes import NEEDED, THRESHOLD, WINDOW, SpikeCounter
+from gatelab.thresholds import MIN_VALUES
+from gatelab.training.spikes import THRESHOLD, WINDOW, SpikeCounter
 
 
 def calm(count: int, seed: int = 0) -> np.ndarray:
@@ -57,9 +58,9 @@ def test_a_new_level_is_one_spike_and_then_the_level() -> None:
 
 def test_nothing_is_judged_before_there_is_something_to_judge_by() -> None:
     """The first steps fall from the loss of guessing; a flat series has some tolerance all the same."""
-    assert counted([9.0, *[3.0] * (NEEDED - 1)]) == (0, 0, 0)
-    assert counted([3.0] * NEEDED + [3.0 * (1 + 0.9e-3 * THRESHOLD)]) == (0, 0, 0)
-    assert counted([3.0] * NEEDED + [3.0 * (1 + 1.1e-3 * THRESHOLD)]) == (1, 1, 0)
+    assert counted([9.0, *[3.0] * (MIN_VALUES - 1)]) == (0, 0, 0)
+    assert counted([3.0] * MIN_VALUES + [3.0 * (1 + 0.9e-3 * THRESHOLD)]) == (0, 0, 0)
+    assert counted([3.0] * MIN_VALUES + [3.0 * (1 + 1.1e-3 * THRESHOLD)]) == (1, 1, 0)
 
 
 @settings(max_examples=20, deadline=None)

@@ -12,11 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gatelab.results.statistics.spikes import NEEDED, band_exit
+from gatelab.results.statistics.spikes import band_exit
 from gatelab.results.store.metrics import named
-
-RING = 256
-"""Steps of an autopsy."""
+from gatelab.thresholds import HISTORY_STEPS, MIN_VALUES
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Autopsy:
     def sentence(self) -> str:
         """What a person wants to know."""
         event = f"{'diverged' if self.diverged else 'loss spike'} at step {self.at}"
-        if self.steps < NEEDED:
+        if self.steps < MIN_VALUES:
             return f"{event}: the {self.steps} steps kept are too few to say what was usual"
         if not self.exits:
             return f"{event}: no measurement of a layer left its band"
@@ -124,7 +122,7 @@ def ring_rows(metrics: pa.Table) -> pa.Table:
 
 def measurements_of_event(rings: pa.Table, found: int) -> pa.Table:
     """The rows of one trial's ring as it was at an event, steps ascending."""
-    held = pc.and_(pc.less_equal(rings["found"], found), pc.greater(rings["step"], found - RING))
+    held = pc.and_(pc.less_equal(rings["found"], found), pc.greater(rings["step"], found - HISTORY_STEPS))
     return rings.filter(held).sort_by("step")
 
 

@@ -16,12 +16,13 @@ import pyarrow.compute as pc
 from gatelab.results.analyses.comparison import UNFINISHED
 from gatelab.results.analyses.divergence import Autopsy, autopsies
 from gatelab.results.statistics.series import Curve, extremes
-from gatelab.results.statistics.spikes import NEEDED, spike_score
+from gatelab.results.statistics.spikes import spike_score
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.metrics import each_journal, named, together
 from gatelab.results.store.records import TrialRecord
 from gatelab.results.store.runs import runs_of_record
 from gatelab.results.store.trials import Descriptions, study_descriptions
+from gatelab.thresholds import MIN_VALUES
 
 AUTOPSY_FIGURES = 4
 """Trials whose autopsy is drawn."""
@@ -338,6 +339,6 @@ def is_drawn(found: Iterable[Autopsy]) -> list[Autopsy]:
     """The autopsies that are drawn, one of each trial, those of divergences first."""
     chosen: dict[str, Autopsy] = {}
     for one in found:
-        if one.steps >= NEEDED and (one.diverged or one.trial not in chosen):
+        if one.steps >= MIN_VALUES and (one.diverged or one.trial not in chosen):
             chosen[one.trial] = one
     return sorted(chosen.values(), key=lambda one: not one.diverged)[:AUTOPSY_FIGURES]

@@ -5,16 +5,10 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-NEEDED = 32
-"""Values before anything is judged, as for the robust counters of spikes."""
-
+from gatelab.thresholds import MAD_SCALE, MIN_VALUES, NOISE_FLOOR
 
 BAND = 10.0
 """Robust standard deviations from the median within which a measurement is in its band."""
-
-
-SMALLEST = 1e-3
-"""Of the median: no measurement is so calm that less than this is its noise."""
 
 
 LASTING = 4
@@ -31,10 +25,10 @@ def band_exit(values: npt.NDArray[np.float64], upwards: bool = False) -> tuple[i
     """
     half = len(values) // 2
     older = values[:half][np.isfinite(values[:half])]
-    if len(values) < NEEDED or not len(older):
+    if len(values) < MIN_VALUES or not len(older):
         return None
     usual = float(np.median(older))
-    reach = BAND * max(1.4826 * float(np.median(np.abs(older - usual))), SMALLEST * abs(usual))
+    reach = BAND * max(MAD_SCALE * float(np.median(np.abs(older - usual))), NOISE_FLOOR * abs(usual))
     low, high = (-math.inf if upwards else usual - reach), usual + reach
     finite = np.isfinite(values)
     out = ~finite | (values > high) | (values < low)
@@ -98,7 +92,7 @@ def _spikes(values: Series) -> npt.NDArray[np.bool_]:
 
 def _suspects(values: Series) -> npt.NDArray[np.intp]:
     """Places of values that may be spikes among all before them: the windows of all others need not be looked at."""
-    ends = np.arange(NEEDED, len(values))
+    ends = np.arange(MIN_VALUES, len(values))
     if not len(ends):
         return ends
     offsets = values - np.median(values)

@@ -5,54 +5,38 @@ docs/diagnostics.md and docs/results.md define each one.
 
 import fnmatch
 import functools
-from dataclasses import dataclass
-from typing import Literal
 
+from gatelab.metrics import BITS, NATS, SHARE, SIZE, SPEED, MetricSpec, find_spec
 
-@dataclass(frozen=True)
-class Measure:
-    """A kind of metric."""
+COUNT = MetricSpec("", "lower")
 
-    unit: str = ""
-    better: Literal["lower", "higher", ""] = ""
-    """Which way is better; '': neither by itself, as a share of attention."""
-    logarithmic: bool = False
-    """Whether plots show it on a logarithmic axis."""
-
-
-NATS, BITS, SPEED = Measure("nats/token", "lower"), Measure("bits/byte", "lower"), Measure("tokens/s", "higher")
-
-
-SHARE, COUNT, SIZE = Measure("share"), Measure("", "lower"), Measure("", "", logarithmic=True)
-
-
-MEASURES: dict[str, Measure] = {
+MEASURES: dict[str, MetricSpec] = {
     # Pattern of a name -> what it is; the first that fits holds.
     "*bits_per_byte*": BITS,
     "validation/*": NATS,
     "train/loss": NATS,
     "train/final_loss": NATS,
-    "train/initial_loss": Measure("nats/token"),
+    "train/initial_loss": MetricSpec("nats/token"),
     "train/*tokens_per_second": SPEED,
-    "train/seconds": Measure("s", "lower"),
+    "train/seconds": MetricSpec("s", "lower"),
     "train/*_spikes": COUNT,
     "train/*_steps": COUNT,
-    "memory/peak_bytes": Measure("bytes", "lower"),
-    "system/*_percentage": Measure("%"),
-    "system/*_megabytes": Measure("MB"),
-    "system/*_watts": Measure("W"),
-    "attention/entropy*": Measure("nats"),
+    "memory/peak_bytes": MetricSpec("bytes", "lower"),
+    "system/*_percentage": MetricSpec("%"),
+    "system/*_megabytes": MetricSpec("MB"),
+    "system/*_watts": MetricSpec("W"),
+    "attention/entropy*": MetricSpec("nats"),
     "attention/max_logit": SIZE,
     "attention/logit_bound": SIZE,
-    "attention/sequence_length": Measure("tokens"),
+    "attention/sequence_length": MetricSpec("tokens"),
     "attention/*": SHARE,
     "activation/*": SIZE,
     "sdpa*/mean_abs": SIZE,
     "*/below_*": SHARE,
     "*_norm/*": SIZE,
     "length/*": NATS,
-    "retrieval/*/accuracy": Measure("share", "higher"),
-    "retrieval/*/gain": Measure("nats/token", "higher"),
+    "retrieval/*/accuracy": MetricSpec("share", "higher"),
+    "retrieval/*/gain": MetricSpec("nats/token", "higher"),
     "retrieval/*/loss": NATS,
 }
 
@@ -75,9 +59,9 @@ OF_LAYERS = (
 """Metrics of a layer that MLflow gets. Journals and Parquet have all; its pages would be lost in them."""
 
 
-def measure(name: str) -> Measure:
-    """What a metric is; one without a unit or a direction where nothing is known of it."""
-    return next((kind for pattern, kind in MEASURES.items() if fnmatch.fnmatchcase(name, pattern)), Measure())
+def measure(name: str) -> MetricSpec:
+    """Return unit, direction and axis of a metric; none of them where nothing is known of it."""
+    return find_spec(name, MEASURES)
 
 
 def with_unit(name: str) -> str:

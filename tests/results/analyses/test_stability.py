@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from gatelab.results.analyses.stability import NoSteps, Settings, settings_from, stability
-from gatelab.results.statistics.spikes import BAND, LASTING, NEEDED, WINDOW, band_exit, spike_score
+from gatelab.results.statistics.spikes import BAND, LASTING, WINDOW, band_exit, spike_score
 from gatelab.results.store.metrics import metrics_from_journals
 from gatelab.results.store.runs import runs_from_journals
 from gatelab.results.store.trials import study_descriptions
 from gatelab.results.views.diagnostics import plot_by_layer
 from gatelab.results.views.divergence import autopsies_grid, plot_autopsy
 from gatelab.results.views.stability import plot_stability, stability_dict, stability_grid
+from gatelab.thresholds import MIN_VALUES
 
 
 def calm(count: int, seed: int = 0) -> np.ndarray:
@@ -33,7 +34,7 @@ def by_definition(values: np.ndarray) -> float:
         if not math.isfinite(value):
             continue
         last = window[-1000:]
-        spikes += len(last) >= NEEDED and abs(value - np.mean(last)) >= 7 * np.std(last) > 0
+        spikes += len(last) >= MIN_VALUES and abs(value - np.mean(last)) >= 7 * np.std(last) > 0
         window.append(value)
     return 100 * spikes / len(values)
 

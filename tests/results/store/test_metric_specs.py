@@ -1,15 +1,19 @@
 """What is known of each metric, asked for the names that a real trial records and that real questions answer with."""
 
 import fnmatch
+import json
 from collections.abc import Mapping
 
 import pytest
 
+from gatelab.metrics import dump_specs, find_spec, load_specs
 from gatelab.results.store.metric_specs import is_mirrored, measure, sums_up, with_unit
 from gatelab.training.config import TrialConfig
-from gatelab.training.data import prepare
-from gatelab.training.examination import Examinee, Question
+from gatelab.training.evals.spec import EvalSpec
+from gatelab.training.evals.trained_model import TrainedModel
 from gatelab.training.loop import train
+from gatelab.training.metric_specs import trial_metric_specs
+from gatelab.training.preparation import prepare
 
 KNOWN = {
     # The first pattern that fits -> its unit and which way is better, as docs and tables state them.
@@ -83,9 +87,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Names, set[str],
     )
     dataset, names = prepare(trial.data, folder / "data"), Names()
     outcome = train(trial, names, folder, "cpu", dataset=dataset)
-    examinee = Examinee(trial, folder / "checkpoints", dataset, "cpu")
-    questions = (Question("length", 32, "yarn", 512), Question("retrieval", 256, "base-1e12", 4, "needle"))
-    return names, set(outcome.metrics), {name for question in questions for name in examinee.answer(question)}
+    model = TrainedModel(trial, folder / "checkpoints", dataset, "cpu")
+    questions = (EvalSpec("length", 32, "yarn", 512), EvalSpec("retrieval", 256, "base-1e12", 4, "needle"))
+    return names, set(outcome.metrics), {name for question in questions for name in model.evaluate(question)}
 
 
 def test_every_metric_has_its_unit_and_direction(recorded: tuple[Names, set[str], set[str]]) -> None:
@@ -101,6 +105,28 @@ def test_every_metric_has_its_unit_and_direction(recorded: tuple[Names, set[str]
         assert with_unit(name) == (f"{name} [{fitting[0][0]}]" if fitting[0][0] else name)
     for pattern in KNOWN:  # nothing here is a leftover
         assert fnmatch.filter(everything, pattern), pattern
+
+
+def test_what_training_says_of_a_metric_is_what_tables_know(recorded: tuple[Names, set[str], set[str]]) -> None:
+    """Each metric is declared where it is measured, and as the table for older trials has it; JSON keeps it all."""
+    names, outcome, answers = recorded
+    declared = trial_metric_specs(TrialConfig())
+    specs = load_specs(json.loads(json.dumps(dump_specs(declared))))
+    assert list(specs.items()) == list(declared.items())
+    seen = set()
+    for name in names.whole | names.of_layers | outcome | answers | {"tasks/wikitext/bits_per_byte"}:
+        fitting = [pattern for pattern in specs if fnmatch.fnmatchcase(name, pattern)]
+        assert fitting, f"{name}: declare it beside the code that measures it"
+        seen.update(fitting)
+        spec, table = specs[fitting[0]], measure(name)
+        assert {specs[pattern] for pattern in fitting} == {spec}, name  # the order of patterns decides nothing
+        assert (spec.unit, spec.better, spec.logarithmic) == (table.unit, table.better, table.logarithmic), name
+        assert spec.sums_up == sums_up(name), name
+        assert spec.is_mirrored(None) == is_mirrored(name, None), name
+        assert spec.is_mirrored(0) == is_mirrored(name, 0), name
+        assert not spec.floor or spec.floor in names.whole
+    assert {pattern for pattern in specs if pattern not in seen and not pattern.startswith("autopsy/")} == set()
+    assert {name for name in outcome if find_spec(name, specs).kind == "outcome"} == outcome - names.whole
 
 
 def test_sizes_are_plotted_on_logarithmic_axes(recorded: tuple[Names, set[str], set[str]]) -> None:

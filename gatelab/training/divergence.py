@@ -1,40 +1,63 @@
-"""The last steps of a trial, layer by layer: what an autopsy reads when the loss is lost.
+"""When training has diverged, and the last steps before it, layer by layer.
 
-Measured as the model trains: hooks on its modules see what passes, and nothing waits for the device until an event
-makes the ring be written. docs/stability.md defines each measurement.
+The steps are measured as the model trains: hooks on its modules see what passes, and nothing waits for the device
+until an event makes the history be written. docs/stability.md defines each measurement.
 """
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gatelab.metrics import MetricSpec
 from gatelab.models.decoder import Block, Decoder
 from gatelab.models.gates import gates_of
+from gatelab.thresholds import HISTORY_STEPS
+from gatelab.training.config import TrialConfig
 from gatelab.training.recorder import Recorder
 
-RING = 256
-"""Steps that are kept."""
-SPIKES = 3
-"""Loss spikes of a trial, its first ones, at which the ring is written. At its divergence it always is."""
+TRACED_SPIKES = 3
+"""Loss spikes of a trial, its first ones, at which the history is written. At its divergence it always is."""
 PLACES = ("attention_output", "ffn_output", "ffn_residual")
 
+SPECS = {
+    # By layer, in the order of the forward pass; the last part of a name is the number of steps before.
+    "autopsy/gate/*/mean/*": MetricSpec(kind="detail"),
+    "autopsy/attention/logit_bound/*": MetricSpec(logarithmic=True, kind="detail"),
+    **{f"autopsy/activation/{place}/*": MetricSpec(logarithmic=True, kind="detail") for place in PLACES},
+    "autopsy/gradient_norm/*": MetricSpec(kind="detail"),
+}
+"""What `StepHistory` writes."""
 
-class Ring:
-    """Measurements of every layer in each of the last `RING` training steps of a model, on its device.
+
+def divergence_reason(trial: TrialConfig, losses: Sequence[float], mean: float, first: int) -> str:
+    """Say why training has diverged by its losses of the steps from `first` on, with their mean; or return ''."""
+    for step, loss in enumerate(losses, first):
+        if not math.isfinite(loss):
+            return f"the training loss was {loss} at step {step}"
+    assert trial.model.vocab_size is not None
+    bound, last = trial.training.loss_bound * math.log(trial.model.vocab_size), first + len(losses) - 1
+    if mean > bound:
+        return f"the training loss averaged {mean:.3g} over steps {first}-{last}, above its bound {bound:.3g}"
+    return ""
+
+
+class StepHistory:
+    """Measurements of every layer in each of the last `HISTORY_STEPS` training steps of a model, on its device.
 
     By layer: gate/POSITION/mean of each gate, attention/logit_bound, the largest magnitudes
     activation/attention_output, activation/ffn_output and activation/ffn_residual, and gradient_norm, before clipping.
-    Non-finite values are kept as they are. A trial that is resumed starts with an empty ring.
+    Non-finite values are kept as they are. A trial that is resumed starts with an empty history.
     """
 
     def __init__(self, model: Decoder) -> None:
         self._model = model
         self._gates = gates_of(model.config)
-        self._rows: Tensor | None = None  # [RING, values of a step]: parts of its batch, norms of its gradients
-        self._steps: deque[int] = deque(maxlen=RING)
+        self._rows: Tensor | None = None  # [HISTORY_STEPS, values of a step: parts of its batch, gradient norms]
+        self._steps: deque[int] = deque(maxlen=HISTORY_STEPS)
         self._written = 0  # the last step that was
         self._parts: list[Tensor] = []  # of this step
         # Of this part: what its layers have passed. Of gates, queries and keys its first sequence says enough; autograd
@@ -52,12 +75,12 @@ class Ring:
         model.register_forward_hook(_in_training(self._end_part))
 
     def take(self, step: int, gradient_norms: Tensor) -> None:
-        """Keep what passed in this step, the `step`-th, and the norms of its gradients (see `Learner`)."""
+        """Keep what passed in this step, the `step`-th, and the norms of its gradients (see `TrainState`)."""
         row = torch.cat([*self._parts, gradient_norms])
         self._parts.clear()
         if self._rows is None:
-            self._rows = torch.full((RING, len(row)), torch.nan, device=row.device)
-        self._rows[step % RING] = row
+            self._rows = torch.full((HISTORY_STEPS, len(row)), torch.nan, device=row.device)
+        self._rows[step % HISTORY_STEPS] = row
         self._steps.append(step)
 
     def write(self, recorder: Recorder, step: int) -> None:
@@ -69,7 +92,7 @@ class Ring:
         fresh = [own for own in self._steps if own > self._written]
         for layer, columns in enumerate(self._by_layer()):
             named = {
-                f"autopsy/{name}/{step - own:03d}": column[own % RING]
+                f"autopsy/{name}/{step - own:03d}": column[own % HISTORY_STEPS]
                 for own in fresh
                 for name, column in columns.items()
             }
@@ -104,17 +127,17 @@ class Ring:
             seen.clear()
 
     def _by_layer(self) -> Iterator[dict[str, list[float]]]:
-        """Of each layer the measurements by name, each `[RING]`."""
+        """Yield of each layer the measurements by name, each `[HISTORY_STEPS]`."""
         assert self._rows is not None
         layers, gates = len(self._model.layers), len(self._gates)
         owners = [_layer_of(name) for name, p in self._model.named_parameters() if p.grad is not None]
         rows = self._rows.double().cpu()  # no square of a float32 overflows in float64
         parts, gradients = torch.split(rows, [rows.shape[1] - len(owners), len(owners)], 1)
-        parts = parts.reshape(RING, -1, layers * (gates + 2 + 2 * len(PLACES)))
+        parts = parts.reshape(HISTORY_STEPS, -1, layers * (gates + 2 + 2 * len(PLACES)))
         means, lengths, extremes = torch.split(parts, [layers * n for n in (gates, 2, 2 * len(PLACES))], 2)
-        means = means.mean(1).view(RING, gates, layers)
-        query, key = lengths.amax(1).view(RING, 2, layers).unbind(1)
-        largest = extremes.abs().amax(1).view(RING, layers, len(PLACES), 2).amax(3)
+        means = means.mean(1).view(HISTORY_STEPS, gates, layers)
+        query, key = lengths.amax(1).view(HISTORY_STEPS, 2, layers).unbind(1)
+        largest = extremes.abs().amax(1).view(HISTORY_STEPS, layers, len(PLACES), 2).amax(3)
         for layer in range(layers):
             columns = {f"gate/{name}/mean": means[:, index, layer] for index, name in enumerate(self._gates)}
             # Cauchy and Schwarz: no query times no key is larger than the longest times the longest.
@@ -126,7 +149,7 @@ class Ring:
 
 
 def _in_training(hook: Callable[..., None]) -> Callable[..., None]:
-    """A hook that does nothing in an evaluation."""
+    """Make a hook that does nothing in an evaluation."""
 
     def see(module: nn.Module, inputs: Any, output: Any) -> None:
         if module.training:
@@ -136,5 +159,5 @@ def _in_training(hook: Callable[..., None]) -> Callable[..., None]:
 
 
 def _layer_of(parameter: str) -> int:
-    """The layer that a decoder's parameter belongs to; -1: none."""
+    """Return the layer that a decoder's parameter belongs to; -1: none."""
     return int(parameter.split(".")[1]) if parameter.startswith("layers.") else -1

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from gatelab.models.config import ModelConfig
 from gatelab.models.decoder import Decoder, initialize
 from gatelab.training.config import DataConfig
-from gatelab.training.retrieval import TASKS, Example, Scores, make_examples, score
+from gatelab.training.evals.retrieval import Scores, score
+from gatelab.training.evals.retrieval_tasks import TASKS, Example, make_examples
 from gatelab.training.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 
 LENGTHS = {"needle": 128, "needles": 256, "variables": 256, "common_words": 256}  # in bytes, the shortest promised

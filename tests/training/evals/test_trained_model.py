@@ -16,13 +16,15 @@ from gatelab.kernels.reference import attention_weights
 from gatelab.models.config import ModelConfig
 from gatelab.models.decoder import Decoder, initialize
 from gatelab.models.layers import rotary_frequencies
-from gatelab.training.attention_map import attention_of_text
 from gatelab.training.checkpoint import load_weights
 from gatelab.training.config import TrialConfig
 from gatelab.training.corpus import DataError
-from gatelab.training.data import Dataset, prepare
-from gatelab.training.examination import Examinee, Question, check_rope, refusal, stretched
+from gatelab.training.data import Dataset
+from gatelab.training.evals.attention_map import attention_of_text
+from gatelab.training.evals.spec import EvalSpec, extend_rope, parse_rope
+from gatelab.training.evals.trained_model import TrainedModel, refusal
 from gatelab.training.loop import Outcome, train
+from gatelab.training.preparation import prepare
 from gatelab.training.recorder import NullRecorder
 
 Tiny = Callable[..., TrialConfig]
@@ -46,11 +48,11 @@ TRAINED = 16  # tokens in a sequence of the tiny trial
 )
 def test_ropes_have_one_name_each(given: str, name: str) -> None:
     """However a base is written, it is asked for once, and its name is one that MLflow takes and reads back."""
-    assert check_rope(given) == check_rope(name) == name
+    assert parse_rope(given) == parse_rope(name) == name
     assert re.fullmatch(r"[\w.-]+", name)
     if name.startswith("base-"):
         base = float(re.split("[=:-]", given, maxsplit=1)[1])
-        assert stretched(ModelConfig(vocab_size=9), name, 16, 64).rope_base == base
+        assert extend_rope(ModelConfig(vocab_size=9), name, 16, 64).rope_base == base
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_ropes_have_one_name_each(given: str, name: str) -> None:
 def test_other_ropes_are_refused(given: str) -> None:
     """A typing mistake is answered with what there is."""
     with pytest.raises(ValueError, match=rf"expected plain, ntk, yarn or base=NUMBER \(got {given!r}\)"):
-        check_rope(given)
+        parse_rope(given)
 
 
 @given(st.integers(2, 64), st.integers(2, 4096), st.floats(1, 64), st.floats(100, 1e7))
@@ -69,7 +71,7 @@ def test_ntk_turns_the_slowest_channel_as_far_as_in_training(
     """Over the longer sequence it sees the angles that it knows; the fastest channel turns as it did."""
     length = round(trained * factor)
     model = ModelConfig(head_dim=2 * half, rope_base=base)
-    before, after = (rotary_frequencies(config)[0] for config in (model, stretched(model, "ntk", trained, length)))
+    before, after = (rotary_frequencies(config)[0] for config in (model, extend_rope(model, "ntk", trained, length)))
     assert (after[-1] * length).item() == pytest.approx((before[-1] * trained).item(), rel=1e-9)
     assert after[0].item() == before[0].item() == 1
     assert (after <= before * (1 + 1e-12)).all()
@@ -78,11 +80,11 @@ def test_ntk_turns_the_slowest_channel_as_far_as_in_training(
 def test_what_stretching_changes() -> None:
     """YaRN knows its factor and the length that it stretches; a base is taken as it is; plain changes nothing."""
     model = ModelConfig(rope_base=10_000.0)
-    assert stretched(model, "plain", 128, 512) == model
-    assert stretched(model, "yarn", 128, 512) == model.model_copy(update={"yarn_factor": 4.0, "yarn_length": 128})
-    assert stretched(model, "yarn", 128, 192).yarn_factor == 1.5
+    assert extend_rope(model, "plain", 128, 512) == model
+    assert extend_rope(model, "yarn", 128, 512) == model.model_copy(update={"yarn_factor": 4.0, "yarn_length": 128})
+    assert extend_rope(model, "yarn", 128, 192).yarn_factor == 1.5
     for length in (64, 128, 512):
-        assert stretched(model, "base-500", 128, length) == model.model_copy(update={"rope_base": 500.0})
+        assert extend_rope(model, "base-500", 128, length) == model.model_copy(update={"rope_base": 500.0})
 
 
 @pytest.mark.parametrize("rope", ["plain", "ntk", "yarn"])
@@ -90,27 +92,27 @@ def test_what_stretching_changes() -> None:
 def test_up_to_the_trained_length_nothing_is_stretched(rope: str, length: int) -> None:
     """Short sequences must not pay for long ones; that holds for a model that was trained with YaRN, too."""
     for model in (ModelConfig(), ModelConfig(yarn_factor=2.0, yarn_length=64)):
-        assert stretched(model, rope, 128, length) == model
+        assert extend_rope(model, rope, 128, length) == model
 
 
 def test_yarn_is_not_applied_twice() -> None:
     """A model that was trained with YaRN has its frequencies already; other ways go on from them."""
     model = ModelConfig(yarn_factor=2.0, yarn_length=64)
     with pytest.raises(ValueError, match=r"trained with YaRN \(yarn_factor 2\): ask for plain or ntk"):
-        stretched(model, "yarn", 128, 256)
-    assert stretched(model, "ntk", 128, 256).yarn_length == 64
+        extend_rope(model, "yarn", 128, 256)
+    assert extend_rope(model, "ntk", 128, 256).yarn_length == 64
 
 
 @pytest.mark.parametrize(
     ("question", "stem"),
     [
-        (Question("length", 512), "length/000512/plain"),
-        (Question("length", 131_072, "base-500000"), "length/131072/base-500000"),
-        (Question("retrieval", 512, "yarn", 64, "needle"), "retrieval/000512/yarn/needle"),
-        (Question("tasks", 512, "plain", 0, "hellaswag"), "tasks"),
+        (EvalSpec("length", 512), "length/000512/plain"),
+        (EvalSpec("length", 131_072, "base-500000"), "length/131072/base-500000"),
+        (EvalSpec("retrieval", 512, "yarn", 64, "needle"), "retrieval/000512/yarn/needle"),
+        (EvalSpec("tasks", 512, "plain", 0, "hellaswag"), "tasks"),
     ],
 )
-def test_answers_are_named_by_the_question(question: Question, stem: str) -> None:
+def test_answers_are_named_by_the_question(question: EvalSpec, stem: str) -> None:
     """Names sort as lengths do; the harness names its own tasks."""
     assert question.stem == stem
 
@@ -121,23 +123,23 @@ def dataset(tiny: Tiny, tmp_path: Path) -> Dataset:
 
 
 @pytest.fixture
-def trained(tiny: Tiny, dataset: Dataset, tmp_path: Path) -> Callable[..., tuple[Examinee, Outcome]]:
-    """Trains a tiny trial and gives its examinee and its outcome."""
+def trained(tiny: Tiny, dataset: Dataset, tmp_path: Path) -> Callable[..., tuple[TrainedModel, Outcome]]:
+    """Trains a tiny trial and gives its model and its outcome."""
 
-    def build(seed: int = 0, **sections: Any) -> tuple[Examinee, Outcome]:
+    def build(seed: int = 0, **sections: Any) -> tuple[TrainedModel, Outcome]:
         trial = tiny(seed, **sections)
         folder = tmp_path / f"trial {seed}"
         outcome = train(trial, NullRecorder(), folder, "cpu", dataset=dataset)
-        return Examinee(trial, folder / "checkpoints", dataset, "cpu"), outcome
+        return TrainedModel(trial, folder / "checkpoints", dataset, "cpu"), outcome
 
     return build
 
 
-def directly(examinee: Examinee, folder: Path, rope: str, length: int, tokens: int) -> torch.Tensor:
+def directly(trained: TrainedModel, folder: Path, rope: str, length: int, tokens: int) -> torch.Tensor:
     """Losses `[N, T]` of a model that is built with the stretched RoPE, from the files alone, one window at a time."""
-    model = Decoder(stretched(examinee.trial.model, rope, TRAINED, length))
+    model = Decoder(extend_rope(trained.trial.model, rope, TRAINED, length))
     load_weights(folder, model)
-    windows = torch.from_numpy(examinee.dataset.held_out(tokens, length).windows)
+    windows = torch.from_numpy(trained.dataset.held_out(tokens, length).windows)
     with torch.no_grad():
         return torch.stack([F.cross_entropy(model(w[None, :-1])[0].double(), w[1:], reduction="none") for w in windows])
 
@@ -145,16 +147,16 @@ def directly(examinee: Examinee, folder: Path, rope: str, length: int, tokens: i
 def test_the_loss_is_that_of_a_model_built_with_that_rope(trained: Any, tmp_path: Path) -> None:
     """Whatever was asked before: stretched when asked for, and plain again afterwards; each octave has its mean."""
     # Large weights, so that it looks somewhere, and a base at which each channel turns within a sequence.
-    examinee, _ = trained(model={"layers": 2, "init_std": 0.3, "rope_base": 20})
-    assert examinee.step == 20
+    model, _ = trained(model={"layers": 2, "init_std": 0.3, "rope_base": 20})
+    assert model.step == 20
     found = {}
     for rope, length in (("yarn", 64), ("plain", 64), ("ntk", 64), ("base-200", 8), ("yarn", 16), ("plain", 8)):
-        answer = examinee.answer(Question("length", length, rope, 300))
-        losses = directly(examinee, tmp_path / "trial 0" / "checkpoints", rope, length, 300)
+        answer = model.evaluate(EvalSpec("length", length, rope, 300))
+        losses = directly(model, tmp_path / "trial 0" / "checkpoints", rope, length, 300)
         assert losses.shape == (300 // length, length)
         stem = f"length/{length:06d}/{rope}"
         loss = losses.mean().item()
-        per_byte = loss / math.log(2) / examinee.dataset.bytes_per_token
+        per_byte = loss / math.log(2) / model.dataset.bytes_per_token
         octaves = [(1, 1), (2, 3), (4, 7 if length > 8 else 8), (8, 15 if length > 16 else 16), (16, 31), (32, 64)]
         expected = {f"{stem}/loss": loss, f"{stem}/bits_per_byte": per_byte} | {
             f"{stem}/position/{first:05d}-{last:05d}": losses[:, first - 1 : last].mean().item()
@@ -168,21 +170,21 @@ def test_the_loss_is_that_of_a_model_built_with_that_rope(trained: Any, tmp_path
 
 def test_at_the_trained_length_it_is_the_trials_own_loss(trained: Any) -> None:
     """Training and evaluation speak of one number, to the last bit, when they look at the same tokens."""
-    examinee, outcome = trained()
-    answer = examinee.answer(Question("length", TRAINED, "plain", 256))
+    model, outcome = trained()
+    answer = model.evaluate(EvalSpec("length", TRAINED, "plain", 256))
     for name in ("loss", "bits_per_byte"):
         assert answer[f"length/000016/plain/{name}"] == outcome.metrics[f"validation/{name}"]
 
 
 def test_all_trials_read_the_same_examples(trained: Any) -> None:
     """Retrieval is paired: another seed and another gate are asked the very same, and answer otherwise."""
-    question = Question("retrieval", 160, "ntk", 6, "needle")
+    question = EvalSpec("retrieval", 160, "ntk", 6, "needle")
     seen, answers = [], []
     for seed, gate in ((0, "none"), (1, "sdpa")):
-        examinee, _ = trained(seed, model={"gate": {"position": gate}})
+        model, _ = trained(seed, model={"gate": {"position": gate}})
         tokens: list[torch.Tensor] = []
-        examinee.model.register_forward_pre_hook(lambda module, inputs, tokens=tokens: tokens.append(inputs[0].clone()))
-        answers.append(examinee.answer(question))
+        model.model.register_forward_pre_hook(lambda module, inputs, tokens=tokens: tokens.append(inputs[0].clone()))
+        answers.append(model.evaluate(question))
         seen.append(tokens)
     assert len(seen[0]) == len(seen[1]) > 0
     assert all(torch.equal(one, other) for one, other in zip(*seen, strict=True))
@@ -209,9 +211,9 @@ def test_a_task_is_asked_at_the_trained_length(trained: Any, tmp_path: Path) -> 
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "little.yaml").write_text(task)
     pytest.importorskip("lm_eval")
-    examinee, _ = trained()
+    model, _ = trained()
     [limited, whole] = [
-        examinee.answer(Question("tasks", TRAINED, "plain", amount, "little", str(tmp_path / "tasks")))
+        model.evaluate(EvalSpec("tasks", TRAINED, "plain", amount, "little", str(tmp_path / "tasks")))
         for amount in (1, 0)
     ]
     assert (limited["tasks/little/samples"], whole["tasks/little/samples"]) == (1, 2)
@@ -223,27 +225,27 @@ def test_what_cannot_be_asked_is_refused_before_any_model_is_loaded(tiny: Tiny, 
     """Too long for the text, too short for the task, YaRN on YaRN, no such task: each with its reason."""
     plain, yarn = tiny(), tiny(model={"yarn_factor": 2.0, "yarn_length": 16})
     held = len(dataset.validation)
-    assert refusal(Question("length", held - 1), plain, dataset) == ""
-    assert "too few for a sequence of" in refusal(Question("length", held), plain, dataset)
-    assert refusal(Question("retrieval", 128, "plain", 4, "needle"), plain, dataset) == ""
-    short = refusal(Question("retrieval", 16, "plain", 4, "needle"), plain, dataset)
+    assert refusal(EvalSpec("length", held - 1), plain, dataset) == ""
+    assert "too few for a sequence of" in refusal(EvalSpec("length", held), plain, dataset)
+    assert refusal(EvalSpec("retrieval", 128, "plain", 4, "needle"), plain, dataset) == ""
+    short = refusal(EvalSpec("retrieval", 16, "plain", 4, "needle"), plain, dataset)
     assert re.fullmatch(r"length 16 is too short for task 'needle': it needs at least \d+ tokens", short)
-    assert "trained with YaRN" in refusal(Question("length", 32, "yarn"), yarn, dataset)
-    assert refusal(Question("length", 16, "yarn"), yarn, dataset) == ""
-    assert "expected one of needle" in refusal(Question("retrieval", 128, "plain", 4, "hay"), plain, dataset)
+    assert "trained with YaRN" in refusal(EvalSpec("length", 32, "yarn"), yarn, dataset)
+    assert refusal(EvalSpec("length", 16, "yarn"), yarn, dataset) == ""
+    assert "expected one of needle" in refusal(EvalSpec("retrieval", 128, "plain", 4, "hay"), plain, dataset)
 
 
 def test_what_cannot_be_answered_raises(trained: Any, tiny: Tiny, dataset: Dataset, tmp_path: Path) -> None:
     """Whoever asks all the same gets an error, not a number; a trial without a checkpoint has no model."""
-    examinee, _ = trained(model={"yarn_factor": 2.0, "yarn_length": 8})
+    model, _ = trained(model={"yarn_factor": 2.0, "yarn_length": 8})
     with pytest.raises(DataError, match="too few for a sequence of 100000"):
-        examinee.answer(Question("length", 100_000))
+        model.evaluate(EvalSpec("length", 100_000))
     with pytest.raises(ValueError, match="too short for task 'needle'"):
-        examinee.answer(Question("retrieval", 16, "plain", 4, "needle"))
+        model.evaluate(EvalSpec("retrieval", 16, "plain", 4, "needle"))
     with pytest.raises(ValueError, match="trained with YaRN"):
-        examinee.answer(Question("length", 32, "yarn"))
+        model.evaluate(EvalSpec("length", 32, "yarn"))
     with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
-        Examinee(tiny(), tmp_path / "nowhere", dataset)
+        TrainedModel(tiny(), tmp_path / "nowhere", dataset)
 
 
 @pytest.fixture

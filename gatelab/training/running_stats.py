@@ -10,7 +10,7 @@ SAMPLE = 1 << 14
 """Values of a batch that quantiles are taken from: all, or this many drawn at random, always the same ones."""
 
 
-class Tally:
+class RunningStats:
     """Means, extremes, standard deviations and quantiles by name, of all batches together."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from gatelab.training.evaluation import language_model_loss
 from gatelab.training.optimizer import build_optimizer, learning_rate
 
 
-class Learner:
+class TrainState:
     """A model, freshly initialised from a trial's seed, and its optimiser, on a device."""
 
     def __init__(self, trial: TrialConfig, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""The ring of the last steps: what it holds, that training does not feel it, and when it is written."""
+"""The history of the last steps: what it holds, that training does not feel it, and when it is written."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from gatelab.results.analyses.divergence import RING as READ
 from gatelab.results.analyses.divergence import autopsies
+from gatelab.thresholds import HISTORY_STEPS
 from gatelab.training import loop
-from gatelab.training.autopsy import RING, SPIKES, Ring
 from gatelab.training.config import TrialConfig
-from gatelab.training.data import Dataset, prepare
+from gatelab.training.data import Dataset
+from gatelab.training.divergence import TRACED_SPIKES, StepHistory
 from gatelab.training.loop import train
+from gatelab.training.preparation import prepare
 from gatelab.training.recorder import NullRecorder
-from gatelab.training.step import Learner
+from gatelab.training.train_state import TrainState
 
 CPU = torch.device("cpu")
 Tiny = Callable[..., TrialConfig]
@@ -82,12 +83,12 @@ def test_measurements_are_what_they_are_called(tiny: Tiny, accumulation: int) ->
         model={"layers": 2, "init_std": 0.3, "gate": {"position": "value+sdpa", "granularity": "headwise"}},
         training={"accumulation": accumulation, "optimizer": {"clip_norm": 1e-3}},
     )
-    tested, other = Learner(trial, CPU), Learner(trial, CPU)
-    ring, seen = Ring(tested.model), Rings()
+    tested, other = TrainState(trial, CPU), TrainState(trial, CPU)
+    history, seen = StepHistory(tested.model), Rings()
     windows = batch(trial)
     tested.step(0, windows)
-    ring.take(1, tested.gradient_norms)
-    ring.write(seen, 1)
+    history.take(1, tested.gradient_norms)
+    history.write(seen, 1)
 
     expected: dict[tuple[int, str], float] = {}
     parts: dict[tuple[int, str], list[float]] = {}
@@ -146,40 +147,39 @@ def test_training_is_bit_identical_without_the_ring(
     for name in ("with", "without"):
         train(trial, NullRecorder(), tmp_path / name, "cpu", dataset=dataset)
         ends.append((tmp_path / name / "checkpoints/step-000000020.safetensors").read_bytes())
-        monkeypatch.setattr(loop, "Ring", lambda model: None)
+        monkeypatch.setattr(loop, "StepHistory", lambda model: None)
     assert ends[0] == ends[1]
 
 
 def test_the_total_norm_is_the_one_that_torch_takes(tiny: Tiny) -> None:
     """Clipping as before: the norm of all gradients, to the bit."""
-    learner = Learner(tiny(training={"optimizer": {"clip_norm": None}}), CPU)
-    _, norm = learner.step(0, batch(tiny()))
-    gradients = [p.grad for p in learner.model.parameters()]
+    state = TrainState(tiny(training={"optimizer": {"clip_norm": None}}), CPU)
+    _, norm = state.step(0, batch(tiny()))
+    gradients = [p.grad for p in state.model.parameters()]
     assert torch.equal(norm, torch.nn.utils.get_total_norm(gradients))
-    assert learner.gradient_norms.tolist() == [gradient.norm().item() for gradient in gradients]
+    assert state.gradient_norms.tolist() == [gradient.norm().item() for gradient in gradients]
 
 
 def test_the_ring_holds_the_last_steps_and_writes_each_once(tiny: Tiny) -> None:
-    """A second event writes what is new; what is older than the ring is gone."""
-    learner = Learner(tiny(), CPU)
-    ring, seen = Ring(learner.model), Rings()
+    """A second event writes what is new; what is older than the history is gone."""
+    state = TrainState(tiny(), CPU)
+    history, seen = StepHistory(state.model), Rings()
     windows = batch(tiny())
-    learner.model.eval()
-    learner.model(windows)  # an evaluation is no step
-    learner.model.train()
-    learner.step(0, windows)
-    ring.take(1, learner.gradient_norms)
-    row = ring._rows[1].clone()
-    for step in range(2, RING + 11):
-        ring._parts = [row[: -len(learner.gradient_norms)]]
-        ring.take(step, torch.full_like(learner.gradient_norms, step))
-        if step in (40, RING + 10):
-            ring.write(seen, step)
+    state.model.eval()
+    state.model(windows)  # an evaluation is no step
+    state.model.train()
+    state.step(0, windows)
+    history.take(1, state.gradient_norms)
+    row = history._rows[1].clone()
+    for step in range(2, HISTORY_STEPS + 11):
+        history._parts = [row[: -len(state.gradient_norms)]]
+        history.take(step, torch.full_like(state.gradient_norms, step))
+        if step in (40, HISTORY_STEPS + 10):
+            history.write(seen, step)
     own = {found: sorted(columns[0, "gradient_norm"]) for found, columns in seen.rings.items()}
-    assert own == {40: list(range(1, 41)), RING + 10: list(range(41, RING + 11))}
-    root = math.sqrt(sum(name.startswith("layers.0.") for name, _ in learner.model.named_parameters()))
-    assert seen.rings[RING + 10][0, "gradient_norm"][200] == pytest.approx(200 * root)
-    assert RING == READ
+    assert own == {40: list(range(1, 41)), HISTORY_STEPS + 10: list(range(41, HISTORY_STEPS + 11))}
+    root = math.sqrt(sum(name.startswith("layers.0.") for name, _ in state.model.named_parameters()))
+    assert seen.rings[HISTORY_STEPS + 10][0, "gradient_norm"][200] == pytest.approx(200 * root)
 
 
 def late(tiny: Tiny, layers: int = 3, **training: Any) -> TrialConfig:
@@ -198,7 +198,7 @@ def test_a_rate_that_is_too_high_leaves_an_autopsy(tiny: Tiny, dataset: Dataset,
     assert outcome.step >= 40
     assert max(rings.rings) == outcome.step
     assert {step for ring in rings.rings.values() for step in ring[0, "gradient_norm"]} == {*range(1, outcome.step + 1)}
-    assert 1 < len(rings.rings) <= 1 + SPIKES  # at spikes on the way, too
+    assert 1 < len(rings.rings) <= 1 + TRACED_SPIKES  # at spikes on the way, too
     row = {"trial": "id", "variant": "v", "seed": 0, "outcome": outcome.status, "step": outcome.step}
     found = list(autopsies([row], rings.table()))[-1]
     assert found.diverged
@@ -213,7 +213,7 @@ def test_the_layer_that_was_broken_is_found(
 ) -> None:
     """From step 61 on one layer's feed-forward output doubles with every step, at step 91 the loss is lost."""
 
-    class Sabotaged(Learner):
+    class Sabotaged(TrainState):
         def step(self, step: int, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             with torch.no_grad():
                 if step >= 60:
@@ -222,7 +222,7 @@ def test_the_layer_that_was_broken_is_found(
                     self.model.head.weight.fill_(math.nan)
             return super().step(step, windows)
 
-    monkeypatch.setattr(loop, "Learner", Sabotaged)
+    monkeypatch.setattr(loop, "TrainState", Sabotaged)
     rings = Rings()
     outcome = train(late(tiny), rings, tmp_path, "cpu", dataset=dataset)
     row = {"trial": "id", "variant": "v", "seed": 0, "outcome": outcome.status, "step": outcome.step}
@@ -240,13 +240,13 @@ def test_the_layer_that_was_broken_is_found(
 def test_values_that_are_not_finite_are_kept_by_layer(tiny: Tiny, dataset: Dataset, tmp_path: Path) -> None:
     """What overflows in one layer is not finite there and above it, and finite below."""
     trial = tiny(model={"layers": 2})
-    learner, seen = Learner(trial, CPU), Rings()
-    ring = Ring(learner.model)
+    state, seen = TrainState(trial, CPU), Rings()
+    history = StepHistory(state.model)
     with torch.no_grad():
-        learner.model.layers[1].ffn.down.weight[0, 0] = math.inf
-    learner.step(0, batch(trial))
-    ring.take(1, learner.gradient_norms)
-    ring.write(seen, 1)
+        state.model.layers[1].ffn.down.weight[0, 0] = math.inf
+    state.step(0, batch(trial))
+    history.take(1, state.gradient_norms)
+    history.write(seen, 1)
     finite = {key: math.isfinite(column[1]) for key, column in seen.rings[1].items()}
     assert not finite[1, "activation/ffn_output"]
     assert not finite[1, "activation/ffn_residual"]

@@ -11,7 +11,7 @@ from gatelab.training.data import HeldOut
 from gatelab.training.diagnostics import norms
 from gatelab.training.evaluation import language_model_loss, loss_metrics, token_losses
 from gatelab.training.optimizer import learning_rate
-from gatelab.training.step import Learner
+from gatelab.training.train_state import TrainState
 
 CPU = torch.device("cpu")
 
@@ -30,16 +30,16 @@ def nats(model: torch.nn.Module, window: torch.Tensor) -> float:
     return float(-log_probabilities[np.arange(16), window[1:].numpy()].mean())
 
 
-def gradients(learner: Learner) -> torch.Tensor:
+def gradients(state: TrainState) -> torch.Tensor:
     return torch.cat(
-        [parameter.grad.flatten().double() for parameter in learner.parameters if parameter.grad is not None]
+        [parameter.grad.flatten().double() for parameter in state.parameters if parameter.grad is not None]
     )
 
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulation_gives_the_gradients_of_the_whole_batch(tiny: Callable[..., TrialConfig], parts: int) -> None:
     """Saving memory changes nothing but rounding."""
-    whole, cut = (Learner(tiny(training={"accumulation": n}), CPU) for n in (1, parts))
+    whole, cut = (TrainState(tiny(training={"accumulation": n}), CPU) for n in (1, parts))
     for step in range(3):
         results = [torch.stack(one.step(step, windows(4, step))) for one in (whole, cut)]
         torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
@@ -50,11 +50,11 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(tiny: Callable[...,
 
 def test_a_step_reports_the_loss_before_it_and_the_norm_of_its_gradient(tiny: Callable[..., TrialConfig]) -> None:
     """Recorded numbers are those of the batch, whole: cross-entropy in nats per token, and the raw gradient norm."""
-    learner, batch = Learner(tiny(), CPU), windows(4)
-    expected = np.mean([nats(learner.model, window) for window in batch])
-    language_model_loss(learner.model, batch).backward()
-    norm = gradients(learner).norm()
-    loss, reported = learner.step(0, batch)
+    state, batch = TrainState(tiny(), CPU), windows(4)
+    expected = np.mean([nats(state.model, window) for window in batch])
+    language_model_loss(state.model, batch).backward()
+    norm = gradients(state).norm()
+    loss, reported = state.step(0, batch)
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     assert reported.item() == pytest.approx(norm.item(), rel=1e-5)
 
@@ -62,13 +62,13 @@ def test_a_step_reports_the_loss_before_it_and_the_norm_of_its_gradient(tiny: Ca
 @pytest.mark.parametrize("clip", [0.01, 1e6, None], ids=["clipped", "below", "never"])
 def test_gradients_are_clipped_to_the_norm_and_no_further(tiny: Callable[..., TrialConfig], clip: float | None) -> None:
     """One odd batch cannot throw the weights away, and an ordinary one is left alone."""
-    learner = Learner(tiny(training={"optimizer": {"clip_norm": clip}}), CPU)
-    _, before = learner.step(0, windows(4))
-    after = gradients(learner).norm().item()
+    state = TrainState(tiny(training={"optimizer": {"clip_norm": clip}}), CPU)
+    _, before = state.step(0, windows(4))
+    after = gradients(state).norm().item()
     assert before.item() > 0.01
     assert after == pytest.approx(0.01 if clip == 0.01 else before.item(), rel=1e-4)
-    layer = norms(learner.model)[0]["gradient_norm"]
-    outside = [p.grad for name, p in learner.model.named_parameters() if not name.startswith("layers.")]
+    layer = norms(state.model)[0]["gradient_norm"]
+    outside = [p.grad for name, p in state.model.named_parameters() if not name.startswith("layers.")]
     rest = sum(gradient.double().square().sum().item() for gradient in outside if gradient is not None)
     assert layer**2 + rest == pytest.approx(after**2, rel=1e-4)
 
@@ -77,37 +77,37 @@ def test_gradients_are_clipped_to_the_norm_and_no_further(tiny: Callable[..., Tr
 def test_a_step_moves_the_weights_at_its_own_learning_rate(tiny: Callable[..., TrialConfig], step: int) -> None:
     """The schedule is in force from the first step to the last (Adam's first move is the rate itself, by sign)."""
     trial = tiny(training={"optimizer": {"eps": 1e-20}, "schedule": {"warmup": 4}})
-    learner = Learner(trial, CPU)
-    before = learner.model.norm.weight.detach().clone()
-    learner.step(step, windows(4))
-    moved = (learner.model.norm.weight - before).abs()
+    state = TrainState(trial, CPU)
+    before = state.model.norm.weight.detach().clone()
+    state.step(step, windows(4))
+    moved = (state.model.norm.weight - before).abs()
     rate = learning_rate(trial.training, step)
     torch.testing.assert_close(moved, torch.full_like(moved, rate), rtol=1e-3, atol=1e-7)
 
 
-def validate(learner: Learner, held: torch.Tensor, batch: int, bytes_per_token: float = 1.0) -> dict[str, float]:
+def validate(state: TrainState, held: torch.Tensor, batch: int, bytes_per_token: float = 1.0) -> dict[str, float]:
     """The validation metrics of windows."""
     held_out = HeldOut(held.numpy(), np.zeros((len(held), held.shape[1] - 1), dtype=np.int64), ("",), (1.0,))
-    return loss_metrics(token_losses(learner.model, held_out, batch, CPU, learner.dtype), held_out, bytes_per_token)
+    return loss_metrics(token_losses(state.model, held_out, batch, CPU, state.dtype), held_out, bytes_per_token)
 
 
 @pytest.mark.parametrize(("count", "batch"), [(7, 3), (6, 3), (2, 5), (5, 1)], ids=str)
 def test_validation_loss_is_the_mean_over_all_windows(tiny: Callable[..., TrialConfig], count: int, batch: int) -> None:
     """A smaller last batch weighs no more than its windows: the batch size never enters the result."""
-    learner, held = Learner(tiny(model={"init_std": 0.5}), CPU), windows(count)
-    metrics = validate(learner, held, batch, 0.8)
-    expected = np.mean([nats(learner.model, window) for window in held])
+    state, held = TrainState(tiny(model={"init_std": 0.5}), CPU), windows(count)
+    metrics = validate(state, held, batch, 0.8)
+    expected = np.mean([nats(state.model, window) for window in held])
     assert metrics["loss"] == pytest.approx(expected, rel=1e-6)
     assert metrics["bits_per_byte"] == pytest.approx(expected / math.log(2) / 0.8, rel=1e-6)
-    assert learner.model.training
-    assert all(parameter.grad is None for parameter in learner.parameters)
+    assert state.model.training
+    assert all(parameter.grad is None for parameter in state.parameters)
 
 
 def test_bits_per_byte_of_guessing(tiny: Callable[..., TrialConfig]) -> None:
     """A model that knows nothing of 257 byte tokens needs log2(257) bits for each, whatever else is counted."""
-    learner = Learner(tiny(), CPU)
-    torch.nn.init.zeros_(learner.model.head.weight)
-    metrics = validate(learner, windows(3), 2)
+    state = TrainState(tiny(), CPU)
+    torch.nn.init.zeros_(state.model.head.weight)
+    metrics = validate(state, windows(3), 2)
     assert metrics["bits_per_byte"] == pytest.approx(math.log2(257), rel=1e-6)
 
 
@@ -115,13 +115,11 @@ def test_bfloat16_products_change_results_only_by_rounding(tiny: Callable[..., T
     """Lower precision is used, in training and in evaluation, and weights stay float32."""
     results: dict[str, dict[str, Any]] = {}
     for precision in ("float32", "bfloat16"):
-        learner = Learner(tiny(model={"init_std": 0.5}, training={"precision": precision}), CPU)
-        metrics = validate(learner, windows(7), 3)
-        loss, norm = learner.step(0, windows(4))
+        state = TrainState(tiny(model={"init_std": 0.5}, training={"precision": precision}), CPU)
+        metrics = validate(state, windows(7), 3)
+        loss, norm = state.step(0, windows(4))
         results[precision] = {**metrics, "step": loss.item(), "norm": norm.item()}
-        assert {parameter.dtype for parameter in learner.parameters} == {torch.float32}
-        assert {value.dtype for state in learner.optimizer.state.values() for value in state.values()} == {
-            torch.float32
-        }
+        assert {parameter.dtype for parameter in state.parameters} == {torch.float32}
+        assert {value.dtype for state in state.optimizer.state.values() for value in state.values()} == {torch.float32}
     assert results["bfloat16"] == pytest.approx(results["float32"], rel=0.03)
     assert all(results["bfloat16"][name] != value for name, value in results["float32"].items())

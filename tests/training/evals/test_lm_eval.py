@@ -20,9 +20,10 @@ from torch import nn
 
 from gatelab.models.config import ModelConfig
 from gatelab.models.decoder import Decoder, initialize
-from gatelab.training import harness
 from gatelab.training.config import DataConfig
-from gatelab.training.harness import Scorer, harness_model, run_tasks
+from gatelab.training.evals import lm_eval_tasks
+from gatelab.training.evals.lm_eval_tasks import run_tasks
+from gatelab.training.evals.token_scorer import TokenScorer
 from gatelab.training.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 
 CPU = torch.device("cpu")
@@ -118,9 +119,9 @@ def lm_eval(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     own = tmp_path / "own"
     shutil.copytree(Path(manager.__file__).parent / "arc", own / "arc")
     monkeypatch.setattr(manager, "__file__", str(own / "manager.py"))  # the folder that it indexes
-    harness._harness_manager.cache_clear()
+    lm_eval_tasks._harness_manager.cache_clear()
     yield
-    harness._harness_manager.cache_clear()
+    lm_eval_tasks._harness_manager.cache_clear()
 
 
 @pytest.fixture
@@ -197,6 +198,8 @@ def test_a_likelihood_is_that_of_the_answers_tokens(lm_eval: None, tokenizer: To
     likeliest continuation is told from one that is not."""
     from lm_eval.api.instance import Instance
 
+    from gatelab.training.evals.lm_eval_model import LmEvalModel
+
     model = decoder(tokenizer.vocab_size)
     pairs = [(str(doc["question"]), f" {answer}") for doc in QUESTIONS for answer in doc["choices"]]  # type: ignore[attr-defined]
     pairs += [("The grass ", "is"), ("  ", "x"), ("", "x"), ("A:", " words" * 30), ("word " * 30, "words " * 30)]
@@ -219,7 +222,7 @@ def test_a_likelihood_is_that_of_the_answers_tokens(lm_eval: None, tokenizer: To
         if text and text.isascii() and len(tokenizer.tokens(context + text)) == len(tokenizer.tokens(context)) + 1
     )
     pairs += [likeliest, (likeliest[0], likeliest[1] + "☃")]
-    scorer = harness_model(model, tokenizer, CPU, torch.float32, max_length=LENGTH, batch_size=batch_size)
+    scorer = LmEvalModel(TokenScorer(model, tokenizer, CPU, torch.float32, LENGTH, batch_size))
     given = scorer.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs])
     expected = [answer_likelihood(model, tokenizer, *pair) for pair in pairs]
     assert [total for total, _ in given] == pytest.approx([total for total, _ in expected], rel=1e-5)
@@ -276,6 +279,8 @@ def test_generation_takes_the_likeliest_token_until_a_stop(
     """Prompts of any length continue as in a plain loop, to the first stop string or the limit."""
     from lm_eval.api.instance import Instance
 
+    from gatelab.training.evals.lm_eval_model import LmEvalModel
+
     model = decoder(tokenizer.vocab_size)
     prompts = ["", "The grass", TEXTS[2], "Q: What floats on water?\nA: a duck", "Q"]
     free = [greedy_text(model, tokenizer, prompt, [], 24) for prompt in prompts]
@@ -285,7 +290,7 @@ def test_generation_takes_the_likeliest_token_until_a_stop(
         Instance("generate_until", {}, (prompt, {"until": until, "max_gen_toks": limit, "do_sample": False}), 0)
         for prompt, until, limit in zip(prompts, stops, limits, strict=True)
     ]
-    lm = harness_model(model, tokenizer, CPU, torch.float32, max_length=LENGTH, batch_size=batch_size)
+    lm = LmEvalModel(TokenScorer(model, tokenizer, CPU, torch.float32, LENGTH, batch_size))
     expected = [
         greedy_text(model, tokenizer, prompt, [stop for stop in until if stop], limit)
         for prompt, until, limit in zip(prompts, stops, limits, strict=True)
@@ -298,7 +303,7 @@ def test_generation_ends_at_the_first_of_all_stops() -> None:
     """The earliest stop string counts, not the first of the list; a separator ends the text and is not part of it."""
     prompts, stops = [[97], [98, 97], [253], [97]], [["e", "cde"], ["\x00", "b"], [], ["x"]]
     for size in (1, 4):
-        scorer = Scorer(Counter(), ByteTokenizer(), CPU, torch.float32, 8, size)  # type: ignore[arg-type]
+        scorer = TokenScorer(Counter(), ByteTokenizer(), CPU, torch.float32, 8, size)  # type: ignore[arg-type]
         assert scorer.continuations(prompts, stops, [99, 99, 99, 4]) == ["b", "", "\ufffd\ufffd", "bcde"]
         assert scorer.continuations(prompts, stops, [0, 1, 0, 0]) == [""] * 4
 
@@ -307,8 +312,10 @@ def test_a_long_answer_is_greedy_if_all_its_windows_are(lm_eval: None) -> None:
     """One unlikely token at the start of a long answer is not forgotten."""
     from lm_eval.api.instance import Instance
 
+    from gatelab.training.evals.lm_eval_model import LmEvalModel
+
     answer = "".join(map(chr, range(34, 100)))
-    lm = harness_model(Counter(), ByteTokenizer(), CPU, torch.float32, max_length=20, batch_size=3)  # type: ignore[arg-type]
+    lm = LmEvalModel(TokenScorer(Counter(), ByteTokenizer(), CPU, torch.float32, 20, 3))  # type: ignore[arg-type]
     requests = [Instance("loglikelihood", {}, (context, answer), 0) for context in ("!", "a")]
     assert [greedy for _, greedy in lm.loglikelihood(requests)] == [True, False]
 
@@ -385,7 +392,7 @@ def test_numbers_alone_are_results() -> None:
     """Names, dashes and nested values of the harness stay out; standard errors that are numbers stay in."""
     entries = {"alias": "t", "name": "t", "sample_len": 3, "sample_count": {"acc,none": 3}}
     scores = {"acc,none": np.float32(0.5), "acc_stderr,none": "N/A", "f1,strict": 1, "f1_stderr,strict": 0.1}
-    assert harness._flat({"t": {**entries, **scores}, "group": {"alias": "g"}}) == {
+    assert lm_eval_tasks._flat({"t": {**entries, **scores}, "group": {"alias": "g"}}) == {
         "t/acc": 0.5,
         "t/f1:strict": 1.0,
         "t/f1_stderr:strict": 0.1,
@@ -397,7 +404,7 @@ def test_bfloat16_changes_likelihoods_only_by_rounding() -> None:
     """The precision asked for is used."""
     windows = [(list(text.encode()[:-1]), list(text.encode()[1:])) for text in TEXTS[:2]]
     full, half = (
-        Scorer(decoder(), ByteTokenizer(), CPU, dtype, 64, 2).score(windows)
+        TokenScorer(decoder(), ByteTokenizer(), CPU, dtype, 64, 2).score(windows)
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert [total for total, _ in half] == pytest.approx([total for total, _ in full], rel=0.05)
@@ -415,7 +422,7 @@ def test_a_task_that_samples_is_refused_before_anything_runs(
     """A score of one random answer is no measurement; it is not quietly replaced by another either."""
     fields = {"output_type": "generate_until", "doc_to_text": "{{q}}", "doc_to_target": "{{q}}"}
     folder = task("dice", [{"q": "a"}], ["exact_match"], generation_kwargs={"until": ["\n"], **arguments}, **fields)
-    monkeypatch.setattr(Scorer, "_logits", None)
+    monkeypatch.setattr(TokenScorer, "_logits", None)
     with pytest.raises(ValueError, match=r"task 'dice' .*greedy"):
         run("dice", folder, ByteTokenizer())
 
@@ -438,7 +445,7 @@ def test_data_that_cannot_be_had_are_an_error_that_names_the_task(
     fields = {"output_type": "multiple_choice", "doc_to_text": "", "doc_to_choice": ["a"], "doc_to_target": 0}
     folder = task("gone", [], ["acc"], **fields)
     (folder / "gone.jsonl").unlink()
-    monkeypatch.setattr(Scorer, "_logits", None)
+    monkeypatch.setattr(TokenScorer, "_logits", None)
     for name, include, cause in (("gone", folder, r"gone\.jsonl"), ("arc_easy", None, "allenai/ai2_arc")):
         with pytest.raises(ValueError, match=f"^task '{name}' cannot be loaded: .*{cause}[^\n]*$"):
             run_tasks(
@@ -457,9 +464,9 @@ def test_without_the_harness_the_error_says_what_to_install(monkeypatch: pytest.
     """The extra is optional: the module imports without it, and needing it is not a crash."""
     for name in [name for name in sys.modules if name.startswith("lm_eval.")] + ["lm_eval"]:
         monkeypatch.setitem(sys.modules, name, None)
-    assert harness.__spec__ is not None
-    assert harness.__spec__.origin is not None
-    spec = importlib.util.spec_from_file_location("harness_again", harness.__spec__.origin)
+    assert lm_eval_tasks.__spec__ is not None
+    assert lm_eval_tasks.__spec__.origin is not None
+    spec = importlib.util.spec_from_file_location("harness_again", lm_eval_tasks.__spec__.origin)
     assert spec is not None
     assert spec.loader is not None
     again = importlib.util.module_from_spec(spec)
