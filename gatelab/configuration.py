@@ -35,7 +35,7 @@ def assign_frozen(config: BaseModel, **values: Any) -> None:
 
 
 def parse_count(value: Any) -> Any:
-    """The number of a count as a person writes it; what is no text stays as it is. Raises ValueError."""
+    """Return the number of a count as a person writes it; what is no text stays as it is. Raises ValueError."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"\s*(\d[\d_]*(?:\.\d+)?)\s*([kmbt]?)\s*", value, re.IGNORECASE)

@@ -35,7 +35,8 @@ def test_results_and_kernels_stand_alone() -> None:
     for module, foreign in (
         ("gatelab.results.report.write", ("torch", "ray", "mlflow")),
         ("gatelab.kernels.attention", ("ray", "mlflow", "pyarrow")),
-        ("gatelab.training.loop", ("ray", "mlflow")),
+        ("gatelab.training.loop", ("ray", "mlflow", "lm_eval")),
+        ("gatelab.training.config", ("torch", "numpy")),
     ):
         code = f"import sys, {module}; sys.exit(any(name in sys.modules for name in {foreign}))"
         assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0, module

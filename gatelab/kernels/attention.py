@@ -159,7 +159,7 @@ BACKENDS: dict[str, Backend] = {
 
 
 def choose_backend(case: Case, wanted: str = "auto") -> Backend:
-    """The backend for a case; raises ValueError if `wanted` is unknown or cannot do it, saying why."""
+    """Choose the backend for a case. Raises ValueError if `wanted` is unknown or cannot do it, saying why."""
     if wanted == "auto":
         return next(b for b in BACKENDS.values() if b.refusal(case) is None and b.reluctance(case) is None)
     if wanted not in BACKENDS:

@@ -31,14 +31,14 @@ class Chunk(NamedTuple):
 
 
 def chunk_length(length: int, dtype: torch.dtype) -> int:
-    """Query positions per chunk: the fastest measured (docs/kernels.md)."""
+    """Return the query positions per chunk: the fastest measured (docs/kernels.md)."""
     if dtype.itemsize > 2:
         return 64
     return 128 if length <= 1024 else 256
 
 
 def chunks(length: int, keys: int, causal: bool, size: int, cu_seqlens: Tensor | None) -> Iterator[Chunk]:
-    """The chunks of one sequence, or of packed ones."""
+    """Yield the chunks of one sequence, or of packed ones."""
     bounds = [0, length] if cu_seqlens is None else cu_seqlens.tolist()
     for start, stop in itertools.pairwise(bounds):
         first, last = (0, keys) if cu_seqlens is None else (start, stop)
@@ -50,7 +50,7 @@ def chunks(length: int, keys: int, causal: bool, size: int, cu_seqlens: Tensor |
 def probabilities_sizes(
     batch: int, length: int, keys: int, heads: int, causal: bool, dtype: torch.dtype, *, packed: bool = False
 ) -> list[int]:
-    """Elements of what the backward keeps, chunk by chunk.
+    """Return the elements of what the backward keeps, chunk by chunk.
 
     How packed sequences fall into chunks is in their data: they get one buffer, of the size that they cannot exceed.
     """
@@ -63,7 +63,7 @@ def probabilities_sizes(
 
 
 def _pieces(buffers: list[Tensor]) -> Callable[[int], Tensor]:
-    """A function that takes so many elements from the buffers, one after another."""
+    """Make a function that takes so many elements from the buffers, one after another."""
     rest = iter(buffers)
     current = buffers[0].new_empty(0) if buffers else None
 
@@ -80,19 +80,19 @@ def _pieces(buffers: list[Tensor]) -> Callable[[int], Tensor]:
 
 @functools.lru_cache(maxsize=16)
 def _future(rows: int, group: int, dtype: torch.dtype) -> Tensor:
-    """`[rows·group, rows]`: -inf where a key lies after the query."""
+    """Return `[rows·group, rows]`: -inf where a key lies after the query."""
     return torch.full((rows, rows), float("-inf"), dtype=dtype).triu_(1).repeat_interleave(group, 0)
 
 
 def _to_rows(x: Tensor, kv_heads: int) -> Tensor:
-    """`[B, T, H, D]` as `[B·Hkv, T·group, D]`."""
+    """Lay `[B, T, H, D]` out as `[B·Hkv, T·group, D]`."""
     batch, length, heads, width = x.shape
     split = x.reshape(batch, length, kv_heads, heads // kv_heads, width).transpose(1, 2)
     return split.reshape(batch * kv_heads, length * (heads // kv_heads), width)
 
 
 def _from_rows(rows: Tensor, shape: torch.Size, kv_heads: int) -> Tensor:
-    """The inverse of `_to_rows`."""
+    """Undo `_to_rows`."""
     batch, length, heads, width = shape
     split = rows.view(batch, kv_heads, length, heads // kv_heads, width).transpose(1, 2)
     return split.reshape(shape)
@@ -111,7 +111,7 @@ def _attention(
     scale: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """(Y, O, probabilities); O is empty where the backward does not need it, probabilities where `keep` is false."""
+    """Return (Y, O, probabilities); O is empty if the backward needs none, probabilities where `keep` is false."""
     kv_heads, group = k.shape[2], q.shape[2] // k.shape[2]
     keys, values = _to_rows(k, kv_heads).transpose(1, 2), _to_rows(v, kv_heads)
     y = q.new_empty(q.shape)
@@ -137,13 +137,13 @@ def _attention(
 
 
 def _scratch(q: Tensor, parts: list[Chunk]) -> Tensor:
-    """Room for the logits of any one chunk: taken once, since memory that comes and goes is faulted in again."""
+    """Make room for the logits of any one chunk, once: memory that comes and goes is faulted in again."""
     most = max((chunk.end - chunk.begin) * (chunk.last - chunk.first) for chunk in parts)
     return q.new_empty(q.shape[0] * q.shape[2] * most)
 
 
 def _view(buffer: Tensor, queries: Tensor, chunk: Chunk) -> Tensor:
-    """The beginning of a buffer as the logits `[B·Hkv, rows, keys]` of a chunk's query rows."""
+    """View the beginning of a buffer as the logits `[B·Hkv, rows, keys]` of a chunk's query rows."""
     shape = (*queries.shape[:2], chunk.last - chunk.first)
     return buffer[: math.prod(shape)].view(shape)
 
@@ -189,7 +189,7 @@ def _attention_backward(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dQ, dK, dV, dG); dG is empty without a gate."""
+    """Return (dQ, dK, dV, dG); dG is empty without a gate."""
     kv_heads, gated = k.shape[2], o.numel() == 0
     saved = y if gated else o
     keys, values = _to_rows(k, kv_heads), _to_rows(v, kv_heads).transpose(1, 2)
@@ -216,7 +216,7 @@ def _attention_backward(
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
-    """`total += scale · left @ right`; sums over chunks would lose bits in less than float32."""
+    """Add `scale · left @ right` to `total`; sums over chunks would lose bits in less than float32."""
     if total.dtype == left.dtype:
         total.baddbmm_(left, right, alpha=scale)
     else:

@@ -27,7 +27,7 @@ FLASH_PACKAGES = (
 
 
 def torch_core(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-    """`scaled_dot_product_attention`, by the kernel that PyTorch picks. Packed sequences one after another."""
+    """Run `scaled_dot_product_attention` by the kernel that PyTorch picks; packed sequences one after another."""
     if call.cu_seqlens is not None:
         bounds, one = call.cu_seqlens.tolist(), call._replace(cu_seqlens=None)
         parts = (slice(a, b) for a, b in itertools.pairwise(bounds) if b > a)
@@ -40,13 +40,13 @@ def torch_core(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
 
 
 def cudnn_core(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-    """`scaled_dot_product_attention` by cuDNN's kernel."""
+    """Run `scaled_dot_product_attention` by cuDNN's kernel."""
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         return torch_core(q, k, v, call)
 
 
 def flash_core(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-    """The newest flash-attn package that is installed and serves this GPU."""
+    """Run the newest flash-attn package that is installed and serves this GPU."""
     module = importlib.import_module(flash_package(torch.cuda.get_device_capability(q.device)) or "flash_attn")
     options: dict[str, Any] = {"causal": call.causal, "softmax_scale": call.scale}
     cu_seqlens = call.cu_seqlens
@@ -62,7 +62,7 @@ def flash_core(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
 
 
 def flash_package(capability: tuple[int, int]) -> str | None:
-    """The module of the newest flash-attn that is installed and serves a GPU of this compute capability."""
+    """Return the module of the newest flash-attn that is installed and serves a GPU of this compute capability."""
     for module, _, oldest, newest in FLASH_PACKAGES:
         if oldest <= capability <= newest and _installed(module):
             return module

@@ -22,7 +22,7 @@ def _attention(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(Y, O, lse); O is empty where the backward does not need it."""
+    """Return (Y, O, lse); O is empty where the backward does not need it."""
     from gatelab.kernels import triton_attention
 
     return triton_attention.forward(
@@ -62,7 +62,7 @@ def _attention_backward(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dQ, dK, dV, dG); dG is empty without a gate."""
+    """Return (dQ, dK, dV, dG); dG is empty without a gate."""
     from gatelab.kernels import triton_attention
 
     return triton_attention.backward(
@@ -74,7 +74,7 @@ _attention_backward.register_fake(fake_gradients)
 
 
 def _dense(x: Tensor) -> Tensor:
-    """The kernels read whole channels."""
+    """Make channels contiguous: the kernels read whole ones."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 

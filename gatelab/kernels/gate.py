@@ -35,7 +35,7 @@ class Activation:
 
 
 def _softplus_log_slope(x: Tensor) -> Tensor:
-    """s(x) / softplus(x); as x falls both vanish and the ratio is 1 - e^x / 2 + …"""
+    """Return s(x) / softplus(x); as x falls both vanish and the ratio is 1 - e^x / 2 + …"""
     far = (x.clamp(max=0).exp() * -0.5) + 1
     return far.where(x < -20, x.sigmoid() / x.clamp(min=-20).logaddexp(x.new_zeros(())))
 
@@ -81,7 +81,7 @@ COMBINATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def widen(x: Tensor) -> Tensor:
-    """`x` in float32 if it comes in 16 bits: the precision of all arithmetic on gates.
+    """Return `x` in float32 if it comes in 16 bits: the precision of all arithmetic on gates.
 
     In bfloat16 a sigmoid rounds to 1 from about 6 on and its gradient is lost.
     """
@@ -89,12 +89,12 @@ def widen(x: Tensor) -> Tensor:
 
 
 def gate_score(gate: Tensor, activation: str) -> Tensor:
-    """`activation(gate)` for pre-activations of any shape, in float32 when they come in 16 bits."""
+    """Return `activation(gate)` for pre-activations of any shape, in float32 when they come in 16 bits."""
     return ACTIVATIONS[activation].value(widen(gate))
 
 
 def gate_forward(x: Tensor, gate: Tensor, activation: str, combine: str) -> Tensor:
-    """`combine(x, activation(gate))` (paper eq. 5) in the dtype of `x`, rounded once.
+    """Return `combine(x, activation(gate))` (paper eq. 5) in the dtype of `x`, rounded once.
 
     `x [..., heads, width]`; `gate` holds pre-activations and broadcasts against it.
     """
@@ -102,7 +102,7 @@ def gate_forward(x: Tensor, gate: Tensor, activation: str, combine: str) -> Tens
 
 
 def keeps_output(activation: str, combine: str, dtype: torch.dtype) -> bool:
-    """Whether the backward of a gate on an output O in `dtype` needs O itself, not only the gated Y.
+    """Return whether the backward of a gate on an output O in `dtype` needs O itself, not only the gated Y.
 
     Y = O·a cannot tell O where a = 0, and underflows in float16 where a is small; Y - a cancels. Without a gate
     (combine "none") Y is O.
@@ -115,7 +115,7 @@ def keeps_output(activation: str, combine: str, dtype: torch.dtype) -> bool:
 def gate_backward(
     dy: Tensor, x: Tensor, gate: Tensor, activation: str, combine: str, *, gated_x: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `gate_forward` for `x` and `gate`, in their shapes and dtypes, for `dy` of the shape of `x`.
+    """Return the gradients of `gate_forward` for `x` and `gate`, in their shapes and dtypes, for `dy` like `x`.
 
     With `gated_x`, `x` is what `gate_forward` returned, and the activation is positive and multiplies.
     """

@@ -11,7 +11,7 @@ from gatelab.kernels.requirements import FUSED_ACTIVATIONS, triton_missing
 
 
 def apply_gate(x: Tensor, gate: Tensor, *, activation: str = "sigmoid", combine: str = "multiply") -> Tensor:
-    """`Y' = combine(Y, activation(gate))` (paper eq. 5), in the dtype of `x`, computed in float32 or wider.
+    """Return `Y' = combine(Y, activation(gate))` (paper eq. 5), in the dtype of `x`, computed in float32 or wider.
 
     Args:
         x: `[B, T, heads, width]`, any strides.
@@ -64,7 +64,7 @@ def _(x: Tensor, gate: Tensor, activation: str, combine: str) -> Tensor:
 
 @torch.library.custom_op("gatelab::modulate_backward", mutates_args=())
 def _modulate_backward(dy: Tensor, x: Tensor, gate: Tensor, activation: str, combine: str) -> tuple[Tensor, Tensor]:
-    """(dX, dG); dX is empty where the gate adds: it is dY."""
+    """Return (dX, dG); dX is empty where the gate adds: it is dY."""
     if _in_triton(x, activation):
         from gatelab.kernels import triton_gate
 

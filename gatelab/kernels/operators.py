@@ -37,13 +37,13 @@ def differentiable_once(
 def fake_gradients(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The shapes and dtypes of (dQ, dK, dV, dG), contiguous; dG is empty without a gate."""
+    """Return the shapes and dtypes of (dQ, dK, dV, dG), contiguous; dG is empty without a gate."""
     dg = q.new_empty(0) if gate is None else gate.new_empty(gate.shape)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dg
 
 
 def attention_flops(q: Sequence[int], k: Sequence[int], products: int) -> int:
-    """Operations of `products` matrix products between all queries and all keys, which is how PyTorch counts its own.
+    """Count the operations of `products` matrix products of all queries and all keys, as PyTorch counts its own.
 
     `q [B, T, Hq, D]`, `k [B, S, Hkv, D]`. A causal mask is not subtracted.
     """

@@ -16,7 +16,7 @@ from gatelab.kernels.operators import Call
 def attention_weights(
     q: Tensor, k: Tensor, *, causal: bool = True, scale: float | None = None, cu_seqlens: Tensor | None = None
 ) -> Tensor:
-    """Attention probabilities `[B, Hq, T, S]` of `q [B, T, Hq, D]` and `k [B, S, Hkv, D]`.
+    """Return attention probabilities `[B, Hq, T, S]` of `q [B, T, Hq, D]` and `k [B, S, Hkv, D]`.
 
     With `causal`, query i sees the keys 0 … i + S - T. `scale` multiplies the logits; by default 1/sqrt(D). With
     `cu_seqlens`, tokens see their own sequence only.
@@ -34,7 +34,7 @@ def attention_weights(
 
 
 def _for_queries(x: Tensor, q: Tensor) -> Tensor:
-    """Keys or values `[B, S, Hkv, D]`, repeated for each query head of their group."""
+    """Repeat keys or values `[B, S, Hkv, D]` for each query head of their group."""
     return x.repeat_interleave(q.shape[2] // x.shape[2], dim=2)
 
 

@@ -20,7 +20,7 @@ _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 @_constant
 def triton_missing() -> str | None:
-    """Why Triton kernels cannot be built here, or None."""
+    """Say why Triton kernels cannot be built here, or return None."""
     if not _TRITON_INSTALLED:
         return "the package triton is not installed"
     if torch.version.hip is not None:
@@ -30,11 +30,11 @@ def triton_missing() -> str | None:
 
 @_constant
 def interpreted() -> bool:
-    """Whether Triton kernels run in Triton's interpreter, on the CPU: slow, for tests (TRITON_INTERPRET=1)."""
+    """Return whether Triton kernels run in its interpreter, on the CPU: slow, for tests (TRITON_INTERPRET=1)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @_constant
 def capability(device_index: int) -> tuple[int, int]:
-    """Compute capability of a CUDA device."""
+    """Return the compute capability of a CUDA device."""
     return torch.cuda.get_device_capability(device_index)

@@ -31,7 +31,7 @@ def _vocab(model: ModelConfig) -> int:
 
 
 def count_parameters(model: ModelConfig) -> Parameters:
-    """Parameters of a model whose `vocab_size` is set."""
+    """Count the parameters of a model whose `vocab_size` is set."""
     queries, keys = model.query_heads * model.head_dim, model.kv_heads * model.head_dim
     norms_per_layer = (4 if model.sandwich_norm else 2) * model.hidden_size
     norms_per_layer += 2 * model.head_dim * model.qk_norm + model.head_dim * (model.sdpa_output == "rmsnorm")
@@ -45,7 +45,7 @@ def count_parameters(model: ModelConfig) -> Parameters:
 
 
 def flops_per_token(model: ModelConfig, sequence_length: int) -> int:
-    """Floating-point operations to train on one token: three times the forward pass.
+    """Count the floating-point operations to train on one token: three times the forward pass.
 
     Counts 2 per multiply-add of every matrix product, attention over the causal half of the sequence, and the
     gates; leaves out other elementwise work.
@@ -58,7 +58,9 @@ def flops_per_token(model: ModelConfig, sequence_length: int) -> int:
 
 
 def training_memory(model: ModelConfig, sequence_length: int, sequences: int) -> int:
-    """Bytes to train with `sequences` sequences in flight, in float32: weights, optimiser state, activations.
+    """Count the bytes to train with `sequences` sequences in flight, in float32.
+
+    They are those of weights, gradients, optimiser state and activations.
 
     Activations are what is kept for the backward pass without recomputation: per token and layer the inputs of
     every matrix product, norm, rotation, gate and activation. Attention weights are not stored (fused attention; the

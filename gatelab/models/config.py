@@ -71,7 +71,7 @@ class GateConfig(Config):
     """Starting value of a learned bias; null: no bias, as in the paper. For a constant gate: its starting value."""
 
     @model_validator(mode="after")
-    def _fold_meaningless_fields(self) -> "GateConfig":
+    def _reset_inactive_fields(self) -> "GateConfig":
         if self.position == "none":
             assign_frozen(
                 self, **{name: f.default for name, f in GateConfig.model_fields.items() if name != "position"}

@@ -48,12 +48,12 @@ class Decoder(nn.Module):
             self.head.weight = self.embedding.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits `[B, T, vocab]` of the next token, for `tokens [B, T]` (int64)."""
+        """Map `tokens [B, T]` (int64) to logits `[B, T, vocab]` of the next token."""
         logits: Tensor = self.head(self.norm(self.hidden(tokens)))
         return logits
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        """The residual stream `[B, T, hidden]` after the last layer, before its norm."""
+        """Return the residual stream `[B, T, hidden]` after the last layer, before its norm."""
         x: Tensor = self.embedding(tokens)
         for layer in self.layers:
             x = layer(x)
@@ -90,7 +90,7 @@ def initialize(model: Decoder, seed: int) -> None:
 
 
 def _normal(like: Tensor, seed: int, name: str, std: float) -> Tensor:
-    """Normal values of the shape of `like`, whose first rows do not depend on how many rows follow."""
+    """Draw normal values of the shape of `like`, whose first rows do not depend on how many rows follow."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     # torch fills 16 values at a time and draws a ragged end anew: round up, so that no row is part of that end.

@@ -73,7 +73,7 @@ class Gate:
         return 2 * self.logits * self.hidden_size * self.projected + self.heads * self.width
 
     def pre_activation(self, logits: Tensor) -> tuple[Tensor, str]:
-        """What `gated_attention` takes as (gate, activation), from logits `[B, T, logits]`.
+        """Return what `gated_attention` takes as (gate, activation), from logits `[B, T, logits]`.
 
         Averaged scores are activated here, before the mean over heads, and need no further activation.
         """
@@ -83,17 +83,17 @@ class Gate:
         return gate_score(gate, self.config.activation).mean(-2, keepdim=True).to(logits.dtype), "identity"
 
     def scores(self, logits: Tensor) -> Tensor:
-        """The scores `[B, T, heads or 1, width or 1]` that modulate, float32 or wider, from logits `[B, T, logits]`."""
+        """Return the scores `[B, T, heads or 1, width or 1]` of logits `[B, T, logits]`, float32 or wider."""
         return gate_score(*self.pre_activation(logits))
 
     def apply(self, x: Tensor, logits: Tensor) -> Tensor:
-        """The gated tensor, for `x [B, T, heads, width]` and logits `[B, T, logits]`."""
+        """Gate a tensor `x [B, T, heads, width]` by logits `[B, T, logits]`."""
         gate, activation = self.pre_activation(logits)
         return kernels.apply_gate(x, gate, activation=activation, combine=self.config.combine)
 
 
 def gates_of(model: ModelConfig) -> dict[str, Gate]:
-    """The gates of one attention layer, by position."""
+    """Return the gates of one attention layer, by position."""
     return {
         position: Gate(model.gate, position, *SITES[position](model), model.hidden_size)
         for position in model.gate.positions

@@ -35,7 +35,7 @@ YARN_FAST, YARN_SLOW = 32.0, 1.0
 
 
 def rotary_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
-    """(radians per position `[D/2]` in float64, factor on cosines and sines) of a model's RoPE.
+    """Return (radians per position `[D/2]` in float64, factor on cosines and sines) of a model's RoPE.
 
     With YaRN (arXiv 2309.00071, section 3.2-3.4): channels that turn less than once over the training length are
     stretched by the factor s, those that turn more than 32 times are left alone, those between are blended, and
@@ -47,7 +47,7 @@ def rotary_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
         return frequencies, 1.0
 
     def channel(turns: float) -> float:
-        """The channel, not rounded, that turns so often over the training length."""
+        """Return the channel, not rounded, that turns so often over the training length."""
         assert config.yarn_length is not None
         return dim * math.log(config.yarn_length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
@@ -101,7 +101,7 @@ class GatedSDPA(nn.Module):
         self.gate = gate
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, logits: Tensor | None) -> Tensor:
-        """`[B, T, Hq, D]` of `query [B, T, Hq, D]`, `key` and `value [B, T, Hkv, D]`, `logits [B, T, logits]`."""
+        """Map `query [B, T, Hq, D]`, `key`, `value [B, T, Hkv, D]` and `logits [B, T, logits]` to `[B, T, Hq, D]`."""
         if self.gate is None:
             return gated_attention(query, key, value)
         assert logits is not None
@@ -150,7 +150,7 @@ class Attention(nn.Module):
         return modulated
 
     def gate_logits(self, parts: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
-        """The pre-activations `[B, T, logits]` of the gate at each position, of the joint projections of `x`."""
+        """Return the pre-activations `[B, T, logits]` of the gate at each position, of projections of `x`."""
         return {position: self._logits(position, parts, x) for position in self.gates}
 
     def _logits(self, position: str, parts: dict[str, Tensor], x: Tensor) -> Tensor:

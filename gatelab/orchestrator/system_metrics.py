@@ -72,7 +72,7 @@ class SystemMetrics:
 
 
 def _gpu_sample(device: torch.device) -> dict[str, float]:
-    """Of the whole GPU, other processes' share included."""
+    """Sample the whole GPU, other processes' share included."""
     free, total = torch.cuda.mem_get_info(device)
     name = f"system/gpu_{device.index or 0}"
     return {

@@ -57,7 +57,7 @@ def load_checkpoint(
 
 
 def is_written(folder: Path) -> bool:
-    """Whether there is a checkpoint that was written to its end, damaged since or not."""
+    """Return whether there is a checkpoint that was written to its end, damaged since or not."""
     return any(folder.glob("step-*.json"))
 
 
@@ -85,7 +85,7 @@ def load_weights(folder: Path, model: nn.Module, step: int | None = None) -> int
 
 
 def _newest(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """The newest whole checkpoint: what commits it, and its tensors."""
+    """Read the newest whole checkpoint: what commits it, and its tensors."""
     for path in sorted(folder.glob("step-*.json"), reverse=True):
         try:
             commit = json.loads(path.read_bytes())

@@ -61,7 +61,7 @@ class ScheduleConfig(Config):
     """Fraction of all steps over which wsd decays; it means nothing to the others."""
 
     @model_validator(mode="after")
-    def _fold_meaningless_fields(self) -> "ScheduleConfig":
+    def _reset_inactive_fields(self) -> "ScheduleConfig":
         if self.kind != "wsd":
             assign_frozen(self, decay=0.2)
         if self.kind == "constant":

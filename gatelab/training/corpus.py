@@ -14,12 +14,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from gatelab.errors import GatelabError
 from gatelab.training.config import DataConfig
 
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex", ".html", ".c", ".h", ".cpp", ".js", ".ts", ".rs", ".go", ".java"}
 
 
-class DataError(ValueError):
+class DataError(GatelabError, ValueError):
     """The data that a study names cannot be used; the message says which and why."""
 
 
@@ -41,7 +42,7 @@ class Skipped:
 
 
 def read_corpus(config: DataConfig, skipped: Callable[[Skipped], None]) -> Iterator[Document]:
-    """The documents of a source, in a fixed order. Raises DataError if there are none."""
+    """Yield the documents of a source, in a fixed order. Raises DataError if there are none."""
     empty = True
     first: list[Skipped] = []
 
@@ -62,7 +63,7 @@ def read_corpus(config: DataConfig, skipped: Callable[[Skipped], None]) -> Itera
 
 
 def source_digest(config: DataConfig) -> str:
-    """SHA-256 of what the source holds, wherever it lies: the names and contents of its files.
+    """Return the SHA-256 of what the source holds, wherever it lies: the names and contents of its files.
 
     A Hugging Face dataset is identified by its name and the fingerprint that `datasets` computes.
     """
@@ -76,7 +77,7 @@ def source_digest(config: DataConfig) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -101,7 +102,7 @@ def _documents(config: DataConfig, skipped: Callable[[Skipped], None]) -> Iterat
 
 
 def _source_files(source: str, skipped: Callable[[Skipped], None]) -> list[tuple[str, Path]]:
-    """(name, path) of each file of a source, by name."""
+    """Return (name, path) of each file of a source, by name."""
     if source == "stdlib":
         return _stdlib_files(skipped)
     root = Path(source)
@@ -153,7 +154,7 @@ def _json_lines(path: Path) -> Iterator[Any]:
 
 
 def _domain_name(given: object) -> str:
-    """A domain as it can stand in the name of a metric."""
+    """Return a domain as it can stand in the name of a metric."""
     return re.sub(r"[^\w. -]", "_", str(given))[:64].strip(" .")  # a word in any script
 
 
@@ -172,7 +173,7 @@ def _parquet_rows(path: Path, config: DataConfig) -> Iterator[Any]:
 
 
 def _columns(config: DataConfig, there: list[str], where: str, what: str) -> list[str]:
-    """The fields of a record that are read. Raises DataError naming one that is not there."""
+    """Return the fields of a record that are read. Raises DataError naming one that is not there."""
     wanted = {"data.text_field": config.text_field, "data.domain_field": config.domain_field}
     for key, name in wanted.items():
         if name is not None and name not in there:
@@ -201,7 +202,7 @@ def _checked_hugging_face(config: DataConfig) -> Any:
 def _record_documents(
     name: str, folder: str, records: Iterable[Any], config: DataConfig, skipped: Callable[[Skipped], None]
 ) -> Iterator[Document]:
-    """Documents of records, named by their content: equal texts fall on the same side of the split.
+    """Yield documents of records, named by their content: equal texts fall on the same side of the split.
 
     A record that does not name its domain is of the domain of its file's folder.
     """
@@ -218,7 +219,7 @@ def _record_documents(
 
 
 def validation_names(sizes: dict[str, int], fraction: float) -> set[str]:
-    """Names of the documents to hold out: in the order of their hashes, until `fraction` of the bytes is reached.
+    """Choose the documents to hold out: in the order of their hashes, until `fraction` of the bytes is reached.
 
     Both sides get at least one document where there are two or more.
     """

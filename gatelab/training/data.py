@@ -58,7 +58,7 @@ class TokenFiles:
         return int(self._starts[-1])
 
     def window(self, start: int, length: int) -> npt.NDArray[np.int64]:
-        """`length` tokens from `start` on, as int64. Raises IndexError beyond the end."""
+        """Return `length` tokens from `start` on, as int64. Raises IndexError beyond the end."""
         if start < 0 or start + length > len(self):
             raise IndexError(f"tokens {start} to {start + length} of {len(self)}")
         pieces = []
@@ -154,7 +154,7 @@ class Dataset:
         return cached[key]
 
     def held_out(self, tokens: int, sequence_length: int) -> HeldOut:
-        """Evenly spaced windows of the validation text that hold about `tokens` tokens: one at least, at most all.
+        """Return evenly spaced windows of the validation text, of about `tokens` tokens: one at least, at most all.
 
         Raises DataError if not one fits.
         """
@@ -178,7 +178,7 @@ class Dataset:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of prepared data. Raises DataError if there are none in the folder."""
+    """Read the manifest of prepared data. Raises DataError if there are none in the folder."""
     try:
         raw = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -11,7 +11,7 @@ from gatelab.training.config import TrainingConfig
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of a name; auto: the GPU that is visible to this process, or the CPU.
+    """Return the device of a name; auto: the GPU that is visible to this process, or the CPU.
 
     Raises ValueError if it is not there.
     """
@@ -27,7 +27,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself."""
+    """Return the name of a device's hardware."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return _processor_name()
@@ -43,7 +43,7 @@ def _processor_name() -> str:
 
 
 def compute_dtype(config: TrainingConfig, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products."""
+    """Return the dtype of matrix products."""
     if config.precision != "auto":
         return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
@@ -56,7 +56,7 @@ def precision_context(dtype: torch.dtype, device: torch.device) -> AbstractConte
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process has held: on the GPU since the last reset, or resident on the CPU."""
+    """Return the most bytes that this process has held: on the GPU since the last reset, or resident on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource
@@ -66,7 +66,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def environment(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
-    """What a result depends on beside its configuration: recorded with every trial."""
+    """Return what a result depends on beside its configuration: recorded with every trial."""
     return {
         "device": device_name(device),
         "device_type": device.type,

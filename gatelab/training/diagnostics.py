@@ -88,22 +88,22 @@ def diagnose(
     Of the whole model: the mean over layers of each (the largest for attention/max_logit, and no histograms);
     attention/sequence_length, T; and attention/…_uniform: what attention that is uniform over the past would show.
     """
-    stats = [RunningStats() for _ in model.layers]
+    by_layer = [RunningStats() for _ in model.layers]
     model.eval()
-    with _watching(model, stats):
+    with _watching(model, by_layer):
         for start in range(0, len(windows), batch_size):
             batch = torch.from_numpy(windows[start : start + batch_size, :-1]).to(device)
-            for tally in stats:
-                tally.weight = len(batch)
+            for stats in by_layer:
+                stats.weight = len(batch)
             with precision_context(dtype, device):
                 model.hidden(batch)
     model.train()
-    layers = [tally.values() for tally in stats]
+    layers = [stats.values() for stats in by_layer]
     return {**_of_model(layers), **uniform_attention(windows.shape[1] - 1)}, layers
 
 
 def uniform_attention(length: int) -> Values:
-    """What attention that is uniform over the tokens it sees shows at a sequence length: the mechanical floor."""
+    """Return what attention that is uniform over the tokens it sees shows at a length: the mechanical floor."""
     seen = np.arange(1, length + 1)
     return {
         "attention/sequence_length": float(length),
@@ -124,13 +124,13 @@ def _of_model(layers: list[Values]) -> Values:
 
 
 @contextmanager
-def _watching(model: Decoder, stats: list[RunningStats]) -> Iterator[None]:
-    """Have each layer's tally fed by what passes through the layer."""
+def _watching(model: Decoder, by_layer: list[RunningStats]) -> Iterator[None]:
+    """Have each layer's stats fed by what passes through the layer."""
     handles = [
         handle
-        for block, tally in zip(model.layers, stats, strict=True)
+        for block, stats in zip(model.layers, by_layer, strict=True)
         if isinstance(block, Block)
-        for handle in _hooks(block, tally)
+        for handle in _hooks(block, stats)
     ]
     try:
         yield
@@ -139,65 +139,65 @@ def _watching(model: Decoder, stats: list[RunningStats]) -> Iterator[None]:
             handle.remove()
 
 
-def _hooks(block: Block, tally: RunningStats) -> Iterator[Any]:
+def _hooks(block: Block, stats: RunningStats) -> Iterator[Any]:
     attention = block.attention
 
     def seen(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda module, inputs, output: tally.largest(f"activation/{name}", output.abs().amax())
+        return lambda module, inputs, output: stats.largest(f"activation/{name}", output.abs().amax())
 
-    yield attention.input.register_forward_hook(partial(_see_gates, tally, attention))
-    yield attention.sdpa.register_forward_hook(partial(_see_attention, tally))
+    yield attention.input.register_forward_hook(partial(_see_gates, stats, attention))
+    yield attention.sdpa.register_forward_hook(partial(_see_attention, stats))
     yield block.attention_post_norm.register_forward_hook(seen("attention_output"))
     yield block.ffn_norm.register_forward_pre_hook(
-        lambda module, inputs: tally.largest("activation/attention_residual", inputs[0].abs().amax())
+        lambda module, inputs: stats.largest("activation/attention_residual", inputs[0].abs().amax())
     )
     yield block.ffn_post_norm.register_forward_hook(seen("ffn_output"))
     yield block.register_forward_hook(seen("ffn_residual"))
 
 
 def _see_gates(
-    tally: RunningStats, attention: Attention, module: nn.Module, inputs: tuple[Tensor], parts: dict[str, Tensor]
+    stats: RunningStats, attention: Attention, module: nn.Module, inputs: tuple[Tensor], parts: dict[str, Tensor]
 ) -> None:
     for position, logits in attention.gate_logits(parts, inputs[0]).items():
         scores = attention.gates[position].scores(logits).float()
         name = f"gate/{position}"
-        tally.moments(name, scores)
-        tally.smallest(f"{name}/min", scores.amin())
-        tally.largest(f"{name}/max", scores.amax())
-        tally.mean(f"{name}/first_token_mean", scores[:, 0].mean())
-        _see_small(tally, name, scores, ("0.1", "0.01"))
-        tally.quantiles(name, scores, QUANTILES)
+        stats.moments(name, scores)
+        stats.smallest(f"{name}/min", scores.amin())
+        stats.largest(f"{name}/max", scores.amax())
+        stats.mean(f"{name}/first_token_mean", scores[:, 0].mean())
+        _see_small(stats, name, scores, ("0.1", "0.01"))
+        stats.quantiles(name, scores, QUANTILES)
         counted = scores.double() if scores.numel() > FLOAT_COUNTS else scores
         shares = torch.histc(counted.clamp(0, 1), BINS, 0, 1) / scores.numel()
         for index, share in enumerate(shares):
-            tally.mean(f"histogram/{name}/{index:02d}", share)
+            stats.mean(f"histogram/{name}/{index:02d}", share)
 
 
 def _see_attention(
-    tally: RunningStats, module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], output: Tensor
+    stats: RunningStats, module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], output: Tensor
 ) -> None:
     query, key, value, logits = inputs
     with torch.autocast(query.device.type, enabled=False):  # products in float32, whatever the model computes in
         statistics = attention_statistics(query, key)
     for name, statistic in statistics.items():
-        (tally.largest if name == "max_logit" else tally.mean)(f"attention/{name}", statistic)
+        (stats.largest if name == "max_logit" else stats.mean)(f"attention/{name}", statistic)
     outputs = {"sdpa": output}
     if logits is not None:
         outputs["sdpa_ungated"] = gated_attention(query, key, value)
     for name, tensor in outputs.items():
-        tally.mean(f"{name}/mean_abs", tensor.abs().mean(dtype=torch.float32))
-        _see_small(tally, name, tensor, ("1e-2", "1e-3"))
+        stats.mean(f"{name}/mean_abs", tensor.abs().mean(dtype=torch.float32))
+        _see_small(stats, name, tensor, ("1e-2", "1e-3"))
 
 
-def _see_small(tally: RunningStats, name: str, values: Tensor, bounds: tuple[str, ...]) -> None:
-    """The shares of values whose magnitude is below each bound."""
+def _see_small(stats: RunningStats, name: str, values: Tensor, bounds: tuple[str, ...]) -> None:
+    """Take the shares of values whose magnitude is below each bound."""
     magnitudes = values.abs()
     for bound in bounds:
-        tally.mean(f"{name}/below_{bound}", (magnitudes < float(bound)).count_nonzero() / values.numel())
+        stats.mean(f"{name}/below_{bound}", (magnitudes < float(bound)).count_nonzero() / values.numel())
 
 
 def attention_statistics(query: Tensor, key: Tensor) -> dict[str, Tensor]:
-    """Statistics of causal attention of `query [B, T, Hq, D]` to `key [B, T, Hkv, D]`, in float32.
+    """Measure causal attention of `query [B, T, Hq, D]` to `key [B, T, Hkv, D]`, in float32.
 
     first_token_share, first_token_share_late, entropy (nats) and max_logit are scalars, first_token_share_top_head
     is the share of each head, `[Hq]`: see `diagnose`. Probabilities exist for a chunk of queries at a time, never as
@@ -230,7 +230,7 @@ def attention_statistics(query: Tensor, key: Tensor) -> dict[str, Tensor]:
 
 
 def norms(model: Decoder) -> list[Values]:
-    """Of each layer gradient_norm, of the last step, after clipping; and by part weight_norm/PART, gradient_norm/PART.
+    """Measure each layer's gradient_norm of the last step, after clipping, and weight_norm/PART, gradient_norm/PART.
 
     Parts are query, key, value, gate_POSITION, attention_output, ffn and norms.
     """
@@ -250,7 +250,7 @@ def norms(model: Decoder) -> list[Values]:
 
 
 def _part(name: str) -> str:
-    """Which part of a layer a parameter belongs to."""
+    """Return the part of a layer that a parameter belongs to."""
     if ".blocks." in name and name.startswith("attention."):
         return name.rpartition(".")[2]
     if name.startswith("attention.gate_constants."):

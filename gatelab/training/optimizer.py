@@ -9,7 +9,7 @@ from gatelab.training.config import OptimizerConfig, TrainingConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over all parameters: matrices decay, vectors (norm gains, biases, constant gates) do not."""
+    """Make AdamW over all parameters: matrices decay, vectors (norm gains, biases, constant gates) do not."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
@@ -21,7 +21,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Learning rate of a step, 0 … steps - 1. Warm-up starts above 0; the last step runs at `final` of the peak."""
+    """Return the learning rate of a step, 0 … steps - 1.
+
+    Warm-up starts above 0. The last step runs at `final` of the peak.
+    """
     schedule, steps, warmup = config.schedule, config.steps, config.warmup_steps
     peak = config.optimizer.learning_rate
     if step < warmup:

@@ -26,7 +26,7 @@ MOST_DOMAINS = 64
 
 
 def data_identity(config: DataConfig) -> str:
-    """SHA-256 that names the tokens a configuration yields: the source's content, the tokenizer and the split.
+    """Return the SHA-256 that names the tokens of a configuration: of the source's content, tokenizer and split.
 
     Where files lie does not enter; what they hold does. Raises DataError or ValueError if they cannot be read.
     """
@@ -42,7 +42,7 @@ def data_identity(config: DataConfig) -> str:
 
 
 def prepare(config: DataConfig, root: Path, identity: str | None = None) -> Dataset:
-    """The dataset of a configuration, tokenised into a folder under `root` if it is not there yet.
+    """Return the dataset of a configuration, tokenising it into a folder under `root` if it is not there yet.
 
     Processes that ask at once wait for the one that prepares; a folder appears whole or not at all.
     Raises DataError if the source cannot be used.
@@ -115,7 +115,7 @@ def _build(config: DataConfig, identity: str, folder: Path) -> None:
 def _merge_small(
     sizes: dict[str, dict[str, int]], domains: dict[str, str]
 ) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
-    """Domains with too little text to be held out and reported for themselves are one: the unnamed one."""
+    """Merge domains with too little text to be held out and reported for themselves into the unnamed one."""
     least = sum(sum(own.values()) for own in sizes.values()) / MOST_DOMAINS
     kept = {domain: own for domain, own in sizes.items() if sum(own.values()) >= least}
     rest = {name: size for domain, own in sizes.items() if domain not in kept for name, size in own.items()}
@@ -126,7 +126,7 @@ def _merge_small(
 
 
 def _part_of_only_document(document: Document, fraction: float, validation: bool) -> Document:
-    """A document that is the only one of its domain is cut: its tail is held out."""
+    """Cut a document that is the only one of its domain: its tail is held out."""
     cut = min(round(len(document.text) * (1 - fraction)), max(1, len(document.text) - 1))  # some text in either part
     return replace(document, text=document.text[cut:] if validation else document.text[:cut])
 

@@ -50,7 +50,7 @@ class RunningStats:
         self._samples.setdefault(name, ([], wanted))[0].append(flat)
 
     def values(self) -> dict[str, float]:
-        """All statistics, by name."""
+        """Return all statistics, by name."""
         found = {name: (total / weight).amax() for name, (total, weight) in self._means.items()}
         found |= self._extremes
         for name in [name for name in found if name.endswith(SQUARE)]:

@@ -21,17 +21,17 @@ class Tokenizer(Protocol):
     """The token that ends every document."""
 
     def tokens(self, text: str) -> npt.NDArray[np.int64]:
-        """Tokens of a text."""
+        """Return the tokens of a text."""
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of tokens; what is not valid UTF-8 is replaced, separators are left out."""
+        """Return the text of tokens. What is not valid UTF-8 is replaced; separators are left out."""
 
     def description(self) -> str:
-        """Its content, such that equal descriptions tokenise equally."""
+        """Return its content, such that equal descriptions tokenise equally."""
 
 
 def encode_document(tokenizer: Tokenizer, text: str) -> npt.NDArray[np.int64]:
-    """Tokens of a document, the separator last."""
+    """Tokenise a document, the separator last."""
     return np.append(tokenizer.tokens(text), tokenizer.separator)
 
 
@@ -42,15 +42,15 @@ class ByteTokenizer:
     separator = BYTES_VOCAB - 1
 
     def tokens(self, text: str) -> npt.NDArray[np.int64]:
-        """Tokens of a text."""
+        """Return the tokens of a text."""
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of tokens."""
+        """Return the text of tokens."""
         return bytes(token for token in tokens if token < self.separator).decode(errors="replace")
 
     def description(self) -> str:
-        """Its content."""
+        """Return its content."""
         return "bytes"
 
 
@@ -67,21 +67,21 @@ class FileTokenizer:
         self.vocab_size, self.separator = read_vocabulary(content)
 
     def tokens(self, text: str) -> npt.NDArray[np.int64]:
-        """Tokens of a text."""
+        """Return the tokens of a text."""
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of tokens."""
+        """Return the text of tokens."""
         decoded: str = self._tokenizer.decode([token for token in tokens if token != self.separator])
         return decoded
 
     def description(self) -> str:
-        """Its content."""
+        """Return its content."""
         return self._content
 
 
 def load_tokenizer(config: DataConfig, training_texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer that a configuration names. `training_texts` is read only to train one."""
+    """Load the tokenizer that a configuration names. `training_texts` is read only to train one."""
     if config.tokenizer == "bytes":
         return ByteTokenizer()
     if config.tokenizer.startswith("bpe:"):
@@ -90,14 +90,14 @@ def load_tokenizer(config: DataConfig, training_texts: Iterable[str]) -> Tokeniz
 
 
 def tokenizer_digest(config: DataConfig) -> str:
-    """Identity of the tokenizer, given the corpus: a file by its content, not by its place."""
+    """Return the identity of the tokenizer, given the corpus: a file by its content, not by its place."""
     if config.tokenizer.endswith(".json"):
         return hashlib.sha256(Path(config.tokenizer).read_bytes()).hexdigest()
     return config.tokenizer
 
 
 def _train_bpe(texts: Iterable[str], vocab_size: int) -> str:
-    """Content of a byte-level BPE tokenizer.json trained on texts."""
+    """Train a byte-level BPE on texts; return the content of its tokenizer.json."""
     from tokenizers import Tokenizer as Trainable
     from tokenizers import decoders, models, pre_tokenizers, trainers
 

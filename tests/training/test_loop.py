@@ -1,6 +1,9 @@
+import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import safetensors.torch
 import torch
 
 from gatelab.models.decoder import Decoder, initialize
+from gatelab.status import Status
 from gatelab.training.config import TrialConfig
 from gatelab.training.corpus import DataError
 from gatelab.training.data import Dataset
@@ -423,3 +427,16 @@ def test_the_initial_loss_is_that_of_the_first_batch(tiny: Tiny, dataset: Datase
     windows = torch.from_numpy(dataset.batch(0, 0, 4, 16))
     assert outcome.metrics["train/initial_loss"] == recorder.series("train/loss")[1]
     assert outcome.metrics["train/initial_loss"] == pytest.approx(language_model_loss(model, windows).item(), rel=1e-5)
+
+
+def test_a_configuration_is_enough(
+    tiny: Tiny, uninterrupted: tuple[Memory, Outcome, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a notebook: no recorder, no folder, the same numbers, and nothing is left behind."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    outcome = train(tiny())
+    assert outcome.status is Status.FINISHED
+    assert json.loads(json.dumps(asdict(outcome)))["status"] == "finished"
+    assert outcome.metrics["validation/loss"] == uninterrupted[1].metrics["validation/loss"]
+    assert list((tmp_path / "temporary").iterdir()) == []

@@ -13,7 +13,7 @@ from gatelab.models.decoder import Block, Decoder
 
 @torch.no_grad()
 def attention_of_text(model: Decoder, tokens: list[int], layers: Iterable[int]) -> dict[int, Tensor]:
-    """Attention weights `[Hq, T, T]` of chosen layers on a text of T tokens: float32, on the CPU.
+    """Return attention weights `[Hq, T, T]` of chosen layers on a text of T tokens: float32, on the CPU.
 
     Every weight exists at once: for short texts. Raises IndexError for a layer that there is not.
     """

@@ -71,38 +71,38 @@ class Material:
     depth: float
 
     def write(self, *pieces: str) -> Tokens:
-        """Tokens of a text. Each piece is tokenised alone: a word has the same tokens wherever it stands."""
+        """Return the tokens of a text. Each piece is tokenised alone: a word has the same tokens wherever it stands."""
         return np.concatenate([self.tokenizer.tokens(piece) for piece in pieces])
 
     def pick(self, count: int) -> list[str]:
-        """Distinct words."""
+        """Draw distinct words."""
         return [self.words[i] for i in self.rng.choice(len(self.words), count, replace=False)]
 
     def numbers(self, count: int) -> list[str]:
-        """Distinct numbers of five digits."""
+        """Draw distinct numbers of five digits."""
         return [str(10_000 + i) for i in self.rng.choice(90_000, count, replace=False)]
 
     def names(self, count: int) -> list[str]:
-        """Distinct names of variables, a letter and two digits each."""
+        """Draw distinct names of variables, a letter and two digits each."""
         return [f"{chr(ord('a') + i % 26)}{10 + i // 26}" for i in self.rng.choice(26 * 90, count, replace=False)]
 
     def depths(self, count: int) -> list[float]:
-        """Random depths in ascending order."""
+        """Draw random depths in ascending order."""
         return sorted(self.rng.random(count).tolist())
 
 
 def _needle(material: Material) -> Draft:
-    """A number is stated for one key; the question begins the same sentence."""
+    """State a number for one key; the question begins the same sentence."""
     return _statements(material)[0]
 
 
 def _needles(material: Material) -> Draft:
-    """The same among statements of other numbers for other keys."""
+    """State it among other numbers for other keys."""
     return _distract(*_statements(material), material.length)
 
 
 def _statements(material: Material) -> tuple[Draft, list[tuple[float, Tokens]]]:
-    """The needle at its depth, and distractors at random ones."""
+    """Make the needle at its depth, and distractors at random ones."""
     keys, numbers = material.pick(1 + DISTRACTORS), material.numbers(1 + DISTRACTORS)
     depths = [material.depth, *material.depths(DISTRACTORS)]
     questions = [material.write("\nThe code for", f" {key}", " is") for key in keys]
@@ -114,7 +114,7 @@ def _statements(material: Material) -> tuple[Draft, list[tuple[float, Tokens]]]:
 
 
 def _variables(material: Material) -> Draft:
-    """A variable is set to a number, another to that variable, and so on; a second chain holds another number."""
+    """Set a variable to a number, another to that variable, and so on; a second chain holds another number."""
     names, (number, other) = material.names(2 * CHAIN), material.numbers(2)
 
     def chain(value: str, names: list[str]) -> list[tuple[float, Tokens]]:
@@ -136,7 +136,7 @@ def _distract(draft: Draft, distractors: list[tuple[float, Tokens]], length: int
 
 
 def _common_words(material: Material) -> Draft:
-    """A list in random order, as long as the length allows, in which three words occur four times as often as others.
+    """List words in random order, as many as the length allows, three of them four times as often as the others.
 
     The numbers of words stay the same: a longer list repeats each of them more often.
     """
@@ -163,7 +163,7 @@ TASKS: Mapping[str, Callable[[Material], Draft]] = {
 def make_examples(
     task: str, length: int, count: int, tokenizer: Tokenizer, haystack: Tokens, seed: int
 ) -> list[Example]:
-    """Examples of exactly `length` tokens, answers included: a pure function of the arguments.
+    """Make examples of exactly `length` tokens, answers included: a pure function of the arguments.
 
     `haystack` is held-out text; where it is shorter than an example it is repeated. Needles lie at evenly spaced
     depths, the first example's at the beginning of the haystack and the last one's at its end. What is asked for
@@ -200,18 +200,18 @@ def _generator(seed: int, name: str) -> np.random.Generator:
 
 
 def _words(text: str) -> list[str]:
-    """Distinct words of a text that are no part of a longer name."""
+    """Find distinct words of a text that are no part of a longer name."""
     words, fallback = set(re.findall(r"\b[a-z]{4,8}\b", text)), FALLBACK.split()
     return sorted(words if len(words) >= len(fallback) else words.union(fallback))
 
 
 def _cut(haystack: Tokens, start: int, length: int) -> Tokens:
-    """`length` tokens from `start` on, from the beginning again after the end."""
+    """Return `length` tokens from `start` on, from the beginning again after the end."""
     return haystack[(start + np.arange(length)) % len(haystack)].astype(np.int64)
 
 
 def _hide(sentences: list[tuple[float, Tokens]], haystack: Tokens, tokenizer: Tokenizer) -> Tokens:
-    """The haystack with sentences at their depths."""
+    """Return the haystack with sentences at their depths."""
     ordered = sorted(sentences, key=lambda sentence: sentence[0])
     places = [_boundary(haystack, round(depth * len(haystack)), tokenizer) for depth, _ in ordered]
     first, *pieces = np.split(haystack, places)
@@ -220,7 +220,10 @@ def _hide(sentences: list[tuple[float, Tokens]], haystack: Tokens, tokenizer: To
 
 
 def _boundary(haystack: Tokens, place: int, tokenizer: Tokenizer) -> int:
-    """The end of a line near a place, or else a space, or else the place. Never swaps the order of two places."""
+    """Find the end of a line near a place, or else a space, or else the place.
+
+    The order of two places is never swapped.
+    """
     reach = min(REACH, len(haystack) // 8)
     near = range(max(0, place - reach), min(len(haystack), place + reach) + 1)
     edges = {}
