@@ -85,7 +85,7 @@ class TrainingConfig(Config):
     """auto: bfloat16 products where the device has fast ones (CUDA from compute capability 8.0), float32 elsewhere.
     Weights and optimiser state are float32 always."""
     log_every: int = Field(10, ge=1)
-    """Steps between two looks at the metrics; each look records every step since the last."""
+    """Steps between two logs of the metrics; each records every step since the last."""
     loss_bound: float = Field(3.0, gt=1)
     """A trial has diverged when its loss is not finite, or its mean over `log_every` steps exceeds this multiple of
     the loss of uniform guessing, ln(vocabulary)."""
