@@ -11,8 +11,8 @@ import yaml
 from typer.testing import CliRunner
 
 import gatelab
-from gatelab.ablations.matrix import build_matrix
 from gatelab.ablations.loading import load_study
+from gatelab.ablations.matrix import build_matrix
 from gatelab.ablations.template import study_template
 from gatelab.cli.main import app
 
