@@ -34,7 +34,7 @@ from scipy.optimize import least_squares, minimize
 
 from gatelab.ablations.loading import make_study
 from gatelab.ablations.pipeline import build_matrix
-from gatelab.orchestrator.record import study_record, write_record
+from gatelab.orchestrator.study_manifest import study_record, write_record
 from gatelab.results.statistics.law_bootstrap import bootstrap
 from gatelab.results.statistics.law_fit import HUBER, fit
 from gatelab.results.statistics.power_law import Cells, Floats, Law

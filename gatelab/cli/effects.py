@@ -23,7 +23,7 @@ def effects(
     Example: gatelab effects gate-position --metric validation/bits_per_byte -o figures/
     """
     from gatelab.errors import AnalysisUnavailable
-    from gatelab.orchestrator.mirroring import add_to_mlflow
+    from gatelab.orchestrator.tracking import add_to_mlflow
     from gatelab.results.report.write import write_effects
 
     folder, name = RunsFolder(runs), args.study_name(study)

@@ -15,7 +15,7 @@ from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import TrialRecord
 
 if TYPE_CHECKING:
-    from gatelab.orchestrator.evaluating import Examination, Report, Request
+    from gatelab.orchestrator.evaluation import Examination, Report, Request
     from gatelab.training.evals.spec import EvalSpec
 
 LINE_SECONDS = 15.0  # between two lines of progress
@@ -59,8 +59,8 @@ def evaluate(
     Example: gatelab evaluate quickstart --lengths 128,256,512 --ropes plain,ntk,yarn
     Example: gatelab evaluate quickstart --lengths none --retrieval none --tasks hellaswag --limit 200
     """
-    from gatelab.orchestrator import evaluating
-    from gatelab.orchestrator.mirroring import add_to_mlflow
+    from gatelab.orchestrator import evaluation
+    from gatelab.orchestrator.tracking import add_to_mlflow
     from gatelab.results.analyses.evaluation import NotEvaluated
     from gatelab.results.report.write import write_evaluation
     from gatelab.training.evals.spec import parse_rope
@@ -70,7 +70,7 @@ def evaluate(
     if lengths == "none" and retrieval not in (None, "none"):
         fail(f"--retrieval {retrieval}: it is asked at the lengths of --lengths, which are none")
     with reporting_errors():
-        request = evaluating.Request(
+        request = evaluation.Request(
             lengths=None if lengths is None else tuple(_each("--lengths", lengths, _count)),
             ropes=tuple(_each("--ropes", ropes or ROPES, parse_rope)),
             tokens=_one("--tokens", tokens, _count),
@@ -82,10 +82,10 @@ def evaluate(
         )
         if request.tasks:
             _check_tasks(request)
-        exams, refused = evaluating.assign(folder, _trained(folder, name, variant), request)
+        exams, refused = evaluation.assign(folder, _trained(folder, name, variant), request)
         _leave_out(refused, {"length": bool(lengths or ropes), "retrieval": bool(retrieval)})
         with running_on(address):
-            report = evaluating.ask(
+            report = evaluation.ask(
                 folder,
                 exams,
                 concurrency=concurrency,
@@ -157,7 +157,7 @@ def _check_tasks(request: "Request") -> None:
 
 def _trained(folder: RunsFolder, study: str, variants: list[str]) -> "list[Examination]":
     """The finished trials of a study, or of some of its variants."""
-    from gatelab.orchestrator.evaluating import examinations
+    from gatelab.orchestrator.evaluation import examinations
 
     args.check_variants(folder, study, variants)
 
@@ -203,7 +203,7 @@ def attention_map(
     Example: gatelab attention-map quickstart --text "def add(a, b):" --layers 0,3
     Example: gatelab attention-map quickstart --file notes.txt --variant gate=none --variant "gate=sdpa elementwise"
     """
-    from gatelab.orchestrator.evaluating import examinee
+    from gatelab.orchestrator.evaluation import examinee
     from gatelab.results.views.attention_map import plot_attention
     from gatelab.results.views.style import save_figure
     from gatelab.training.evals.attention_map import attention_of_text

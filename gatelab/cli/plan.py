@@ -13,7 +13,7 @@ from gatelab.ablations.matrix import Matrix
 from gatelab.ablations.shared_prefix import forks
 from gatelab.cli import arguments as args
 from gatelab.cli.console import console, duration, plural, print_grid, print_json, quantity, reporting_errors
-from gatelab.orchestrator.record import trial_entry
+from gatelab.orchestrator.study_manifest import trial_entry
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.trials import is_over
 from gatelab.results.views.table import Column, Grid, finite

@@ -42,7 +42,7 @@ def report(
     if check or file:
         _check(RunsFolder(runs), args.study_name(study), file)
         return
-    from gatelab.orchestrator.mirroring import add_to_mlflow
+    from gatelab.orchestrator.tracking import add_to_mlflow
     from gatelab.results.report.page import write_report
 
     folder, name = RunsFolder(runs), args.study_name(study)

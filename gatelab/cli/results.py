@@ -143,7 +143,7 @@ def claims(
 
     Example: gatelab claims quickstart
     """
-    from gatelab.orchestrator.mirroring import add_to_mlflow
+    from gatelab.orchestrator.tracking import add_to_mlflow
     from gatelab.results.analyses.claims import NoClaims
     from gatelab.results.report.write import write_claims
 
@@ -195,7 +195,7 @@ def diagnose(
 
     Example: gatelab diagnose gate-diagnostics -o figures/
     """
-    from gatelab.orchestrator.mirroring import add_to_mlflow
+    from gatelab.orchestrator.tracking import add_to_mlflow
     from gatelab.results.analyses.diagnostics import NoDiagnostics
     from gatelab.results.report.write import write_diagnosis
 

@@ -105,8 +105,8 @@ def _run_matrix(
     """Run one study, publish what came out and show it."""
     from gatelab.cli.live import LiveView
     from gatelab.orchestrator import driver
-    from gatelab.orchestrator.mirroring import add_to_mlflow
-    from gatelab.orchestrator.record import changed_since
+    from gatelab.orchestrator.study_manifest import changed_since
+    from gatelab.orchestrator.tracking import add_to_mlflow
     from gatelab.results.report import write
     from gatelab.results.views.comparison import comparison_grid
 

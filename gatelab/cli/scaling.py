@@ -74,7 +74,7 @@ def scaling(
 
 
 def _report(folder: RunsFolder, study: str, bootstraps: int, options: "driver.Options", json: bool) -> None:
-    from gatelab.orchestrator.mirroring import add_to_mlflow
+    from gatelab.orchestrator.tracking import add_to_mlflow
     from gatelab.results.analyses.scaling import NotScalable
     from gatelab.results.report.write import write_scaling
 

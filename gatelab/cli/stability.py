@@ -19,7 +19,7 @@ def stability(
     Example: gatelab stability quickstart -o figures/
     Example: gatelab stability learning-rates-lr-tolerance --variant "arm=none, learning_rate=1"
     """
-    from gatelab.orchestrator.mirroring import add_to_mlflow
+    from gatelab.orchestrator.tracking import add_to_mlflow
     from gatelab.results.analyses.stability import NoSteps
     from gatelab.results.report.write import write_stability
 

@@ -27,7 +27,7 @@ from gatelab.results.store.layout import RunsFolder
 if TYPE_CHECKING:
     from gatelab.ablations.matrix import Matrix
     from gatelab.orchestrator import driver
-    from gatelab.orchestrator.rate_search import Round, Searched
+    from gatelab.orchestrator.learning_rates import Round, Searched
 
 
 def lr_tolerance(
@@ -65,8 +65,8 @@ def lr_tolerance(
     Example: gatelab lr-tolerance --axis model.gate.position=none,sdpa --seeds 3 --rates 1e-3,1e-2,1e-1
     """
     from gatelab.orchestrator import driver, planning
-    from gatelab.orchestrator.rate_search import window_matrix
-    from gatelab.orchestrator.record import changed_since
+    from gatelab.orchestrator.learning_rates import window_matrix
+    from gatelab.orchestrator.study_manifest import changed_since
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is an interrupt
     folder = RunsFolder(runs)
@@ -126,7 +126,7 @@ def _numbers(text: str | None) -> list[Any] | None:
 
 def _search(matrix: "Matrix", folder: RunsFolder, options: "driver.Options") -> "Searched":
     from gatelab.cli.live import LiveView
-    from gatelab.orchestrator.rate_search import search
+    from gatelab.orchestrator.learning_rates import search
 
     with running_on(options.address), LiveView() as view:
         return search(matrix, folder, options, view, _announce)
@@ -146,7 +146,7 @@ def _report(
 ) -> None:
     """Write what was found, show it, and add it to MLflow."""
     from gatelab.ablations.learning_rate_grid import SUFFIX
-    from gatelab.orchestrator.mirroring import add_to_mlflow
+    from gatelab.orchestrator.tracking import add_to_mlflow
     from gatelab.results.analyses.learning_rates import NotSearched
     from gatelab.results.report.write import write_tolerance
     from gatelab.results.views.learning_rates import summary

@@ -18,9 +18,9 @@ from ray.exceptions import RayError
 from gatelab.ablations.matrix import Matrix, Trial
 from gatelab.ablations.shared_prefix import Fork, forks
 from gatelab.orchestrator.cluster import CannotRun, connected, share
-from gatelab.orchestrator.mirroring import MirrorThread
-from gatelab.orchestrator.record import study_record, write_record
-from gatelab.orchestrator.registering import register_claims
+from gatelab.orchestrator.preregistration import register_claims
+from gatelab.orchestrator.study_manifest import study_record, write_record
+from gatelab.orchestrator.tracking import SyncThread
 from gatelab.orchestrator.worker import EvaluationPrinter, Task, TrialWorker, run_task
 from gatelab.results.store.journal import JournalTail
 from gatelab.results.store.layout import RunsFolder
@@ -138,7 +138,7 @@ def run_study(
         record = study_record(matrix)
         write_record(folder, record)
         register_claims(folder, matrix)
-        with MirrorThread(folder, record, options.tracking_uri or folder.tracking_uri) as mirror:
+        with SyncThread(folder, record, options.tracking_uri or folder.tracking_uri) as mirror:
             if pending:
                 with connected(options.address):
                     _Driver(matrix, pending, identities, folder, options, progress, mirror, show).run()
@@ -219,7 +219,7 @@ class _Driver:
         folder: RunsFolder,
         options: Options,
         progress: Progress,
-        mirror: MirrorThread,
+        mirror: SyncThread,
         show: Callable[[Progress], None],
     ) -> None:
         self.identities, self.folder, self.options = identities, folder, options

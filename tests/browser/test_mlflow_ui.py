@@ -18,9 +18,9 @@ import torch
 
 from gatelab.ablations.loading import make_study
 from gatelab.ablations.pipeline import build_matrix
-from gatelab.orchestrator.mirroring import add_to_mlflow
-from gatelab.orchestrator.record import study_record, write_record
+from gatelab.orchestrator.study_manifest import study_record, write_record
 from gatelab.orchestrator.system_metrics import SystemMetrics
+from gatelab.orchestrator.tracking import add_to_mlflow
 from gatelab.results.report.write import publish
 from gatelab.results.store.journal import Journal
 from gatelab.results.store.layout import RunsFolder

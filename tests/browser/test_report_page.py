@@ -10,7 +10,7 @@ import pytest
 
 from gatelab.ablations.loading import make_study
 from gatelab.ablations.pipeline import build_matrix
-from gatelab.orchestrator.record import study_record, write_record
+from gatelab.orchestrator.study_manifest import study_record, write_record
 from gatelab.results.analyses.comparison import compare
 from gatelab.results.report.page import write_report
 from gatelab.results.store.journal import Journal

@@ -10,7 +10,7 @@ import pytest
 
 from gatelab.ablations.flags import study_from_flags
 from gatelab.ablations.pipeline import build_matrix
-from gatelab.orchestrator.record import study_record, write_record
+from gatelab.orchestrator.study_manifest import study_record, write_record
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import write_json
 from tests.cli.conftest import environment

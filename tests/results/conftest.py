@@ -13,7 +13,7 @@ import pytest
 
 from gatelab.ablations.loading import make_study
 from gatelab.ablations.pipeline import build_matrix
-from gatelab.orchestrator.record import study_record, write_record
+from gatelab.orchestrator.study_manifest import study_record, write_record
 from gatelab.results.store.journal import Journal
 from gatelab.results.store.layout import RunsFolder, TrialFolder
 from gatelab.results.store.records import write_json

@@ -15,7 +15,7 @@ import scipy.stats
 from gatelab.ablations.claims import Claim
 from gatelab.ablations.loading import make_study
 from gatelab.ablations.pipeline import build_matrix
-from gatelab.orchestrator.registering import claim_changes, register_claims
+from gatelab.orchestrator.preregistration import claim_changes, register_claims
 from gatelab.results.analyses.claims import ClaimResult, judge
 from gatelab.results.store.preregistration import RegisterChanged, read_entries, read_register
 from gatelab.results.store.records import ClaimRecord, write_json

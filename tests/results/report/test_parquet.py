@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gatelab.cli.main import app
-from gatelab.orchestrator.record import write_record
+from gatelab.orchestrator.study_manifest import write_record
 from gatelab.results.analyses.comparison import compare, comparison_records
 from gatelab.results.report import parquet
 from gatelab.results.report.parquet import COMPARISONS, TABLES, export_study, runs_from_parquet

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
-from gatelab.orchestrator.registering import register_claims
+from gatelab.orchestrator.preregistration import register_claims
 from gatelab.results.analyses.comparison import Comparison, ComparisonRow, Evidence, compare
 from gatelab.results.report.context import MOST_DRAWN, chosen, read_material
 from gatelab.results.report.page import LARGEST_SVG, MOST_ROWS, to_page, write_report

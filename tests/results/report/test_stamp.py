@@ -13,8 +13,8 @@ import pytest
 
 from gatelab.ablations.loading import make_study
 from gatelab.ablations.pipeline import build_matrix
-from gatelab.orchestrator.record import study_record, write_record
-from gatelab.orchestrator.registering import register_claims
+from gatelab.orchestrator.preregistration import register_claims
+from gatelab.orchestrator.study_manifest import study_record, write_record
 from gatelab.results.analyses.comparison import compare
 from gatelab.results.report import write
 from gatelab.results.report.artifacts import KINDS, read_trials, render, write_table

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import _validate_dataset_inputs
 
-from gatelab.orchestrator.mirroring import add_to_mlflow
+from gatelab.orchestrator.tracking import add_to_mlflow
 from gatelab.results.store.journal import SCHEMA, read_journal
 from gatelab.results.store.layout import NotFound
 from gatelab.results.store.records import write_json

@@ -6,7 +6,7 @@ from gatelab.ablations.identity import digest
 from gatelab.ablations.ladder import ladder
 from gatelab.ablations.learning_rates import LEARNING_RATE
 from gatelab.ablations.matrix import Matrix, Trial, claimed_of
-from gatelab.orchestrator.registering import claim_changes
+from gatelab.orchestrator.preregistration import claim_changes
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import StudyRecord, read_json, write_json
 

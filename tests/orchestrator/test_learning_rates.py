@@ -27,9 +27,9 @@ from gatelab.ablations.loading import make_study
 from gatelab.ablations.matrix import Matrix
 from gatelab.ablations.study import StudyPlan
 from gatelab.orchestrator.driver import Options, Progress, run_study
+from gatelab.orchestrator.learning_rates import Round, propose, search, window_matrix
 from gatelab.orchestrator.planning import plan_search, plan_study, searched, searched_or_given
-from gatelab.orchestrator.rate_search import Round, propose, search, window_matrix
-from gatelab.orchestrator.record import changed_since
+from gatelab.orchestrator.study_manifest import changed_since
 from gatelab.results.analyses.learning_rates import Sweep, sweeps
 from gatelab.results.report.write import read_tolerance
 from gatelab.results.statistics.optimum import Bounded, largest_stable, lower_edge, optimum, upper_edge

@@ -21,7 +21,7 @@ SYNC_SECONDS = 5.0
 logger = logging.getLogger(__name__)
 
 
-class MirrorThread:
+class SyncThread:
     """A context in which a study's journals are mirrored; at its end, once more and completely.
 
     If the store is away the study goes on, `problem` says so, and the next sync (or the next run) catches up.
@@ -33,7 +33,7 @@ class MirrorThread:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
 
-    def __enter__(self) -> "MirrorThread":
+    def __enter__(self) -> "SyncThread":
         self._thread.start()
         return self
 

@@ -15,7 +15,7 @@ import pytest
 
 from gatelab.ablations.loading import make_study
 from gatelab.orchestrator.driver import run_here
-from gatelab.orchestrator.evaluating import (
+from gatelab.orchestrator.evaluation import (
     Examination,
     Examiner,
     Report,
@@ -27,7 +27,7 @@ from gatelab.orchestrator.evaluating import (
     unanswered,
 )
 from gatelab.orchestrator.planning import plan_study
-from gatelab.orchestrator.record import study_record, write_record
+from gatelab.orchestrator.study_manifest import study_record, write_record
 from gatelab.results.store.layout import NotFound, RunsFolder
 from gatelab.results.store.records import read_json, write_json
 from gatelab.results.store.trials import provenance

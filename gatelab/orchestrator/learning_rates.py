@@ -25,7 +25,7 @@ from gatelab.ablations.learning_rates import ToleranceConfig, rounded, searched_
 from gatelab.ablations.matrix import Matrix, Variant
 from gatelab.orchestrator.cluster import CannotRun, connected
 from gatelab.orchestrator.driver import Options, Progress, run_study
-from gatelab.orchestrator.record import study_record
+from gatelab.orchestrator.study_manifest import study_record
 from gatelab.results.analyses.learning_rates import Sweep, sweeps
 from gatelab.results.report.write import read_tolerance
 from gatelab.results.statistics.optimum import around, largest_stable, lower_edge, optimum, upper_edge
