@@ -16,7 +16,9 @@ import ray
 import torch
 from common import bare_training, progress, report, spread, tiny_trial
 
+from gatelab.orchestrator.pool import WorkerSetup
 from gatelab.orchestrator.worker import Task, TrialWorker
+from gatelab.results.store.layout import RunsFolder
 from gatelab.training.data import Dataset
 from gatelab.training.preparation import prepare
 
@@ -40,17 +42,15 @@ def main() -> None:
     dataset = prepare(tiny_trial(1).data, root / "data")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     bare = ray.remote(BareWorker).remote()
-    worker = ray.remote(TrialWorker).remote(1)
+    worker = ray.remote(TrialWorker).remote(WorkerSetup(threads=1))
     bare_times, task_times, training_times = [], [], []
     for number in range(-1, arguments.rounds):  # the first round warms up
         times = [ray.get(bare.run.remote(arguments.steps, number + 1, str(dataset.folder)))]
         trial = tiny_trial(arguments.steps, number + 1)
-        task = Task(
-            f"{number + 1:064x}", trial.model_dump(mode="json"), dataset.manifest.identity, str(root), "never", 60.0
-        )
+        task = Task(f"{number + 1:064x}", trial, dataset.manifest.identity, RunsFolder(root), root / "never", 60.0)
         started = time.perf_counter()
         outcome = ray.get(worker.run.remote(task))
-        times += [time.perf_counter() - started, outcome["metrics"]["train/seconds"]]
+        times += [time.perf_counter() - started, outcome.metrics["train/seconds"]]
         progress(f"round {number}: bare {times[0]:.3f} s, trial {times[1]:.3f} s (training alone {times[2]:.3f} s)")
         if number >= 0:
             for collected, value in zip((bare_times, task_times, training_times), times, strict=True):

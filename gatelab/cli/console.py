@@ -28,6 +28,7 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False)
 @contextmanager
 def reporting_errors() -> Iterator[None]:
     """Turn what a user can mend into a message and exit code 2."""
+    from gatelab.orchestrator.executor import CannotRun
     from gatelab.results.store.preregistration import RegisterChanged
     from gatelab.training.corpus import DataError
 
@@ -37,21 +38,8 @@ def reporting_errors() -> Iterator[None]:
         for line in str(error).splitlines():
             errors.print(f"[red]error[/] {escape(line)}")
         raise typer.Exit(BAD_REQUEST) from error
-    except (NotFound, DataError, RegisterChanged) as error:
+    except (CannotRun, NotFound, DataError, RegisterChanged) as error:
         fail(str(error.args[0]), error)
-
-
-@contextmanager
-def running_on(address: str | None) -> Iterator[None]:
-    """Turn what keeps a cluster from running something into a message and exit code 2."""
-    from gatelab.orchestrator.cluster import CannotRun
-
-    try:
-        yield
-    except CannotRun as error:
-        fail(str(error), error)
-    except ConnectionError as error:
-        fail(f"--address {address}: {error}", error)
 
 
 def fail(message: str, cause: BaseException | None = None) -> Never:

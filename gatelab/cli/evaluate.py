@@ -9,13 +9,13 @@ import typer
 from rich.markup import escape
 
 from gatelab.cli import arguments as args
-from gatelab.cli.console import DONE, SOME_FAILED, console, fail, plural, reporting_errors, running_on, show_written
+from gatelab.cli.console import DONE, SOME_FAILED, console, fail, plural, reporting_errors, show_written
 from gatelab.configuration import parse_count
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import TrialRecord
 
 if TYPE_CHECKING:
-    from gatelab.orchestrator.evaluation import Examination, Report, Request
+    from gatelab.orchestrator.evaluation import EvalJob, EvalProgress, EvalRequest
     from gatelab.training.evals.spec import EvalSpec
 
 LINE_SECONDS = 15.0  # between two lines of progress
@@ -60,6 +60,7 @@ def evaluate(
     Example: gatelab evaluate quickstart --lengths none --retrieval none --tasks hellaswag --limit 200
     """
     from gatelab.orchestrator import evaluation
+    from gatelab.orchestrator.ray_executor import RayExecutor
     from gatelab.orchestrator.tracking import add_to_mlflow
     from gatelab.results.analyses.evaluation import NotEvaluated
     from gatelab.results.report.write import write_evaluation
@@ -70,7 +71,7 @@ def evaluate(
     if lengths == "none" and retrieval not in (None, "none"):
         fail(f"--retrieval {retrieval}: it is asked at the lengths of --lengths, which are none")
     with reporting_errors():
-        request = evaluation.Request(
+        request = evaluation.EvalRequest(
             lengths=None if lengths is None else tuple(_each("--lengths", lengths, _count)),
             ropes=tuple(_each("--ropes", ropes or ROPES, parse_rope)),
             tokens=_one("--tokens", tokens, _count),
@@ -82,21 +83,14 @@ def evaluate(
         )
         if request.tasks:
             _check_tasks(request)
-        exams, refused = evaluation.assign(folder, _trained(folder, name, variant), request)
+        jobs, refused = evaluation.assign(folder, _trained(folder, name, variant), request)
         _leave_out(refused, {"length": bool(lengths or ropes), "retrieval": bool(retrieval)})
-        with running_on(address):
-            report = evaluation.ask(
-                folder,
-                exams,
-                concurrency=concurrency,
-                gpus_per_trial=gpus_per_trial,
-                address=address,
-                show=_Progress(),
-            )
-    for (trial, reason), questions in report.failures.items():
+        executor = RayExecutor(address, gpus_per_trial, concurrency)
+        progress = evaluation.run_evals(folder, jobs, executor, _Printer())
+    for (trial, reason), questions in progress.failures.items():
         more = f" and {len(questions) - 1} more" if len(questions) > 1 else ""
         console.print(f"[red]no answer[/] {escape(trial)}: {escape(questions[0])}{more}: {escape(reason)}")
-    if report.known + report.answered == 0:
+    if progress.known + progress.answered == 0:
         fail("no question was answered")
     try:
         found = write_evaluation(folder, name)
@@ -104,7 +98,7 @@ def evaluate(
         fail(str(error), error)
     problem = add_to_mlflow(folder, name, tracking_uri, [*found.tables, *found.plots])
     show_written(found, "json" if json else "terminal", problem)
-    raise typer.Exit(SOME_FAILED if report.failures else DONE)
+    raise typer.Exit(SOME_FAILED if progress.failures else DONE)
 
 
 def _each(flag: str, text: str, read: Callable[[str], Value]) -> list[Value]:
@@ -146,7 +140,7 @@ def _leave_out(refused: "Mapping[EvalSpec, str]", by_name: Mapping[str, bool]) -
         console.print(f"[yellow]left out[/] {escape(question.stem)}: {escape(reason)}")
 
 
-def _check_tasks(request: "Request") -> None:
+def _check_tasks(request: "EvalRequest") -> None:
     from gatelab.training.evals.lm_eval_tasks import check_tasks
 
     try:
@@ -155,33 +149,33 @@ def _check_tasks(request: "Request") -> None:
         fail(f"--tasks: {error}", error)
 
 
-def _trained(folder: RunsFolder, study: str, variants: list[str]) -> "list[Examination]":
+def _trained(folder: RunsFolder, study: str, variants: list[str]) -> "list[EvalJob]":
     """The finished trials of a study, or of some of its variants."""
-    from gatelab.orchestrator.evaluation import examinations
+    from gatelab.orchestrator.evaluation import eval_jobs
 
     args.check_variants(folder, study, variants)
 
     def wanted(trial: TrialRecord) -> bool:
         return not variants or trial.variant in variants
 
-    found = examinations(folder, study, wanted)
+    found = eval_jobs(folder, study, wanted)
     if not found:
         fail(f"no trial of study {study!r} has finished yet")
     return found
 
 
-class _Progress:
+class _Printer:
     """Says now and then how many questions have been answered."""
 
     def __init__(self) -> None:
         self._next = 0.0
 
-    def __call__(self, report: "Report") -> None:
-        done = report.known + report.answered + report.failed
-        if time.monotonic() >= self._next or done == report.asked:
+    def __call__(self, progress: "EvalProgress") -> None:
+        done = progress.known + progress.answered + progress.failed
+        if time.monotonic() >= self._next or done == progress.asked:
             self._next = time.monotonic() + LINE_SECONDS
-            known = f", {report.known} of them before" if report.known else ""
-            console.print(f"{done} of {plural(report.asked, 'question')} answered{known}")
+            known = f", {progress.known} of them before" if progress.known else ""
+            console.print(f"{done} of {plural(progress.asked, 'question')} answered{known}")
 
 
 def attention_map(
@@ -203,7 +197,7 @@ def attention_map(
     Example: gatelab attention-map quickstart --text "def add(a, b):" --layers 0,3
     Example: gatelab attention-map quickstart --file notes.txt --variant gate=none --variant "gate=sdpa elementwise"
     """
-    from gatelab.orchestrator.evaluation import examinee
+    from gatelab.orchestrator.evaluation import load_model
     from gatelab.results.views.attention_map import plot_attention
     from gatelab.results.views.style import save_figure
     from gatelab.training.evals.attention_map import attention_of_text
@@ -216,36 +210,36 @@ def attention_map(
             content = file.read_text(encoding="utf-8") if file is not None else text or ""
         except (OSError, UnicodeDecodeError) as error:
             fail(f"--file {file}: {error}", error)
-        exams = _of_one_seed(_trained(folder, name, variant), seed)
+        jobs = _of_one_seed(_trained(folder, name, variant), seed)
         maps = {}
-        for exam in exams:
+        for job in jobs:
             try:
-                trained = examinee(folder, exam)
+                trained = load_model(folder, job)
             except FileNotFoundError as error:  # weights or data were deleted to save space
-                fail(f"{exam.name}: {error}", error)
+                fail(f"{job.name}: {error}", error)
             tokenizer = trained.dataset.tokenizer
             ids = tokenizer.tokens(content)[:tokens].tolist()
             if len(ids) < 2:
                 fail("--text: expected at least two tokens")
-            there = exam.config.model.layers
+            there = job.config.model.layers
             chosen = _spread(there) if layers is None else _chosen("--layers", layers, there)
             weights = attention_of_text(trained.model, ids, chosen)
-            maps[exam.name] = {
+            maps[job.name] = {
                 (layer, head): weights[layer].mean(0).numpy() if head == "mean" else weights[layer][int(head)].numpy()
                 for layer in chosen
-                for head in _heads(heads, exam.config.model.query_heads)
+                for head in _heads(heads, job.config.model.query_heads)
             }
         shown = [tokenizer.text([token]) for token in ids]
     for path in save_figure(plot_attention(maps, shown, name), (output or folder.study(name).path) / "attention-map"):
         console.print(escape(str(path)))
 
 
-def _of_one_seed(exams: "list[Examination]", seed: int | None) -> "list[Examination]":
-    seeds = sorted({exam.config.seed for exam in exams})
+def _of_one_seed(jobs: "list[EvalJob]", seed: int | None) -> "list[EvalJob]":
+    seeds = sorted({job.config.seed for job in jobs})
     wanted = seeds[0] if seed is None else seed
     if wanted not in seeds:
         fail(f"--seed {wanted}: finished are {', '.join(map(str, seeds))}")
-    return [exam for exam in exams if exam.config.seed == wanted]
+    return [job for job in jobs if job.config.seed == wanted]
 
 
 def _spread(count: int) -> list[int]:

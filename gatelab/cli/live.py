@@ -9,7 +9,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from gatelab.cli.console import console, duration
-from gatelab.orchestrator.driver import Progress, TrialProgress
+from gatelab.orchestrator.progress import Progress, TrialProgress
+from gatelab.status import Status
 
 LINE_SECONDS = 15.0  # between two lines where there is no terminal
 SHOWN = 16  # running trials
@@ -44,7 +45,7 @@ class LiveView:
     def _report_ends(self, progress: Progress) -> None:
         """Say once of each trial that it diverged or failed, above the live picture."""
         for entry in progress.trials.values():
-            if entry.state in ("diverged", "failed") and entry.trial.id not in self._reported:
+            if entry.state in (Status.DIVERGED, Status.FAILED) and entry.trial.id not in self._reported:
                 self._reported.add(entry.trial.id)
                 console.print(f"[yellow]{entry.state}[/] {_name(entry)}: {escape(entry.reason)}")
                 if entry.log:
@@ -68,8 +69,8 @@ def _picture(progress: Progress) -> Group:
     lines = [f"[bold]{_counts(progress)}[/]; {_times(progress)}"]
     if progress.stopping:
         lines.append("[yellow]stopping: each running trial writes a checkpoint; Ctrl-C again to leave at once[/]")
-    if progress.mirror_problem:
-        lines.append(f"[yellow]{escape(progress.mirror_problem)}[/] (training goes on; it will be caught up)")
+    if progress.tracking_problem:
+        lines.append(f"[yellow]{escape(progress.tracking_problem)}[/] (training goes on; it will be caught up)")
     return Group(table, *lines)
 
 
@@ -78,9 +79,8 @@ def _name(entry: TrialProgress) -> str:
 
 
 def _counts(progress: Progress) -> str:
-    names = {"finished": "done"}
-    states = ("finished", "running", "waiting", "diverged", "failed")
-    return ", ".join(f"{progress.count(state)} {names.get(state, state)}" for state in states)
+    states = (Status.FINISHED, Status.RUNNING, Status.WAITING, Status.DIVERGED, Status.FAILED)
+    return ", ".join(f"{progress.count(state)} {'done' if state is Status.FINISHED else state}" for state in states)
 
 
 def _times(progress: Progress) -> str:

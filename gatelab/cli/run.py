@@ -1,7 +1,9 @@
 """gatelab run and gatelab train: carrying trials out."""
 
+import functools
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,14 +23,17 @@ from gatelab.cli.console import (
     print_grid,
     print_json,
     reporting_errors,
-    running_on,
 )
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.trials import is_over
+from gatelab.status import Status
 
 if TYPE_CHECKING:
-    from gatelab.orchestrator import driver
-    from gatelab.results.report import write
+    from gatelab.cli.live import LiveView
+    from gatelab.orchestrator import workflow
+
+COUNTED = (Status.FINISHED, Status.DIVERGED, Status.FAILED, Status.WAITING)
+WRITTEN = ("tables", "plots", "parquet")
 
 
 def run(
@@ -55,97 +60,78 @@ def run(
     Example: gatelab run studies/quickstart.yaml
     Example: gatelab run --axis model.gate.position=none,value,sdpa --seeds 3 --set training.tokens=2M
     """
-    from gatelab.orchestrator import driver, planning
+    from gatelab.orchestrator.ray_executor import RayExecutor
+    from gatelab.orchestrator.study_run import RunOptions
+    from gatelab.orchestrator.workflow import run_study
 
+    end_politely()
     folder = RunsFolder(runs)
-    options = driver.Options(
-        concurrency, gpus_per_trial, address, tracking_uri, retries, checkpoint_seconds, system_metrics
-    )
+    options = RunOptions(tracking_uri, retries, checkpoint_seconds, system_metrics)
     console.quiet = json
     with reporting_errors():
         plan = study_from_flags(
             study, preset=preset, axes=axis, sets=set_, seeds=seeds, baseline=baseline, match=match, name=name
         )
-        report, code = run_chain(planning.plan_study(plan, planning.searched(folder)).chain, folder, options)
+        executor = RayExecutor(address, gpus_per_trial, concurrency)
+        result = run_study(
+            plan, folder, executor, options, watch=watch, report=functools.partial(show_study, folder, tracking_uri)
+        )
     if json:
-        print_json(report)
-    raise typer.Exit(code)
+        print_json(_report(result.studies))
+    raise typer.Exit(exit_code(result))
 
 
-def run_chain(chain: tuple[Matrix, ...], folder: RunsFolder, options: "driver.Options") -> tuple[dict[str, Any], int]:
-    """Run studies, each of which continues the one before; return what a program reads of them, and the exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is an interrupt
-    refuse_early(chain, folder, options.concurrency)
-    report: dict[str, Any] = {}
-    for matrix in chain:
-        if len(chain) > 1:
-            console.print(f"[bold]{escape(matrix.plan.study.name)}[/]")
-        progress, published = _run_matrix(matrix, folder, options)
-        # What a study continues is reported within it.
-        report = _report(progress, matrix.plan.study.name, published) | ({"continues": report} if report else {})
-        if progress.stopping:
-            return report, INTERRUPTED
-    return report, SOME_FAILED if _failed(report) else DONE
+def end_politely() -> None:
+    """Take a polite kill (SIGTERM) as an interrupt."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def refuse_early(chain: tuple[Matrix, ...], folder: RunsFolder, concurrency: int | None) -> None:
-    """What a study lacks must show before those that it continues are run, not after."""
-    from gatelab.orchestrator import planning
-
-    for matrix in chain:
-        if matrix.plan.study.budget.hours is not None:
-            planning.estimate(matrix, folder, concurrency)  # refuses what exceeds the budget
-    for matrix in chain if len(chain) > 1 else ():
-        planning.check_data(matrix, folder)
+def exit_code(result: "workflow.RunResult") -> int:
+    """Return the exit code of studies that were run."""
+    return INTERRUPTED if result.interrupted else SOME_FAILED if result.failed else DONE
 
 
-def _run_matrix(
-    matrix: Matrix, folder: RunsFolder, options: "driver.Options"
-) -> "tuple[driver.Progress, write.Published]":
-    """Run one study, publish what came out and show it."""
+@contextmanager
+def watch(start: "workflow.StudyStart") -> "Iterator[LiveView]":
+    """Say what is about to run, and yield its live view."""
     from gatelab.cli.live import LiveView
-    from gatelab.orchestrator import driver
-    from gatelab.orchestrator.study_manifest import changed_since
-    from gatelab.orchestrator.tracking import add_to_mlflow
-    from gatelab.results.report import write
+
+    if start.chain > 1:
+        console.print(f"[bold]{escape(start.matrix.plan.study.name)}[/]")
+    for change in start.changes:
+        console.print(f"[yellow]changed since it was last run[/] {escape(change)}")
+    for note in start.matrix.notes:
+        console.print(f"[yellow]note[/] {escape(note)}")
+    if start.done:
+        console.print(f"{start.done} of {plural(len(start.matrix.trials), 'trial')} done already")
+    with LiveView() as view:
+        yield view
+
+
+def show_study(folder: RunsFolder, tracking_uri: str | None, result: "workflow.StudyResult") -> None:
+    """Show what came out of a study, and where it lies."""
     from gatelab.results.views.comparison import comparison_grid
 
-    name = matrix.plan.study.name
-    for change in changed_since(folder, matrix):
-        console.print(f"[yellow]changed since it was last run[/] {escape(change)}")
-    for note in matrix.notes:
-        console.print(f"[yellow]note[/] {escape(note)}")
-    done = sum(is_over(folder.trial(trial.id)) for trial in matrix.trials)
-    if done:
-        console.print(f"{done} of {plural(len(matrix.trials), 'trial')} done already")
-    with running_on(options.address), LiveView() as view:
-        progress = driver.run_study(matrix, folder, options, view)
-    published = write.publish(folder, name)
-    if not progress.mirror_problem:
-        files = [*published.tables, *published.plots]
-        verdicts = {row.variant: row.verdict for row in published.comparison.rows}
-        progress.mirror_problem = add_to_mlflow(folder, name, options.tracking_uri, files, verdicts)
-    for grid in (comparison_grid(published.comparison), *published.claims):
+    for grid in (comparison_grid(result.published.comparison), *result.published.claims):
         print_grid(grid)
-    _where(folder, name, published.plots, options.tracking_uri)
-    if progress.mirror_problem:
-        console.print(f"[yellow]{escape(progress.mirror_problem)}[/]; run again to catch up")
-    if progress.stopping:
+    _where(folder, result.matrix.plan.study.name, result.published.plots, tracking_uri)
+    if result.tracking_problem:
+        console.print(f"[yellow]{escape(result.tracking_problem)}[/]; run again to catch up")
+    if result.progress.stopping:
         console.print("[yellow]interrupted[/]: the same command goes on from here")
-    return progress, published
 
 
-def _report(progress: "driver.Progress", study: str, published: "write.Published") -> dict[str, Any]:
-    """What a program reads of a study that was run."""
-    counts = {state: progress.count(state) for state in ("finished", "diverged", "failed", "waiting")}
-    paths = {kind: [str(path) for path in getattr(published, kind)] for kind in ("tables", "plots", "parquet")}
-    return {"study": study, **counts, "mirror_problem": progress.mirror_problem, **paths}
-
-
-def _failed(report: Mapping[str, Any]) -> int:
-    """Trials that failed, of a study and of those that it continues."""
-    failed: int = report["failed"]
-    return failed + (_failed(report["continues"]) if "continues" in report else 0)
+def _report(studies: "Sequence[workflow.StudyResult]") -> dict[str, Any]:
+    """Return what a program reads of studies that were run, that of the last with the one before it within."""
+    report: dict[str, Any] = {}
+    for result in studies:
+        counts = {str(state): result.progress.count(state) for state in COUNTED}
+        paths = {
+            kind: [str(path) for path in getattr(result.published, kind)] for kind in ("tables", "plots", "parquet")
+        }
+        name, continues = result.matrix.plan.study.name, {"continues": report} if report else {}
+        report = {"study": name, **counts, "mirror_problem": result.tracking_problem, **paths, **continues}
+    return report
 
 
 def _where(folder: RunsFolder, study: str, plots: list[Path], tracking_uri: str | None) -> None:
@@ -179,7 +165,8 @@ def train(
     Example: gatelab train studies/quickstart.yaml --variant position=none
     """
     from gatelab.ablations.errors import nearest
-    from gatelab.orchestrator import driver, planning
+    from gatelab.orchestrator import planning
+    from gatelab.orchestrator.study_run import run_trial
 
     folder = RunsFolder(runs)
     with reporting_errors():
@@ -192,12 +179,12 @@ def train(
         trial = next(entry for entry in matrix.trials if entry.variant == label)
         _refuse_without_parent(matrix, trial, folder)
         console.print(f"{escape(label)}, seed={seed}: {trial.config.training.steps} steps, trial {trial.id[:12]}")
-        outcome = driver.run_here(trial, folder, device, checkpoint_seconds, _print_values)
-    console.print(f"[bold]{outcome['status']}[/] {escape(outcome.get('reason', ''))}")
-    for key, value in outcome.get("metrics", {}).items():
+        outcome = run_trial(trial, folder, device, checkpoint_seconds, _print_values)
+    console.print(f"[bold]{outcome.status}[/] {escape(outcome.reason)}")
+    for key, value in outcome.metrics.items():
         console.print(f"  {key} {value:.6g}")
     console.print(f"folder {escape(str(folder.trial(trial.id).path))}")
-    raise typer.Exit(SOME_FAILED if outcome["status"] == "failed" else DONE)
+    raise typer.Exit(SOME_FAILED if outcome.status is Status.FAILED else DONE)
 
 
 def _refuse_without_parent(matrix: Matrix, trial: Trial, folder: RunsFolder) -> None:

@@ -1,5 +1,6 @@
 """gatelab scaling: how loss falls with size and training, for each variant."""
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,15 +8,13 @@ import typer
 from rich.markup import escape
 
 from gatelab.ablations.flags import study_from_flags
-from gatelab.ablations.ladder import ladder
-from gatelab.ablations.study import SIZES
 from gatelab.cli import arguments as args
-from gatelab.cli.console import DONE, INTERRUPTED, console, fail, print_grid, reporting_errors, show_written
-from gatelab.cli.run import run_chain
+from gatelab.cli.console import DONE, console, fail, print_grid, reporting_errors, show_written
+from gatelab.cli.run import end_politely, exit_code, show_study, watch
 from gatelab.results.store.layout import RunsFolder
 
 if TYPE_CHECKING:
-    from gatelab.orchestrator import driver
+    from gatelab.orchestrator.workflow import Reported
 
 
 def scaling(
@@ -45,51 +44,54 @@ def scaling(
     Example: gatelab scaling studies/scaling.yaml
     Example: gatelab scaling scaling    (what has been run so far of the study of that name)
     """
-    from gatelab.orchestrator import driver, planning
+    from gatelab.orchestrator.ray_executor import RayExecutor
+    from gatelab.orchestrator.study_run import RunOptions
+    from gatelab.orchestrator.workflow import report_scaling, run_scaling
+    from gatelab.results.analyses.scaling import NotScalable
 
+    end_politely()
     folder = RunsFolder(runs)
-    options = driver.Options(
-        concurrency, gpus_per_trial, address, tracking_uri, retries, checkpoint_seconds, system_metrics
-    )
+    options = RunOptions(tracking_uri, retries, checkpoint_seconds, system_metrics)
     console.quiet = json
-    code = DONE
+    code, named = DONE, study
     with reporting_errors():
-        if study is not None and not args.is_file(study):
-            said = {"axis": axis, "set": set_, "seeds": seeds, "baseline": baseline, "match": match, "name": name}
-            args.refuse_with_name(study, preset=preset, **said)
-            named = study
-        else:
-            path = None if study is None else Path(study)
-            plan = study_from_flags(
-                path, preset=preset, axes=axis, sets=set_, seeds=seeds, baseline=baseline, match=match, name=name
-            )
-            named = plan.study.name
-            if not ladder(plan):
-                message = f"none makes a ladder, as one would that sets {', '.join(sorted(SIZES))} and is not compared"
-                raise plan.error(plan.source.problem(("axes",), message))
-            _, code = run_chain(planning.plan_study(plan, planning.searched(folder)).chain, folder, options)
-        if code != INTERRUPTED:
-            _report(folder, named, bootstraps, options, json)
+        try:
+            if study is not None and not args.is_file(study):
+                said = {"axis": axis, "set": set_, "seeds": seeds, "baseline": baseline, "match": match, "name": name}
+                args.refuse_with_name(study, preset=preset, **said)
+                laws: Reported | None = report_scaling(folder, study, bootstraps, tracking_uri)
+            else:
+                path = None if study is None else Path(study)
+                plan = study_from_flags(
+                    path, preset=preset, axes=axis, sets=set_, seeds=seeds, baseline=baseline, match=match, name=name
+                )
+                named = plan.study.name
+                result = run_scaling(
+                    plan,
+                    folder,
+                    RayExecutor(address, gpus_per_trial, concurrency),
+                    options,
+                    bootstraps,
+                    watch=watch,
+                    report=functools.partial(show_study, folder, tracking_uri),
+                )
+                laws, code = result.laws, exit_code(result.run)
+        except NotScalable as error:
+            fail(f"{named}: {error}", error)
+    if laws is not None:
+        _show(folder, laws, json)
     raise typer.Exit(code)
 
 
-def _report(folder: RunsFolder, study: str, bootstraps: int, options: "driver.Options", json: bool) -> None:
-    from gatelab.orchestrator.tracking import add_to_mlflow
-    from gatelab.results.analyses.scaling import NotScalable
-    from gatelab.results.report.write import write_scaling
-
-    try:
-        written = write_scaling(folder, study, bootstraps)
-    except NotScalable as error:
-        fail(f"{study}: {error}", error)
-    problem = add_to_mlflow(folder, study, options.tracking_uri, [*written.tables, *written.plots])
+def _show(folder: RunsFolder, reported: "Reported", json: bool) -> None:
+    """Show the laws."""
     if json:
-        show_written(written, "json", problem)
+        show_written(reported.written, "json", reported.tracking_problem)
         return
-    for grid in written.grids:
+    for grid in reported.written.grids:
         print_grid(grid)
-    path = escape(str(folder.study(study).path))
+    path = escape(str(folder.study(reported.study).path))
     console.print(f"\ntables   {path}/scaling.md; .tex, .html, .csv, .json")
     console.print(f"plot     {path}/scaling.png; .svg, .pdf")
-    if problem:
-        console.print(f"[yellow]{escape(problem)}[/]")
+    if reported.tracking_problem:
+        console.print(f"[yellow]{escape(reported.tracking_problem)}[/]")

@@ -1,6 +1,6 @@
 """gatelab lr-tolerance: which learning rates each variant bears."""
 
-import signal
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,16 +18,16 @@ from gatelab.cli.console import (
     plural,
     print_grid,
     reporting_errors,
-    running_on,
     show_written,
 )
-from gatelab.cli.run import refuse_early, run_chain
+from gatelab.cli.run import end_politely, show_study, watch
+from gatelab.errors import Unavailable
 from gatelab.results.store.layout import RunsFolder
+from gatelab.status import Status
 
 if TYPE_CHECKING:
-    from gatelab.ablations.matrix import Matrix
-    from gatelab.orchestrator import driver
-    from gatelab.orchestrator.learning_rates import Round, Searched
+    from gatelab.orchestrator.learning_rates import Round
+    from gatelab.orchestrator.workflow import Reported
 
 
 def lr_tolerance(
@@ -64,22 +64,24 @@ def lr_tolerance(
     Example: gatelab lr-tolerance learning-rates    (what has been found so far for the study of that name)
     Example: gatelab lr-tolerance --axis model.gate.position=none,sdpa --seeds 3 --rates 1e-3,1e-2,1e-1
     """
-    from gatelab.orchestrator import driver, planning
-    from gatelab.orchestrator.learning_rates import window_matrix
-    from gatelab.orchestrator.study_manifest import changed_since
+    from gatelab.orchestrator.ray_executor import RayExecutor
+    from gatelab.orchestrator.study_run import RunOptions
+    from gatelab.orchestrator.workflow import report_learning_rates, search_learning_rates
+    from gatelab.results.analyses.learning_rates import NotSearched
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is an interrupt
+    end_politely()
     folder = RunsFolder(runs)
-    options = driver.Options(
-        concurrency, gpus_per_trial, address, tracking_uri, retries, checkpoint_seconds, system_metrics
-    )
+    options = RunOptions(tracking_uri, retries, checkpoint_seconds, system_metrics)
     console.quiet = json
     how = {"rates": _numbers(rates), "extend": extend, "margin": margin, "resolution": resolution}
     with reporting_errors():
         if study is not None and not args.is_file(study):
             said = {"axis": axis, "set": set_, "seeds": seeds, "baseline": baseline, "match": match, "name": name}
             args.refuse_with_name(study, preset=preset, **said, **how)
-            _report(folder, study, options, json)
+            try:
+                _show(folder, report_learning_rates(folder, study, tracking_uri), json)
+            except NotSearched as error:
+                fail(str(error), error)
             return
         plan = study_from_flags(
             None if study is None else Path(study),
@@ -92,24 +94,30 @@ def lr_tolerance(
             name=name,
             tolerance={key: value for key, value in how.items() if value is not None},
         )
-        matrix = planning.plan_search(plan, planning.searched(folder))
-        if matrix.parent is not None:
-            _, code = run_chain(matrix.parent.chain, folder, options)
-            if code == INTERRUPTED:
-                raise typer.Exit(code)
-        first = window_matrix(matrix)
-        refuse_early((first,), folder, concurrency)
-        for change in changed_since(folder, first):
-            console.print(f"[yellow]changed since it was last run[/] {escape(change)}")
-        found = _search(matrix, folder, options)
-        _report(folder, matrix.plan.study.name, options, json, found.progress.stopping)
-    if found.progress.stopping:
+        try:
+            result = search_learning_rates(
+                plan,
+                folder,
+                RayExecutor(address, gpus_per_trial, concurrency),
+                options,
+                watch=watch,
+                report=functools.partial(show_study, folder, tracking_uri),
+                announce=_announce,
+            )
+        except NotSearched as error:
+            fail(str(error), error)
+    if result.search is None:
+        raise typer.Exit(INTERRUPTED)
+    if isinstance(result.found, Unavailable):
+        console.print(escape(result.found.reason))
+    else:
+        _show(folder, result.found, json)
+    if result.interrupted:
         console.print("[yellow]interrupted[/]: the same command goes on from here")
-    elif found.unfinished:
-        console.print(f"[yellow]not at its end[/]: {escape(found.unfinished)}")
-    raise typer.Exit(
-        INTERRUPTED if found.progress.stopping else SOME_FAILED if found.progress.count("failed") else DONE
-    )
+    elif result.search.unfinished:
+        console.print(f"[yellow]not at its end[/]: {escape(result.search.unfinished)}")
+    failed = result.search.progress.count(Status.FAILED)
+    raise typer.Exit(INTERRUPTED if result.interrupted else SOME_FAILED if failed else DONE)
 
 
 def _numbers(text: str | None) -> list[Any] | None:
@@ -124,14 +132,6 @@ def _numbers(text: str | None) -> list[Any] | None:
     return None if text is None else [number(part) for part in text.split(",")]
 
 
-def _search(matrix: "Matrix", folder: RunsFolder, options: "driver.Options") -> "Searched":
-    from gatelab.cli.live import LiveView
-    from gatelab.orchestrator.learning_rates import search
-
-    with running_on(options.address), LiveView() as view:
-        return search(matrix, folder, options, view, _announce)
-
-
 def _announce(next_round: "Round") -> None:
     new = sum(map(len, next_round.new.values()))
     counts = f"{plural(new, 'learning rate')} to try, of {next_round.cells} in all"
@@ -141,37 +141,22 @@ def _announce(next_round: "Round") -> None:
             console.print(f"  {escape(variant)}: {', '.join(f'{rate:g}' for rate in rates)}")
 
 
-def _report(
-    folder: RunsFolder, searched: str, options: "driver.Options", json: bool, interrupted: bool = False
-) -> None:
-    """Write what was found, show it, and add it to MLflow."""
-    from gatelab.ablations.learning_rate_grid import SUFFIX
-    from gatelab.orchestrator.tracking import add_to_mlflow
-    from gatelab.results.analyses.learning_rates import NotSearched
-    from gatelab.results.report.write import write_tolerance
+def _show(folder: RunsFolder, reported: "Reported", json: bool) -> None:
+    """Show what was found."""
     from gatelab.results.views.learning_rates import summary
 
-    study = searched.removesuffix(SUFFIX) + SUFFIX
-    try:
-        written = write_tolerance(folder, study)
-    except NotSearched as error:
-        if interrupted:
-            console.print(escape(str(error)))
-            return
-        fail(str(error), error)
-    problem = add_to_mlflow(folder, study, options.tracking_uri, [*written.tables, *written.plots])
     if json:
-        show_written(written, "json", problem)
+        show_written(reported.written, "json", reported.tracking_problem)
         return
-    for grid in written.grids:
+    for grid in reported.written.grids:
         print_grid(grid)
-    for line in summary(written.report):
+    for line in summary(reported.written.report):
         console.print(escape(line))
-    path = folder.study(study).path
+    path = folder.study(reported.study).path
     console.print(f"\ntables   {escape(str(path))}/tolerance.md; .tex, .html, .csv, .json")
     console.print(f"plots    {escape(str(path))}/tolerance, tolerance-measures; .png, .svg, .pdf")
     console.print(
         f"Optuna   {escape(str(path))}/optuna.log (to look: pip install optuna-dashboard; optuna-dashboard FILE)"
     )
-    if problem:
-        console.print(f"[yellow]{escape(problem)}[/]")
+    if reported.tracking_problem:
+        console.print(f"[yellow]{escape(reported.tracking_problem)}[/]")

@@ -1,19 +1,19 @@
-"""Questions to the trained models of a study, asked on Ray: each of each trial once, its answer kept with the trial."""
+"""Evaluation after training: questions to the trained models of a study, each asked once, its answer kept."""
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from pydantic import ValidationError
-from ray.exceptions import RayError
 
 from gatelab.ablations.identity import digest
-from gatelab.orchestrator.cluster import Share, connected, share
+from gatelab.errors import Unavailable
+from gatelab.orchestrator.executor import Executor
+from gatelab.orchestrator.pool import WorkerSetup, do_nothing
 from gatelab.orchestrator.provenance import code_version
 from gatelab.results.store.layout import RunsFolder, TrialFolder
 from gatelab.results.store.records import TrialRecord, write_json
@@ -27,11 +27,11 @@ from gatelab.training.evals.spec import EvalSpec
 from gatelab.training.evals.trained_model import TrainedModel, refusal
 
 MULTIPLES = (1, 2, 4)
-"""Of the length of a trial's training: the lengths at which it is asked by default."""
+"""Of the length of a trial's training: the lengths at which it is evaluated by default."""
 
 
 @dataclass(frozen=True)
-class Examination:
+class EvalJob:
     """A trained trial and what is still to be asked of it."""
 
     trial_id: str
@@ -41,9 +41,18 @@ class Examination:
     questions: tuple[EvalSpec, ...]
 
 
+@dataclass(frozen=True)
+class EvalTask:
+    """What a worker needs to answer one question."""
+
+    runs: RunsFolder
+    job: EvalJob
+    question: EvalSpec
+
+
 @dataclass
-class Report:
-    """How far the questions to a study are."""
+class EvalProgress:
+    """How far the evaluation of a study is."""
 
     asked: int  # questions, of all trials
     known: int = 0  # of them, answered before
@@ -52,18 +61,23 @@ class Report:
     failures: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # (trial, reason) -> questions
 
 
-def examinations(
+def eval_jobs(
     folder: RunsFolder, study: str, wanted: Callable[[TrialRecord], bool] = lambda trial: True
-) -> list[Examination]:
-    """The finished trials of a study that are wanted, with nothing to ask yet. Raises NotFound."""
+) -> list[EvalJob]:
+    """List the finished trials of a study that are wanted, with nothing to ask yet.
+
+    Raises:
+        NotFound: there is no such study.
+        DataError: the configuration of a trial cannot be read here.
+    """
     found = []
     for trial in folder.study(study).read().trials:
         files = folder.trial(trial.id)
         outcome, description = read_outcome(files), read_description(files)
-        if wanted(trial) and outcome.status == Status.FINISHED and description is not None:
+        if wanted(trial) and outcome.status is Status.FINISHED and description is not None:
             identity = description.attempts[-1].provenance["data"]
             config = _configuration(trial.id, description.config)
-            found.append(Examination(trial.id, f"{trial.variant}, seed={trial.seed}", config, identity, ()))
+            found.append(EvalJob(trial.id, f"{trial.variant}, seed={trial.seed}", config, identity, ()))
     return found
 
 
@@ -76,7 +90,7 @@ def _configuration(trial_id: str, config: dict[str, Any]) -> TrialConfig:
 
 
 @dataclass(frozen=True)
-class Request:
+class EvalRequest:
     """What to ask of every trial."""
 
     lengths: tuple[int, ...] | None = None
@@ -90,7 +104,7 @@ class Request:
     limit: int | None = None
 
     def questions(self, trained: int) -> tuple[EvalSpec, ...]:
-        """The questions to a trial that was trained on sequences of a length."""
+        """Return the questions to a trial that was trained on sequences of a length, each once."""
         lengths = [multiple * trained for multiple in MULTIPLES] if self.lengths is None else self.lengths
         folder = "" if self.include is None else str(self.include.resolve())
         questions = (
@@ -107,123 +121,107 @@ class Request:
 
 
 def assign(
-    folder: RunsFolder, exams: Iterable[Examination], request: Request
-) -> tuple[list[Examination], dict[EvalSpec, str]]:
-    """Trials with their questions; and the questions that their models or data do not allow, with the reasons."""
+    folder: RunsFolder, jobs: Iterable[EvalJob], request: EvalRequest
+) -> tuple[list[EvalJob], dict[EvalSpec, str]]:
+    """Give each job its questions.
+
+    Returns:
+        The jobs; and the questions that their models or data do not allow, with the reasons.
+    """
     assigned = []
     refusals: dict[tuple[EvalSpec, str], str] = {}
-    for exam in exams:
+    for job in jobs:
         questions = []
-        for question in request.questions(exam.config.training.sequence_length):
+        for question in request.questions(job.config.training.sequence_length):
             # What is refused depends on the data, the length of the training and whether the model has YaRN.
-            trained = exam.config.training.sequence_length
-            key = question, f"{exam.data_identity} {exam.config.model.yarn_length} {trained}"
+            trained = job.config.training.sequence_length
+            key = question, f"{job.data_identity} {job.config.model.yarn_length} {trained}"
             if key not in refusals:
-                refusals[key] = refusal(question, exam.config, Dataset(folder.data / exam.data_identity))
+                refusals[key] = refusal(question, job.config, Dataset(folder.data / job.data_identity))
             if not refusals[key]:
                 questions.append(question)
-        assigned.append(replace(exam, questions=tuple(questions)))
+        assigned.append(replace(job, questions=tuple(questions)))
     return assigned, {question: reason for (question, _), reason in refusals.items() if reason}
 
 
-def examinee(folder: RunsFolder, exam: Examination) -> TrainedModel:
-    """The trained model of a trial, in this process. Raises FileNotFoundError without a checkpoint."""
-    dataset = Dataset(folder.data / exam.data_identity)
-    return TrainedModel(exam.config, folder.trial(exam.trial_id).checkpoints, dataset)
+def load_model(folder: RunsFolder, job: EvalJob, device: str = "auto") -> TrainedModel:
+    """Load the trained model of a trial into this process. Raises FileNotFoundError without a checkpoint."""
+    dataset = Dataset(folder.data / job.data_identity)
+    return TrainedModel(job.config, folder.trial(job.trial_id).checkpoints, dataset, device)
 
 
 def unanswered(files: TrialFolder, questions: Iterable[EvalSpec]) -> tuple[EvalSpec, ...]:
-    """The questions that a trial has not answered."""
+    """Return the questions that a trial has not answered."""
     return tuple(question for question in questions if not _answer_file(files, question).exists())
 
 
-def ask(
+def run_evals(
     folder: RunsFolder,
-    exams: Iterable[Examination],
-    *,
-    concurrency: int | None = None,
-    gpus_per_trial: float | None = None,
-    address: str | None = None,
-    show: Callable[[Report], None] = lambda report: None,
-) -> Report:
+    jobs: Iterable[EvalJob],
+    executor: Executor,
+    show: Callable[[EvalProgress], None] = lambda progress: None,
+) -> EvalProgress:
     """Ask every trial its questions; answers are written as they come, and never asked for again.
 
-    Raises CannotRun if there is nowhere to run. What fails is in the report.
+    What fails is in the progress that is returned. Raises CannotRun if there is nowhere to run.
     """
-    pending = []
-    report = Report(0)
-    for exam in exams:
-        left = unanswered(folder.trial(exam.trial_id), exam.questions)
-        report.asked += len(exam.questions)
-        report.known += len(exam.questions) - len(left)
-        pending += [(exam, question) for question in left]
-    show(report)
+    runs = RunsFolder(folder.root.resolve())
+    pending: deque[EvalTask] = deque()
+    progress = EvalProgress(0)
+    for job in jobs:
+        left = unanswered(folder.trial(job.trial_id), job.questions)
+        progress.asked += len(job.questions)
+        progress.known += len(job.questions) - len(left)
+        pending += [EvalTask(runs, job, question) for question in left]
+    show(progress)
     if not pending:
-        return report
-    with connected(address):
-        part = share(concurrency, gpus_per_trial, len(pending))
-        for exam, question, reason in _answers(folder, pending, part):
-            if reason:
-                report.failed += 1
-                report.failures.setdefault((exam.name, reason), []).append(question.stem)
-            else:
-                report.answered += 1
-            show(report)
-    return report
+        return progress
+    with executor.open_pool(EvalWorker, len(pending)) as pool:
+        while pending or pool.busy:
+            while pending and pool.busy < pool.concurrency:
+                pool.submit(pending.popleft())
+            for task, failure in pool.wait():
+                if failure is None:
+                    progress.answered += 1
+                else:
+                    progress.failed += 1
+                    key = task.job.name, failure.reason.splitlines()[0]
+                    progress.failures.setdefault(key, []).append(task.question.stem)
+                show(progress)
+    return progress
 
 
-def _answers(
-    folder: RunsFolder, pending: Iterable[tuple[Examination, EvalSpec]], part: Share
-) -> Iterator[tuple[Examination, EvalSpec, str]]:
-    """Give questions to free examiners; of each that is over, why it has no answer, or ''."""
-    remote = ray.remote(Examiner).options(num_cpus=part.cpus, num_gpus=part.gpus)
-    root = str(folder.root.resolve())
-    queue, idle = deque(pending), [remote.remote(root, part.threads) for _ in range(part.concurrency)]
-    running: dict[Any, tuple[Any, Examination, EvalSpec]] = {}
-    while queue or running:
-        while queue and idle:
-            examiner, (exam, question) = idle.pop(), queue.popleft()
-            running[examiner.answer.remote(exam, question)] = examiner, exam, question
-        (ready,), _ = ray.wait(list(running), num_returns=1)
-        examiner, exam, question = running.pop(ready)
+class EvalWorker:
+    """Answers one question after another, and keeps the model of the last."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self._setup = setup
+        if setup.threads is not None:
+            torch.set_num_threads(setup.threads)
+        self._loaded: tuple[str, TrainedModel] | None = None
+
+    def run(self, task: EvalTask, meanwhile: Callable[[], None] = do_nothing) -> Unavailable | None:
+        """Write the answer to the trial's folder; return why there is none, if there is none."""
+        job = task.job
         try:
-            reason = ray.get(ready)
-        except RayError as error:  # the process is gone: out of memory, a lost machine
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
-            examiner = remote.remote(root, part.threads)
-        idle.append(examiner)
-        yield exam, question, reason
-
-
-class Examiner:
-    """A process that asks one question after another, and keeps the model of the last."""
-
-    def __init__(self, root: str, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self._folder = RunsFolder(Path(root))
-        self._examinee: tuple[str, TrainedModel] | None = None
-
-    def answer(self, exam: Examination, question: EvalSpec) -> str:
-        """Write the answer to a trial's folder; return why there is none, or ''."""
-        files = self._folder.trial(exam.trial_id)
-        try:
-            if self._examinee is None or self._examinee[0] != exam.trial_id:
-                self._examinee = None  # one model at a time
-                self._examinee = exam.trial_id, examinee(self._folder, exam)
-            model = self._examinee[1]
-            self._write(exam, files, question, model.evaluate(question), model.step)
+            if self._loaded is None or self._loaded[0] != job.trial_id:
+                self._loaded = None  # one model at a time
+                self._loaded = job.trial_id, load_model(task.runs, job, self._setup.device)
+            model = self._loaded[1]
+            self._write(task, model.evaluate(task.question), model.step)
         except Exception as error:
-            return f"{type(error).__name__}: {(str(error) or repr(error)).splitlines()[0]}"
-        return ""
+            if self._setup.raise_errors:
+                raise
+            return Unavailable(f"{type(error).__name__}: {(str(error) or repr(error)).splitlines()[0]}")
+        return None
 
-    def _write(
-        self, exam: Examination, files: TrialFolder, question: EvalSpec, metrics: dict[str, float], step: int
-    ) -> None:
-        origin = {**code_version(), "data": exam.data_identity, "device": device_name(choose_device())}
+    def _write(self, task: EvalTask, metrics: dict[str, float], step: int) -> None:
+        device = device_name(choose_device(self._setup.device))
+        origin = {**code_version(), "data": task.job.data_identity, "device": device}
         write_json(
-            _answer_file(files, question),
+            _answer_file(task.runs.trial(task.job.trial_id), task.question),
             {
-                "question": asdict(question),
+                "question": asdict(task.question),
                 "step": step,
                 "evaluated": time.time(),
                 "provenance": origin,

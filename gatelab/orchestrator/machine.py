@@ -28,7 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def describe_machine(runs: Path) -> dict[str, dict[str, Any]]:
-    """Findings by section, each a mapping of what to what was found."""
+    """Return findings by section, each a mapping of what to what was found."""
     device = choose_device()
     return {
         "gatelab": {**code_version(), "python": platform.python_version()},
@@ -62,7 +62,10 @@ def _devices(device: torch.device) -> dict[str, Any]:
 
 
 def _case(device: torch.device, shape: dict[str, Any]) -> Case:
-    """B 2, T 4096, 16 query heads on 4 key heads of width 128, in the dtype that trials use here; and what differs."""
+    """Build a case that differs by `shape` from a usual one.
+
+    Usual are B 2, T 4096 and 16 query heads on 4 key heads of width 128, in the dtype that trials use here.
+    """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     usual: dict[str, Any] = {"batch": 2, "query_length": 4096, "key_length": 4096, "query_heads": 16, "kv_heads": 4}
@@ -71,7 +74,7 @@ def _case(device: torch.device, shape: dict[str, Any]) -> Case:
 
 
 def _backends(device: torch.device) -> dict[str, str]:
-    """What each backend is, and whether it computes a small problem rightly here."""
+    """Say what each backend is, and whether it computes a small problem rightly here."""
     return {name: f"{_trial(device, name)} ({backend.what})" for name, backend in BACKENDS.items()}
 
 
@@ -102,7 +105,7 @@ def _trial(device: torch.device, backend: str) -> str:
 
 
 def _choices(device: torch.device) -> dict[str, str]:
-    """Which backend `auto` takes for typical cases, and why none that it would rather take."""
+    """Say which backend `auto` takes for typical cases, and why none that it would rather take."""
     here = [name for name, backend in BACKENDS.items() if backend.refusal(_case(device, SMALL)) is None]
     found = {}
     for what, shape in CASES.items():

@@ -1,4 +1,4 @@
-"""Claims written down when a study is launched, and whenever they have changed since."""
+"""Preregistration: claims are written down when a study is launched, and whenever they have changed since."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from gatelab.results.store.trials import is_over
 
 
 def register_claims(folder: RunsFolder, matrix: Matrix) -> None:
-    """Write down a study's claims, and on which trials each will be judged: once, and whenever either has changed.
+    """Write down a study's claims and the trials on which each is judged, if either is new or has changed.
 
     Raises RegisterChanged where earlier entries are not as they were written.
     """
@@ -34,7 +34,7 @@ def register_claims(folder: RunsFolder, matrix: Matrix) -> None:
 
 
 def _claims(matrix: Matrix) -> dict[str, Any]:
-    """Each claim as it was written, and the seeds of the variants that it is judged on, their baselines included."""
+    """Return each claim as it was written, with the seeds of the variants it is judged on, their baselines included."""
     claims = {}
     for name, claim in matrix.plan.study.claims.items():
         variants = claimed_of(matrix, claim)
@@ -48,7 +48,7 @@ def _claims(matrix: Matrix) -> dict[str, Any]:
 
 
 def claim_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Claim -> what has changed in it, for people; of those that have."""
+    """Map each claim that has changed to what has changed in it, for people."""
     changes = {}
     for name in dict.fromkeys([*before, *now]):
         if name not in now:

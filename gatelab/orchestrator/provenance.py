@@ -10,7 +10,10 @@ import gatelab
 
 @functools.cache
 def code_version() -> dict[str, str]:
-    """`code`: the release and a hash of the package's sources; `commit`: git's, with + where the tree differs."""
+    """Return which code this is.
+
+    `code` is the release and a hash of the package's sources; `commit` is git's, with + where the tree differs.
+    """
     package = Path(gatelab.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):

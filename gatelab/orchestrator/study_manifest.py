@@ -1,4 +1,4 @@
-"""A study's record: what was launched, in a form that tables can read without knowing what a study is."""
+"""The manifest of a study: what was launched, in a form that tables can read without knowing what a study is."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def study_record(matrix: Matrix) -> StudyRecord:
 
 
 def trial_entry(trial: Trial) -> dict[str, Any]:
-    """What a record says of a trial."""
+    """Return what a record says of a trial."""
     entry = {"id": trial.id, "variant": trial.variant, "seed": trial.seed}
     return entry if trial.parent is None else {**entry, "parent": trial.parent}
 
@@ -65,7 +65,7 @@ def write_record(folder: RunsFolder, record: StudyRecord) -> None:
 
 
 def changed_since(folder: RunsFolder, matrix: Matrix) -> list[str]:
-    """In what a study differs from what it was when it was last launched, for people; nothing that was run is lost."""
+    """List how a study differs from when it was last launched, for people. Nothing that was run is lost."""
     before = StudyRecord.read(folder.study(matrix.plan.study.name).record)
     return [] if before is None else _changes(before, study_record(matrix))
 
@@ -102,6 +102,6 @@ def _claims(record: StudyRecord) -> dict[str, Any]:
 
 
 def _levels(record: StudyRecord) -> set[tuple[str, str]]:
-    """(axis, level) of all variants; of a search without the learning rates, which it chooses."""
+    """Return (axis, level) of all variants, without the learning rates that a search chose."""
     every = {item for variant in record.variants.values() for item in variant.levels.items()}
     return {(axis, level) for axis, level in every if axis != LEARNING_RATE}

@@ -1,4 +1,4 @@
-"""The thread that keeps MLflow up to date while a study runs, without ever holding a trial up."""
+"""MLflow is kept up to date: by a thread while a study runs, which never holds a trial up, or after the fact."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class SyncThread:
-    """A context in which a study's journals are mirrored; at its end, once more and completely.
+    """A context in which a study's journals are copied to MLflow; at its end, once more and completely.
 
     If the store is away the study goes on, `problem` says so, and the next sync (or the next run) catches up.
     """
@@ -31,7 +31,7 @@ class SyncThread:
         self.problem = ""
         self._arguments = (folder, record, tracking_uri)
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
 
     def __enter__(self) -> "SyncThread":
         self._thread.start()
@@ -66,10 +66,10 @@ def add_to_mlflow(
     files: Iterable[Path],
     verdicts: Mapping[str, str] | None = None,
 ) -> str:
-    """Bring a study in MLflow up to date, put files beside its record, and on each trial the verdict on its variant,
-    where there is one; return what kept it from that, or ''.
+    """Bring a study in MLflow up to date and return what kept it from that, or ''.
 
-    The default store is left alone where there is none yet: `gatelab run` creates it. Raises NotFound.
+    Files are put beside its record, and on each trial the verdict on its variant, where there is one. The default store
+    is left alone where there is none yet: `gatelab run` creates it. Raises NotFound.
     """
     if tracking_uri is None and not folder.database.exists():
         return ""

@@ -1,4 +1,4 @@
-"""One trial, carried out: folder, lock, log, journal, training, outcome. Runs in a Ray actor or in any process."""
+"""One trial, carried out: folder, lock, log, journal, training, outcome. Runs in any process."""
 
 import logging
 import os
@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import filelock
 import torch
@@ -16,12 +15,14 @@ import torch
 from gatelab.ablations.shared_prefix import Fork
 from gatelab.metrics import dump_specs
 from gatelab.orchestrator import system_metrics
+from gatelab.orchestrator.pool import WorkerSetup, do_nothing
 from gatelab.orchestrator.provenance import code_version
 from gatelab.orchestrator.system_metrics import SystemMetrics
 from gatelab.results.store.journal import Journal, continue_from
 from gatelab.results.store.layout import RunsFolder, TrialFolder
 from gatelab.results.store.metric_specs import sums_up
-from gatelab.results.store.records import read_json, write_json
+from gatelab.results.store.records import Attempt, ForkRecord, Outcome, TrialDescription, write_json
+from gatelab.status import Status
 from gatelab.training.checkpoint import is_written
 from gatelab.training.config import TrialConfig
 from gatelab.training.data import Dataset
@@ -38,16 +39,24 @@ class Task:
     """What a worker needs to carry out a trial."""
 
     trial_id: str
-    config: dict[str, Any]
+    config: TrialConfig
     data_identity: str
-    root: str  # of the runs folder
-    stop_file: str  # training stops at the next look once it exists
+    runs: RunsFolder
+    stop_file: Path
+    """Training stops at the next look once it exists."""
     checkpoint_seconds: float
-    device: str = "auto"
-    parent: str | None = None  # id of the trial whose final weights this one starts from
-    branch: Fork | None = None  # where it leaves a longer trial, which keeps a checkpoint there
-    milestones: tuple[int, ...] = ()  # steps at which shorter trials leave this one
+    parent: str | None = None
+    """Id of the trial whose final weights this one starts from."""
+    fork: Fork | None = None
+    """Where it leaves a longer trial, which keeps a checkpoint there."""
+    fork_steps: tuple[int, ...] = ()
+    """Steps at which shorter trials leave this one."""
     system_metrics: bool = False
+
+    @property
+    def files(self) -> TrialFolder:
+        """The trial's folder."""
+        return self.runs.trial(self.trial_id)
 
 
 class EvaluationPrinter:
@@ -65,132 +74,170 @@ class EvaluationPrinter:
             self._show(step, shown)
 
 
+class _Pulse:
+    """A recorder that passes everything on, and makes a call between two steps."""
+
+    def __init__(self, recorder: Recorder, call: Callable[[], None]) -> None:
+        self._recorder, self._call = recorder, call
+        self.record, self.commit = recorder.record, recorder.commit
+
+    def flush(self) -> None:
+        self._recorder.flush()
+        self._call()
+
+
 class TrialWorker:
-    """A process that carries out trials one after another, with its share of the cores."""
+    """Carries out trials one after another, with the threads that it is given."""
 
-    def __init__(self, threads: int) -> None:
-        torch.set_num_threads(threads)
+    def __init__(self, setup: WorkerSetup) -> None:
+        self._setup = setup
+        if setup.threads is not None:
+            torch.set_num_threads(setup.threads)
 
-    def run(self, task: Task) -> dict[str, Any]:
-        """The outcome of a task. See `run_task`."""
-        return run_task(task)
+    def run(self, task: Task, meanwhile: Callable[[], None] = do_nothing) -> Outcome:
+        """Return the outcome of a task. See `run_task`."""
+        return run_task(
+            task,
+            self._setup.device,
+            lambda journal: _Pulse(journal, meanwhile),
+            raise_errors=self._setup.raise_errors,
+        )
 
 
-def run_task(task: Task, recorder: Callable[[Journal], Recorder] = lambda journal: journal) -> dict[str, Any]:
-    """Train a trial and return its outcome; one that is over is also written to its folder.
+def run_task(
+    task: Task,
+    device: str = "auto",
+    recorder: Callable[[Journal], Recorder] = lambda journal: journal,
+    *,
+    raise_errors: bool = False,
+) -> Outcome:
+    """Train a trial and return its outcome; write it to the trial's folder if the trial is over.
 
-    `status` is that of `train`'s Outcome, or failed (with `reason` and `log`), or busy if another process has the
-    trial. `recorder` may wrap the journal, to see what is recorded.
+    Args:
+        task: the trial.
+        device: auto, cpu, cuda or cuda:N.
+        recorder: may wrap the journal, to see what is recorded.
+        raise_errors: whether an error is raised once it has been logged. By default the outcome is `failed`, with the
+            end of its traceback as the reason.
+
+    Returns:
+        An outcome that is finished, diverged, stopped, failed, or busy if another process has the trial.
     """
-    folder = RunsFolder(Path(task.root)).trial(task.trial_id)
-    if not Path(task.root).is_dir():
-        return _failure(folder, f"{task.root} is not visible on {os.uname().nodename}: --runs must be on a shared disk")
-    folder.path.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder.lock, timeout=0)
+    runs, files = task.runs, task.files
+    if not runs.root.is_dir():
+        node = os.uname().nodename
+        return _failure(files, f"{runs.root} is not visible on {node}: --runs must be on a shared disk")
+    files.path.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(files.lock, timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout:
-        return {"status": "busy"}
+        return Outcome(status=Status.BUSY)
     try:
-        done = read_json(folder.outcome)
-        if done is not None and done["status"] != "failed":
+        done = Outcome.read(files.outcome)
+        if done is not None and done.status is not Status.FAILED:
             return done
-        if (outcome := _outcome_of_parent(task, folder)) is not None:
+        if (outcome := _outcome_of_parent(task)) is not None:
             return outcome
-        with _logging_to(folder.log):
-            return _train(task, folder, recorder)
+        with _logging_to(files.log):
+            try:
+                return _train(task, device, recorder)
+            except Exception:
+                logging.getLogger("gatelab").exception("the trial failed")
+                if raise_errors:
+                    raise
+                lines = traceback.format_exc().strip().splitlines()
+                return _failure(files, "\n".join(lines[-ERROR_LINES:]))
+            finally:
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
     finally:
         lock.release()
 
 
-def _outcome_of_parent(task: Task, folder: TrialFolder) -> dict[str, Any] | None:
-    """The outcome of a trial that cannot begin, because the one that it continues has left no final weights."""
+def _outcome_of_parent(task: Task) -> Outcome | None:
+    """Return the outcome of a trial that cannot begin, because the one that it continues has left no final weights."""
     if task.parent is None:
         return None
-    done = read_json(RunsFolder(Path(task.root)).trial(task.parent).outcome)
-    if done is None or done["status"] not in ("finished", "diverged"):
-        return _failure(folder, "the trial it continues has not finished")
-    if done["status"] == "finished":
+    done = Outcome.read(task.runs.trial(task.parent).outcome)
+    if done is None or not done.status.is_over:
+        return _failure(task.files, "the trial it continues has not finished")
+    if done.status is Status.FINISHED:
         return None
-    reason = f"the trial it continues diverged: {done['reason']}"
+    reason = f"the trial it continues diverged: {done.reason}"
     # It would have begun with the loss of a model that has not learnt anything.
-    initial = {name: value for name, value in done["metrics"].items() if name == "train/initial_loss"}
-    report = {"status": "diverged", "step": 0, "metrics": initial, "reason": reason, "ended": time.time()}
-    write_json(folder.outcome, report)
-    return report
+    initial = {name: value for name, value in done.metrics.items() if name == "train/initial_loss"}
+    outcome = Outcome(status=Status.DIVERGED, step=0, metrics=initial, reason=reason, ended=time.time())
+    write_json(task.files.outcome, outcome.to_json())
+    return outcome
 
 
-def _train(task: Task, folder: TrialFolder, recorder: Callable[[Journal], Recorder]) -> dict[str, Any]:
-    folder.outcome.unlink(missing_ok=True)  # of an attempt that failed
-    try:
-        trial = TrialConfig.model_validate(task.config)
-        device = choose_device(task.device)
-        runs = RunsFolder(Path(task.root))
-        trunk = _trunk(task, runs)
-        machine = environment(device, compute_dtype(trial.training, device))
-        _describe_attempt(task, trial, folder, machine, trunk is not None)
-        dataset = Dataset(runs.data / task.data_identity)
-        parent = None if task.parent is None else runs.trial(task.parent)
-        if trunk is not None and task.branch is not None:
-            continue_from(folder.journal, runs.trial(task.branch.trunk).journal, task.branch.step)
-        with Journal(folder.journal) as journal:
-            watched = recorder(journal)
-            outcome = train(
-                trial,
-                SystemMetrics(watched, device) if task.system_metrics else watched,
-                folder.path,
-                str(device),
-                dataset=dataset,
-                warm_start=None if parent is None else parent.checkpoints,
-                warm_start_step=None if parent is None else (read_json(parent.outcome) or {})["step"],
-                fork=trunk,
-                fork_steps=task.milestones,
-                checkpoint_seconds=task.checkpoint_seconds,
-                should_stop=Path(task.stop_file).exists,
-            )
-    except Exception:
-        logging.getLogger("gatelab").exception("the trial failed")
-        lines = traceback.format_exc().strip().splitlines()
-        return _failure(folder, "\n".join(lines[-ERROR_LINES:]))
-    finally:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    report = {**asdict(outcome), "ended": time.time()}
-    if outcome.status != "stopped":
-        write_json(folder.outcome, report)
-    return report
+def _train(task: Task, device_name: str, recorder: Callable[[Journal], Recorder]) -> Outcome:
+    files, runs = task.files, task.runs
+    files.outcome.unlink(missing_ok=True)  # of an attempt that failed
+    device = choose_device(device_name)
+    prefix = _prefix_checkpoint(task)
+    machine = environment(device, compute_dtype(task.config.training, device))
+    _describe_attempt(task, machine, forks=prefix is not None)
+    dataset = Dataset(runs.data / task.data_identity)
+    parent = None if task.parent is None else runs.trial(task.parent)
+    begun = None if parent is None else Outcome.read(parent.outcome)
+    if prefix is not None and task.fork is not None:
+        continue_from(files.journal, runs.trial(task.fork.trunk).journal, task.fork.step)
+    with Journal(files.journal) as journal:
+        watched = recorder(journal)
+        ended = train(
+            task.config,
+            SystemMetrics(watched, device) if task.system_metrics else watched,
+            files.path,
+            str(device),
+            dataset=dataset,
+            warm_start=None if parent is None else parent.checkpoints,
+            warm_start_step=None if begun is None else begun.step,
+            fork=prefix,
+            fork_steps=task.fork_steps,
+            checkpoint_seconds=task.checkpoint_seconds,
+            should_stop=task.stop_file.exists,
+        )
+    outcome = Outcome(**asdict(ended), ended=time.time())
+    if outcome.status is not Status.STOPPED:
+        write_json(files.outcome, outcome.to_json())
+    return outcome
 
 
-def _trunk(task: Task, runs: RunsFolder) -> Path | None:
-    """Folder of the checkpoint at which a trial leaves a longer one; None where there is none, as when that diverged
-    before: then it is trained from its own start, to the same end."""
-    if task.branch is None:
+def _prefix_checkpoint(task: Task) -> Path | None:
+    """Return the folder of the fork checkpoint at which a trial leaves a longer one.
+
+    None where there is none, as when the longer one diverged before: then the trial is trained from its own start, to
+    the same end.
+    """
+    if task.fork is None:
         return None
-    folder = fork_checkpoint(runs.trial(task.branch.trunk).path, task.branch.step)
+    folder = fork_checkpoint(task.runs.trial(task.fork.trunk).path, task.fork.step)
     return folder if is_written(folder) else None
 
 
-def _describe_attempt(
-    task: Task, trial: TrialConfig, folder: TrialFolder, machine: dict[str, str], branches_off: bool
-) -> None:
+def _describe_attempt(task: Task, machine: Mapping[str, str], *, forks: bool) -> None:
     """Add this attempt to the trial's description: when, with which code, where, and what its metrics are.
 
-    Attempts of a trunk that the trial leaves come first.
+    A trial that forks from a longer one has the attempts of that one first.
     """
-    provenance = {**code_version(), "data": task.data_identity, **machine}
-    parent = {} if task.parent is None else {"parent": task.parent}
-    known = read_json(folder.description) or {"id": task.trial_id, "config": task.config, **parent, "attempts": []}
-    if branches_off and task.branch is not None and not known["attempts"]:
-        trunk = read_json(RunsFolder(Path(task.root)).trial(task.branch.trunk).description)
-        known |= {"branch": asdict(task.branch), "attempts": trunk["attempts"] if trunk else []}
-    known["attempts"].append({"started": time.time(), "provenance": provenance})
-    specs = trial_metric_specs(trial) | (system_metrics.SPECS if task.system_metrics else {})
-    known["metrics"] = dump_specs(specs)
-    write_json(folder.description, known)
+    attempt = Attempt(started=time.time(), provenance={**code_version(), "data": task.data_identity, **machine})
+    known = TrialDescription.read(task.files.description)
+    if known is None:
+        parent = {} if task.parent is None else {"parent": task.parent}
+        known = TrialDescription(id=task.trial_id, config=task.config.model_dump(mode="json"), **parent)
+    earlier, fork = known.attempts, {}
+    if forks and task.fork is not None and not earlier:
+        longer = TrialDescription.read(task.runs.trial(task.fork.trunk).description)
+        earlier, fork = longer.attempts if longer else [], {"branch": ForkRecord(**asdict(task.fork))}
+    specs = trial_metric_specs(task.config) | (system_metrics.SPECS if task.system_metrics else {})
+    known = known.model_copy(update={"attempts": [*earlier, attempt], **fork, "metrics": dump_specs(specs)})
+    write_json(task.files.description, known.to_json())
 
 
-def _failure(folder: TrialFolder, reason: str) -> dict[str, Any]:
-    return {"status": "failed", "reason": reason, "log": str(folder.log), "ended": time.time()}
+def _failure(files: TrialFolder, reason: str) -> Outcome:
+    return Outcome(status=Status.FAILED, reason=reason, log=str(files.log), ended=time.time())
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from gatelab.ablations.loading import load_study
 from gatelab.cli.console import console
 from gatelab.cli.live import LiveView
 from gatelab.cli.main import app
-from gatelab.orchestrator.driver import Progress
 from gatelab.orchestrator.planning import plan_search
+from gatelab.orchestrator.progress import Progress
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import write_json
 from tests.cli.conftest import FOREIGN, STUDY

@@ -16,8 +16,10 @@ from gatelab.ablations.matrix import Matrix
 from gatelab.cli.console import console
 from gatelab.cli.live import LiveView
 from gatelab.cli.main import app
-from gatelab.orchestrator.driver import Options, Progress, run_study
 from gatelab.orchestrator.planning import plan_study
+from gatelab.orchestrator.progress import Progress
+from gatelab.orchestrator.ray_executor import RayExecutor
+from gatelab.orchestrator.study_run import RunOptions, run_matrix
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.metrics import metrics_from_journals
 from gatelab.results.store.records import read_json
@@ -57,7 +59,7 @@ def test_each_trial_starts_from_the_final_weights_of_its_own(build: Build, tmp_p
     """Training goes on, at another length, where the trial with the same levels and seed ended, and is recorded so."""
     matrix, folder = build(), RunsFolder(tmp_path / "runs")
     for each in matrix.chain:
-        assert run_study(each, folder, Options()).count("finished") == 4
+        assert run_matrix(each, folder, RayExecutor(), RunOptions()).count("finished") == 4
     for trial in matrix.trials:
         assert trial.parent is not None
         before, after = weights(folder, trial.parent), weights(folder, trial.id)
@@ -93,13 +95,13 @@ def test_what_it_continues_diverged_or_has_not_finished(build: Build, tmp_path: 
     matrix = build({"training.tokens": 128}, first=first, axes=axes, seeds=1)
     folder = RunsFolder(tmp_path / "runs")
     assert matrix.parent is not None
-    progress = run_study(matrix, folder, Options(retries=0))
+    progress = run_matrix(matrix, folder, RayExecutor(), RunOptions(retries=0))
     assert {entry.reason for entry in progress.trials.values()} == {"the trial it continues has not finished"}
     assert progress.count("failed") == 2
 
-    earlier = run_study(matrix.parent, folder, Options())
+    earlier = run_matrix(matrix.parent, folder, RayExecutor(), RunOptions())
     assert (earlier.count("finished"), earlier.count("diverged")) == (1, 1)
-    progress = run_study(matrix, folder, Options())
+    progress = run_matrix(matrix, folder, RayExecutor(), RunOptions())
     assert (progress.count("finished"), progress.count("diverged")) == (1, 1)
     ours, theirs = runs_from_journals(folder, "next"), runs_from_mlflow(folder.tracking_uri, "next")
     assert repr(ours.to_pylist()) == repr(theirs.to_pylist())

@@ -14,25 +14,28 @@ from pathlib import Path
 import pytest
 
 from gatelab.ablations.loading import make_study
-from gatelab.orchestrator.driver import run_here
 from gatelab.orchestrator.evaluation import (
-    Examination,
-    Examiner,
-    Report,
-    Request,
-    ask,
+    EvalJob,
+    EvalProgress,
+    EvalRequest,
+    EvalTask,
+    EvalWorker,
     assign,
-    examinations,
-    examinee,
+    eval_jobs,
+    load_model,
+    run_evals,
     unanswered,
 )
 from gatelab.orchestrator.planning import plan_study
+from gatelab.orchestrator.pool import WorkerSetup
+from gatelab.orchestrator.ray_executor import RayExecutor
 from gatelab.orchestrator.study_manifest import study_record, write_record
+from gatelab.orchestrator.study_run import run_trial
 from gatelab.results.store.layout import NotFound, RunsFolder
 from gatelab.results.store.records import read_json, write_json
 from gatelab.results.store.trials import provenance
 
-REQUEST = Request(lengths=(16, 32), tokens=256)
+REQUEST = EvalRequest(lengths=(16, 32), tokens=256)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     matrix, folder = plan_study(make_study(raw, "test")), RunsFolder(root / "runs")
     write_record(folder, study_record(matrix))
     for trial in matrix.trials:
-        run_here(trial, folder, "cpu", 60.0, lambda step, values: None)
+        run_trial(trial, folder, "cpu", 60.0, lambda step, values: None)
     return folder.root
 
 
@@ -65,8 +68,8 @@ def folder(finished: Path, tmp_path: Path) -> RunsFolder:
     return RunsFolder(shutil.copytree(finished, tmp_path / "runs"))
 
 
-def exams(folder: RunsFolder, request: Request = REQUEST) -> list[Examination]:
-    assigned, refused = assign(folder, examinations(folder, "tiny"), request)
+def jobs(folder: RunsFolder, request: EvalRequest = REQUEST) -> list[EvalJob]:
+    assigned, refused = assign(folder, eval_jobs(folder, "tiny"), request)
     assert refused == {}
     return assigned
 
@@ -80,40 +83,38 @@ def test_a_study_is_asked_once(folder: RunsFolder) -> None:
     """Answers lie with the trials, are those that the models give here, and are never asked for again."""
     shown: list[tuple[int, int, int]] = []
 
-    def show(report: Report) -> None:
+    def show(report: EvalProgress) -> None:
         shown.append((report.asked, report.known, report.answered))
 
-    assert ask(folder, exams(folder), show=show) == Report(asked=4, known=0, answered=4)
+    assert run_evals(folder, jobs(folder), RayExecutor(), show) == EvalProgress(asked=4, known=0, answered=4)
     assert shown == [(4, 0, count) for count in range(5)]
     kept = answers(folder)
     assert len(kept) == 4
-    for exam in exams(folder):
-        outcome = read_json(folder.trial(exam.trial_id).outcome)
+    for job in jobs(folder):
+        outcome = read_json(folder.trial(job.trial_id).outcome)
         assert outcome is not None
-        model = examinee(folder, exam)
-        entries = [json.loads(content) for path, content in kept.items() if exam.trial_id in path.parts]
+        model = load_model(folder, job)
+        entries = [json.loads(content) for path, content in kept.items() if job.trial_id in path.parts]
         by_length = {entry["question"]["length"]: entry for entry in entries}
-        for question in exam.questions:
+        for question in job.questions:
             entry = by_length[question.length]
             assert entry["question"] == asdict(question)
             assert entry["metrics"] == pytest.approx(model.evaluate(question), rel=1e-6)
             assert entry["step"] == outcome["step"] == 20
             assert entry["evaluated"] > outcome["ended"]
-            origin = provenance(folder.trial(exam.trial_id))
+            origin = provenance(folder.trial(job.trial_id))
             assert all(entry["provenance"][name] == origin[name] for name in ("data", "device"))
             assert entry["provenance"]["code"]
         loss = by_length[16]["metrics"]["length/000016/plain/loss"]
         assert loss == pytest.approx(outcome["metrics"]["validation/loss"], rel=1e-6)
 
-    assert ask(folder, exams(folder)) == Report(asked=4, known=4)
+    assert run_evals(folder, jobs(folder), RayExecutor()) == EvalProgress(asked=4, known=4)
     assert answers(folder) == kept
     more = replace(REQUEST, lengths=(16, 64), ropes=("plain", "yarn"))
-    left = [unanswered(folder.trial(exam.trial_id), exam.questions) for exam in exams(folder, more)]
+    left = [unanswered(folder.trial(job.trial_id), job.questions) for job in jobs(folder, more)]
     stems = ["length/000016/yarn", "length/000064/plain", "length/000064/yarn"]
     assert [[question.stem for question in questions] for questions in left] == [stems, stems]
-    left = [
-        unanswered(folder.trial(exam.trial_id), exam.questions) for exam in exams(folder, replace(REQUEST, tokens=512))
-    ]
+    left = [unanswered(folder.trial(job.trial_id), job.questions) for job in jobs(folder, replace(REQUEST, tokens=512))]
     assert [len(questions) for questions in left] == [2, 2]  # with more tokens it is another question
 
 
@@ -136,14 +137,14 @@ def test_what_fails_stops_nothing_else(folder: RunsFolder, tmp_path: Path) -> No
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "deadly.yaml").write_text(DEADLY)
     (tmp_path / "tasks" / "deadly.py").write_text("import os\n\nos._exit(3)\n")
-    deadly = Request(lengths=(16,), tokens=256, tasks=("deadly",), include=tmp_path / "tasks")
-    [first] = assign(folder, examinations(folder, "tiny")[:1], deadly)[0]
-    second, third = exams(folder)[1], replace(first, questions=exams(folder)[0].questions[1:])
+    deadly = EvalRequest(lengths=(16,), tokens=256, tasks=("deadly",), include=tmp_path / "tasks")
+    [first] = assign(folder, eval_jobs(folder, "tiny")[:1], deadly)[0]
+    second, third = jobs(folder)[1], replace(first, questions=jobs(folder)[0].questions[1:])
     lost = folder.trial(second.trial_id).checkpoints
     lost.rename(lost.with_name("elsewhere"))
-    assert Examiner(str(folder.root), 1).answer(third, third.questions[0]) == ""
+    assert EvalWorker(WorkerSetup(threads=1)).run(EvalTask(folder, third, third.questions[0])) is None
     kept = answers(folder)
-    report = ask(folder, [first, second, third], concurrency=1)
+    report = run_evals(folder, [first, second, third], RayExecutor(concurrency=1))
     assert (report.asked, report.known, report.answered, report.failed) == (5, 1, 1, 3)
     reasons = {trial: (reason, questions) for (trial, reason), questions in report.failures.items()}
     assert reasons.keys() == {"position=none, seed=0", "position=sdpa, seed=0"}
@@ -160,35 +161,35 @@ def test_what_fails_stops_nothing_else(folder: RunsFolder, tmp_path: Path) -> No
 
 def test_only_finished_trials_are_asked(folder: RunsFolder) -> None:
     """What diverged, failed or never ended has no final model; a caller may leave others out."""
-    found = examinations(folder, "tiny")
-    assert [exam.name for exam in found] == ["position=none, seed=0", "position=sdpa, seed=0"]
-    assert [exam.questions for exam in found] == [(), ()]
-    assert [exam.config.model.gate.position for exam in found] == ["none", "sdpa"]
-    only = examinations(folder, "tiny", lambda trial: trial["variant"] == "position=sdpa")
+    found = eval_jobs(folder, "tiny")
+    assert [job.name for job in found] == ["position=none, seed=0", "position=sdpa, seed=0"]
+    assert [job.questions for job in found] == [(), ()]
+    assert [job.config.model.gate.position for job in found] == ["none", "sdpa"]
+    only = eval_jobs(folder, "tiny", lambda trial: trial["variant"] == "position=sdpa")
     assert only == found[1:]
     files = folder.trial(found[0].trial_id)
     outcome = read_json(files.outcome)
     assert outcome is not None
     for status in ("diverged", "failed"):
         write_json(files.outcome, {**outcome, "status": status})
-        assert examinations(folder, "tiny") == found[1:]
+        assert eval_jobs(folder, "tiny") == found[1:]
     files.outcome.unlink()
-    assert examinations(folder, "tiny") == found[1:]
+    assert eval_jobs(folder, "tiny") == found[1:]
     shutil.rmtree(folder.trial(found[1].trial_id).path)
-    assert examinations(folder, "tiny") == []
-    assert ask(folder, []) == Report(asked=0)
+    assert eval_jobs(folder, "tiny") == []
+    assert run_evals(folder, [], RayExecutor()) == EvalProgress(asked=0)
     with pytest.raises(NotFound, match="no study 'other'"):
-        examinations(folder, "other")
+        eval_jobs(folder, "other")
 
 
 def test_what_is_asked_by_default_and_what_cannot_be(folder: RunsFolder) -> None:
     """One, two and four times the trained length; what text or task do not allow is named and left out."""
     assigned, refused = assign(
-        folder, examinations(folder, "tiny"), Request(ropes=("plain", "ntk"), retrieval=("needle",))
+        folder, eval_jobs(folder, "tiny"), EvalRequest(ropes=("plain", "ntk"), retrieval=("needle",))
     )
     ropes, lengths = ("plain", "ntk"), (16, 32, 64)
-    for exam in assigned:
-        assert [(question.stem, question.amount) for question in exam.questions] == [
+    for job in assigned:
+        assert [(question.stem, question.amount) for question in job.questions] == [
             *((f"length/{length:06d}/{rope}", 64_000) for length in lengths for rope in ropes),
             *((f"retrieval/000064/{rope}/needle", 64) for rope in ropes),
         ]
@@ -197,8 +198,8 @@ def test_what_is_asked_by_default_and_what_cannot_be(folder: RunsFolder) -> None
     ]
     assert all("too short for task 'needle'" in reason for reason in refused.values())
 
-    wide = Request(lengths=(128, 10**6), retrieval=("needle",), examples=4, tasks=("a", "b"), limit=7)
-    assigned, refused = assign(folder, examinations(folder, "tiny"), wide)
+    wide = EvalRequest(lengths=(128, 10**6), retrieval=("needle",), examples=4, tasks=("a", "b"), limit=7)
+    assigned, refused = assign(folder, eval_jobs(folder, "tiny"), wide)
     [(question, reason)] = refused.items()  # retrieval repeats its haystack
     assert question.stem == "length/1000000/plain"
     assert "too few for a sequence of 1000000" in reason
@@ -215,4 +216,4 @@ def test_what_is_asked_by_default_and_what_cannot_be(folder: RunsFolder) -> None
 def test_the_same_question_twice_is_one_question(folder: RunsFolder) -> None:
     """Lengths or ropes that are named twice cost nothing and are counted once."""
     twice = replace(REQUEST, lengths=(16, 32, 16), ropes=("plain", "plain"))
-    assert [exam.questions for exam in exams(folder, twice)] == [exam.questions for exam in exams(folder)]
+    assert [job.questions for job in jobs(folder, twice)] == [job.questions for job in jobs(folder)]

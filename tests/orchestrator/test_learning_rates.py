@@ -26,10 +26,12 @@ from gatelab.ablations.learning_rates import LEARNING_RATE, ToleranceConfig
 from gatelab.ablations.loading import make_study
 from gatelab.ablations.matrix import Matrix
 from gatelab.ablations.study import StudyPlan
-from gatelab.orchestrator.driver import Options, Progress, run_study
 from gatelab.orchestrator.learning_rates import Round, propose, search, window_matrix
 from gatelab.orchestrator.planning import plan_search, plan_study, searched, searched_or_given
+from gatelab.orchestrator.progress import Progress
+from gatelab.orchestrator.ray_executor import RayExecutor
 from gatelab.orchestrator.study_manifest import changed_since
+from gatelab.orchestrator.study_run import RunOptions, run_matrix
 from gatelab.results.analyses.learning_rates import Sweep, sweeps
 from gatelab.results.report.write import read_tolerance
 from gatelab.results.statistics.optimum import Bounded, largest_stable, lower_edge, optimum, upper_edge
@@ -183,7 +185,7 @@ def tiny(source: Path) -> Plan:
 def found(tiny: Plan, own_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunsFolder]:
     """A runs folder in which that study has been searched with two seeds. To be looked at, and copied."""
     folder = RunsFolder(tmp_path_factory.mktemp("found") / "runs")
-    progress = search(plan_search(tiny(seeds=2)), folder, Options()).progress
+    progress = search(plan_search(tiny(seeds=2)), folder, RayExecutor(), RunOptions()).progress
     assert {entry.state for entry in progress.trials.values()} <= {"finished", "diverged"}
     yield folder
 
@@ -210,7 +212,9 @@ def interrupted(tiny: Plan, found: RunsFolder, tmp_path_factory: pytest.TempPath
         if progress.count("finished") and not progress.stopping:
             raise KeyboardInterrupt
 
-    assert search(plan_search(tiny(seeds=2)), folder, Options(concurrency=1), interrupt).progress.stopping
+    assert search(
+        plan_search(tiny(seeds=2)), folder, RayExecutor(concurrency=1), RunOptions(), interrupt
+    ).progress.stopping
     return folder
 
 
@@ -301,7 +305,7 @@ def test_a_search_runs_to_its_end_and_then_no_more(found: RunsFolder, copy: Runs
 
     rounds: list[Round] = []
     before = {path: path.stat().st_mtime_ns for path in copy.root.glob("trials/*/journal/*")}
-    again = search(plan_search(tiny(seeds=2)), copy, Options(), announce=rounds.append)
+    again = search(plan_search(tiny(seeds=2)), copy, RayExecutor(), RunOptions(), announce=rounds.append)
     assert (again.progress.stopping, again.unfinished) == (False, "")
     assert {path: path.stat().st_mtime_ns for path in copy.root.glob("trials/*/journal/*")} == before
     assert copy.study("tiny" + SUFFIX).read() == record
@@ -320,7 +324,7 @@ def test_rounds_are_announced_as_they_are(empty: RunsFolder, tiny: Plan) -> None
         rounds.append(new)
         carry_out(new)
 
-    search(matrix, empty, Options(), announce=announce)
+    search(matrix, empty, RayExecutor(), RunOptions(), announce=announce)
     assert [one.number for one in rounds] == list(range(1, len(rounds) + 1))
     assert rounds[0].new == {"position=none": RATES, "position=sdpa": RATES}
     assert rounds[0].cells == 6
@@ -337,7 +341,7 @@ def test_rounds_are_announced_as_they_are(empty: RunsFolder, tiny: Plan) -> None
 def test_a_lost_account_is_made_anew(copy: RunsFolder, found: RunsFolder, tiny: Plan) -> None:
     """The truth is in the trials' own folders; Optuna's file can be deleted."""
     (copy.study("tiny" + SUFFIX).path / "optuna.log").unlink()
-    search(plan_search(tiny(seeds=2)), copy, Options())
+    search(plan_search(tiny(seeds=2)), copy, RayExecutor(), RunOptions())
     assert segments(copy) == segments(found)
     assert_account_agrees(copy)
     ours, theirs = account(copy), account(found)
@@ -356,7 +360,7 @@ def test_an_interrupt_costs_nothing(interrupted: RunsFolder, found: RunsFolder, 
     assert not folder.study("tiny" + SUFFIX).located.exists()
     with pytest.raises(StudyError, match="its search has not come to its end"):
         plan_study(tiny(seeds=2, learning_rate="search"), searched(folder))
-    assert not search(plan_search(tiny(seeds=2)), folder, Options()).progress.stopping
+    assert not search(plan_search(tiny(seeds=2)), folder, RayExecutor(), RunOptions()).progress.stopping
     assert folder.study("tiny" + SUFFIX).located.exists()
     assert_account_agrees(folder)
     assert {arm: sweep.losses.tolist() for arm, sweep in known(folder).items()} == {
@@ -370,7 +374,7 @@ def test_another_window_after_an_interrupt(interrupted: RunsFolder, tiny: Plan, 
     folder = RunsFolder(tmp_path / "runs")
     other = [0.002, 0.02, 0.2]
     matrix = plan_search(tiny(seeds=2, tolerance={"rates": other, "extend": 0, "resolution": 1.2}))
-    search(matrix, folder, Options(), announce=by_hand(matrix, folder))
+    search(matrix, folder, RayExecutor(), RunOptions(), announce=by_hand(matrix, folder))
     for arm, sweep in known(folder).items():
         assert sweep.rates.tolist() == other
         assert set(other) <= set(told(account(folder)[arm]))
@@ -382,7 +386,7 @@ def test_what_others_left_in_the_account_is_no_obstacle(copy: RunsFolder, tiny: 
         study.enqueue_trial({"learning_rate": 0.123})
         study.ask()
     next(iter(account(copy).values())).enqueue_trial({"learning_rate": 0.2})
-    progress = search(plan_search(tiny(seeds=2)), copy, Options()).progress
+    progress = search(plan_search(tiny(seeds=2)), copy, RayExecutor(), RunOptions()).progress
     assert {entry.state for entry in progress.trials.values()} <= {"finished", "diverged"}
     for arm, sweep in known(copy).items():
         assert set(sweep.rates.tolist()) <= set(told(account(copy)[arm]))
@@ -392,7 +396,7 @@ def test_a_changed_study_is_said_and_has_an_account_of_its_own(copy: RunsFolder,
     """Means over other seeds are other values: they are not mixed. Trials that are the same are kept."""
     grown = plan_search(tiny(seeds=3))
     assert changed(grown, copy) == ["seeds: 0, 1 -> 0, 1, 2"]
-    search(grown, copy, Options(), announce=by_hand(grown, copy))
+    search(grown, copy, RayExecutor(), RunOptions(), announce=by_hand(grown, copy))
     before, sweep_of = known(found), known(copy)
     for arm, sweep in sweep_of.items():
         assert sweep.seeds == (0, 1, 2)
@@ -418,12 +422,12 @@ def test_a_changed_base_is_said_with_the_studys_name(found: RunsFolder, tiny: Pl
 def test_trials_of_an_ordinary_study_are_shared(copy: RunsFolder, found: RunsFolder, tiny: Plan) -> None:
     """Equal work is done once: a study with these learning rates as its axis takes the search's trials, or gives."""
     axes = {"model.gate.position": ["none", "sdpa"], LEARNING_RATE: [*RATES]}
-    progress = run_study(plan_study(tiny(name="ordinary", seeds=2, axes=axes)), copy, Options())
+    progress = run_matrix(plan_study(tiny(name="ordinary", seeds=2, axes=axes)), copy, RayExecutor(), RunOptions())
     assert len(progress.trials) == 12
     assert progress.count("waiting") == 0
     assert segments(copy) == segments(found)
     shutil.rmtree(copy.study("tiny" + SUFFIX).path)
-    search(plan_search(tiny(seeds=2, tolerance={**HOW, "extend": 0})), copy, Options())
+    search(plan_search(tiny(seeds=2, tolerance={**HOW, "extend": 0})), copy, RayExecutor(), RunOptions())
     assert segments(copy) == segments(found)
     assert_account_agrees(copy)
 
@@ -443,7 +447,7 @@ def test_a_trial_that_fails_does_not_keep_the_others(empty: RunsFolder, tiny: Pl
         rounds.append(new)
         carry_out(new)
 
-    assert search(matrix, empty, Options(), announce=announce).progress.count("failed") == 1
+    assert search(matrix, empty, RayExecutor(), RunOptions(), announce=announce).progress.count("failed") == 1
     assert len(rounds) > 1
     assert 0.003 not in told(account(empty)["position=sdpa"])
     assert 0.003 in told(account(empty)["position=none"])
@@ -452,7 +456,7 @@ def test_a_trial_that_fails_does_not_keep_the_others(empty: RunsFolder, tiny: Pl
     assert empty.trial(broken.id).log.read_text().count("the trial failed") == 2  # the attempt and its retry
     in_the_way.unlink()
     write_json(empty.trial(broken.id).outcome, read_json(empty.trial(cells.trials[0].id).outcome))
-    assert search(matrix, empty, Options(), announce=carry_out).progress.count("failed") == 0
+    assert search(matrix, empty, RayExecutor(), RunOptions(), announce=carry_out).progress.count("failed") == 0
     assert_account_agrees(empty)
 
 
@@ -498,12 +502,12 @@ def test_a_study_that_is_to_take_the_optimum_can_be_searched(tiny: Plan) -> None
 def test_the_budget_stops_a_search_that_grows(empty: RunsFolder, tiny: Plan) -> None:
     """The limit on trials counts those that the search adds, too."""
     with pytest.raises(StudyError, match=r"budget.trials = 5: the search would come to 6 trials"):
-        search(plan_search(tiny(seeds=1, budget={"trials": 5})), empty, Options())
+        search(plan_search(tiny(seeds=1, budget={"trials": 5})), empty, RayExecutor(), RunOptions())
     assert segments(empty) == 0
     assert read_json(empty.study("tiny" + SUFFIX).record) is None
 
     matrix = plan_search(tiny(seeds=1, budget={"trials": 7}))
-    found = search(matrix, empty, Options(), announce=by_hand(matrix, empty))
+    found = search(matrix, empty, RayExecutor(), RunOptions(), announce=by_hand(matrix, empty))
     assert found.unfinished.startswith("the search would come to ")
     assert len(found.progress.trials) == 6  # the window is kept, and shown
     assert not empty.study("tiny" + SUFFIX).located.exists()

@@ -136,15 +136,14 @@ def test_a_trial_records_them_only_if_asked(asked: bool, corpus: Path, tmp_path:
     identity = prepare(config.data, folder.data).manifest.identity
     task = Task(
         trial_id="a-trial",
-        config=config.model_dump(mode="json"),
+        config=config,
         data_identity=identity,
-        root=str(folder.root),
-        stop_file=str(tmp_path / "never"),
+        runs=folder,
+        stop_file=tmp_path / "never",
         checkpoint_seconds=60,
-        device="cpu",
         system_metrics=asked,
     )
-    assert run_task(task)["status"] == "finished"
+    assert run_task(task, "cpu").status == "finished"
     description = read_json(folder.trial(task.trial_id).description)
     assert description is not None
     specs = load_specs(description["metrics"])

@@ -12,8 +12,10 @@ import pyarrow as pa
 import pytest
 
 from gatelab.ablations.matrix import Matrix
-from gatelab.orchestrator.cluster import CannotRun
-from gatelab.orchestrator.driver import Options, Progress, run_here, run_study
+from gatelab.orchestrator.executor import CannotRun
+from gatelab.orchestrator.progress import Progress
+from gatelab.orchestrator.ray_executor import RayExecutor
+from gatelab.orchestrator.study_run import RunOptions, run_matrix, run_trial
 from gatelab.results.analyses.comparison import compare
 from gatelab.results.store.journal import read_journal
 from gatelab.results.store.layout import RunsFolder
@@ -46,12 +48,12 @@ def assert_mlflow_agrees(folder: RunsFolder) -> tuple[pa.Table, pa.Table]:
 def test_study_runs_once_and_grows(tiny_study: Build, tmp_path: Path) -> None:
     """Finished trials are never run again; a study that grew by seeds and a level runs only what is new."""
     folder = RunsFolder(tmp_path / "runs")
-    assert counts(run_study(tiny_study(seeds=2), folder, Options())) == {"finished": 4}
+    assert counts(run_matrix(tiny_study(seeds=2), folder, RayExecutor(), RunOptions())) == {"finished": 4}
     assert segments(folder) == 4
-    assert counts(run_study(tiny_study(seeds=2), folder, Options())) == {"finished": 4}
+    assert counts(run_matrix(tiny_study(seeds=2), folder, RayExecutor(), RunOptions())) == {"finished": 4}
     assert segments(folder) == 4
     grown = tiny_study(seeds=3, axes={"model.gate.position": ["none", "sdpa", "value"]})
-    assert counts(run_study(grown, folder, Options())) == {"finished": 9}
+    assert counts(run_matrix(grown, folder, RayExecutor(), RunOptions())) == {"finished": 9}
     assert segments(folder) == 9
     assert len(list(folder.study("tiny").path.glob("study-*.json"))) == 2  # what was launched before is kept
 
@@ -59,7 +61,7 @@ def test_study_runs_once_and_grows(tiny_study: Build, tmp_path: Path) -> None:
 def test_journal_and_mlflow_give_the_same_frame_and_table(tiny_study: Build, tmp_path: Path) -> None:
     """MLflow is a copy of the journals that tables can be made from."""
     folder = RunsFolder(tmp_path / "runs")
-    run_study(tiny_study(seeds=2), folder, Options())
+    run_matrix(tiny_study(seeds=2), folder, RayExecutor(), RunOptions())
     ours, theirs = assert_mlflow_agrees(folder)
     assert compare(ours) == compare(theirs)
     assert ours["outcome"].to_pylist() == ["finished"] * 4
@@ -68,11 +70,11 @@ def test_journal_and_mlflow_give_the_same_frame_and_table(tiny_study: Build, tmp
 def test_the_same_work_in_two_studies_is_done_once(tiny_study: Build, tmp_path: Path) -> None:
     """Trials belong to no study: another one that asks for the same work takes the result."""
     folder = RunsFolder(tmp_path / "runs")
-    run_study(tiny_study(), folder, Options())
+    run_matrix(tiny_study(), folder, RayExecutor(), RunOptions())
     other = tiny_study(
         name="other", axes={"model.gate.position": ["sdpa", "none"]}, baseline={"model.gate.position": "none"}
     )
-    run_study(other, folder, Options())
+    run_matrix(other, folder, RayExecutor(), RunOptions())
     assert segments(folder) == 2
     assert runs_from_mlflow(folder.tracking_uri, "other")["outcome"].to_pylist() == ["finished"] * 2
 
@@ -82,14 +84,14 @@ def test_divergence_is_a_result(tiny_study: Build, tmp_path: Path) -> None:
     folder = RunsFolder(tmp_path / "runs")
     axes = {"training.optimizer.learning_rate": [0.01, 1e30]}
     matrix = tiny_study({"training.optimizer.clip_norm": None, "training.tokens": 3200}, axes=axes)
-    progress = run_study(matrix, folder, Options())
+    progress = run_matrix(matrix, folder, RayExecutor(), RunOptions())
     assert counts(progress) == {"finished": 1, "diverged": 1}
     assert segments(folder) == 2
     frame = runs_from_journals(folder, "tiny")
     assert_mlflow_agrees(folder)
     diverged = frame.filter([outcome == "diverged" for outcome in frame["outcome"].to_pylist()])
     assert "training loss" in diverged["reason"][0].as_py()
-    assert counts(run_study(matrix, folder, Options())) == {"finished": 1, "diverged": 1}
+    assert counts(run_matrix(matrix, folder, RayExecutor(), RunOptions())) == {"finished": 1, "diverged": 1}
     assert segments(folder) == 2
 
 
@@ -99,7 +101,7 @@ def test_failure_is_retried_then_reported(tiny_study: Build, tmp_path: Path) -> 
     in_the_way = folder.trial(matrix.trials[1].id).path / "checkpoints"
     in_the_way.parent.mkdir(parents=True)
     in_the_way.touch()  # where a folder must be
-    progress = run_study(matrix, folder, Options(retries=1))
+    progress = run_matrix(matrix, folder, RayExecutor(), RunOptions(retries=1))
     assert counts(progress) == {"finished": 1, "failed": 1}
     entry = progress.trials[matrix.trials[1].id]
     assert "FileExistsError" in entry.reason
@@ -107,7 +109,7 @@ def test_failure_is_retried_then_reported(tiny_study: Build, tmp_path: Path) -> 
     assert runs_from_journals(folder, "tiny")["outcome"].to_pylist() == ["finished", "failed"]
     assert_mlflow_agrees(folder)
     in_the_way.unlink()
-    assert counts(run_study(matrix, folder, Options())) == {"finished": 2}
+    assert counts(run_matrix(matrix, folder, RayExecutor(), RunOptions())) == {"finished": 2}
     assert runs_from_mlflow(folder.tracking_uri, "tiny")["outcome"].to_pylist() == ["finished"] * 2
 
 
@@ -115,7 +117,7 @@ def test_killed_worker_is_replaced_and_its_trial_goes_on(tiny_study: Build, tmp_
     """kill -9 of a worker costs nothing: the trial goes on and gives what an undisturbed one gives, bit for bit."""
     long = {"training.tokens": 64_000, "training.log_every": 5}
     undisturbed, disturbed = RunsFolder(tmp_path / "a"), RunsFolder(tmp_path / "b")
-    run_study(tiny_study(long), undisturbed, Options())
+    run_matrix(tiny_study(long), undisturbed, RayExecutor(), RunOptions())
 
     def kill_one_worker() -> None:
         deadline = time.monotonic() + 60
@@ -133,7 +135,7 @@ def test_killed_worker_is_replaced_and_its_trial_goes_on(tiny_study: Build, tmp_
 
     killer = threading.Thread(target=kill_one_worker)
     killer.start()
-    progress = run_study(tiny_study(long), disturbed, Options(checkpoint_seconds=0.2))
+    progress = run_matrix(tiny_study(long), disturbed, RayExecutor(), RunOptions(checkpoint_seconds=0.2))
     killer.join()
     assert counts(progress) == {"finished": 2}
     assert segments(disturbed) == 3
@@ -164,10 +166,10 @@ def _values(folder: RunsFolder, name: str) -> list[tuple[str, int, float]]:
 def test_mlflow_away_does_not_stop_training_and_is_caught_up(tiny_study: Build, tmp_path: Path) -> None:
     """A tracking store that cannot be reached costs a message; the next run brings it up to date."""
     folder = RunsFolder(tmp_path / "runs")
-    progress = run_study(tiny_study(), folder, Options(tracking_uri="http://127.0.0.1:9"))
+    progress = run_matrix(tiny_study(), folder, RayExecutor(), RunOptions(tracking_uri="http://127.0.0.1:9"))
     assert counts(progress) == {"finished": 2}
-    assert progress.mirror_problem.startswith("MLflow is not up to date")
-    assert run_study(tiny_study(), folder, Options()).mirror_problem == ""
+    assert progress.tracking_problem.startswith("MLflow is not up to date")
+    assert run_matrix(tiny_study(), folder, RayExecutor(), RunOptions()).tracking_problem == ""
     assert_mlflow_agrees(folder)
 
 
@@ -176,14 +178,14 @@ def test_one_study_is_run_by_one_process(tiny_study: Build, tmp_path: Path) -> N
     folder = RunsFolder(tmp_path / "runs")
     folder.study("tiny").path.mkdir(parents=True)
     with filelock.FileLock(folder.study("tiny").path / "lock"), pytest.raises(CannotRun, match="being run by another"):
-        run_study(tiny_study(), folder, Options())
+        run_matrix(tiny_study(), folder, RayExecutor(), RunOptions())
 
 
 def test_data_too_small_is_refused_before_anything_starts(tiny_study: Build, tmp_path: Path) -> None:
     """Bad input never starts half a study: no record, no trial, no journal."""
     folder = RunsFolder(tmp_path / "runs")
     with pytest.raises(DataError, match=r"too small for training\.sequence_length 100000"):
-        run_study(tiny_study({"training.sequence_length": 100_000}), folder, Options())
+        run_matrix(tiny_study({"training.sequence_length": 100_000}), folder, RayExecutor(), RunOptions())
     assert not folder.study("tiny").record.exists()
     assert segments(folder) == 0
 
@@ -192,34 +194,34 @@ def test_cores_are_shared_out(tiny_study: Build, tmp_path: Path) -> None:
     """Parallel trials do not fight for cores: each has its share, and it is recorded with the result."""
     for concurrency, threads in ((1, "2"), (2, "1")):
         folder = RunsFolder(tmp_path / str(concurrency))
-        run_study(tiny_study(), folder, Options(concurrency=concurrency))
+        run_matrix(tiny_study(), folder, RayExecutor(concurrency=concurrency), RunOptions())
         assert set(runs_from_journals(folder, "tiny")["threads"].to_pylist()) == {threads}
 
 
 def test_more_trials_at_a_time_than_cores(tiny_study: Build, tmp_path: Path) -> None:
     """Any --concurrency runs to the end: workers then share cores, and none waits for one that never comes."""
     folder = RunsFolder(tmp_path / "runs")
-    assert counts(run_study(tiny_study(seeds=2), folder, Options(concurrency=3))) == {"finished": 4}
+    assert counts(run_matrix(tiny_study(seeds=2), folder, RayExecutor(concurrency=3), RunOptions())) == {"finished": 4}
 
 
 def test_gpus_that_are_not_there_are_refused(tiny_study: Build, tmp_path: Path) -> None:
     """Asking for a GPU where there is none is an error, not a study that waits for ever."""
     with pytest.raises(CannotRun, match="--gpus-per-trial 1: this Ray has no GPUs"):
-        run_study(tiny_study(), RunsFolder(tmp_path / "runs"), Options(gpus_per_trial=1.0))
+        run_matrix(tiny_study(), RunsFolder(tmp_path / "runs"), RayExecutor(gpus_per_trial=1.0), RunOptions())
 
 
 def test_training_in_process_is_the_same_trial(tiny_study: Build, tmp_path: Path) -> None:
     """`gatelab train` gives the journal that `gatelab run` gives, and its result counts as done."""
     matrix, shown = tiny_study(), []
     by_ray, by_hand = RunsFolder(tmp_path / "ray"), RunsFolder(tmp_path / "hand")
-    run_study(matrix, by_ray, Options())
+    run_matrix(matrix, by_ray, RayExecutor(), RunOptions())
     for trial in matrix.trials:
-        outcome = run_here(trial, by_hand, "cpu", 60.0, lambda step, values: shown.append((step, values)))
+        outcome = run_trial(trial, by_hand, "cpu", 60.0, lambda step, values: shown.append((step, values)))
         expected = read_json(by_ray.trial(trial.id).outcome)
         assert expected is not None
-        assert outcome["metrics"]["validation/loss"] == expected["metrics"]["validation/loss"]
+        assert outcome.metrics["validation/loss"] == expected["metrics"]["validation/loss"]
     assert [step for step, _ in shown] == [10, 20] * 2
-    assert counts(run_study(matrix, by_hand, Options())) == {"finished": 2}
+    assert counts(run_matrix(matrix, by_hand, RayExecutor(), RunOptions())) == {"finished": 2}
     assert segments(by_hand) == 2
 
 
@@ -229,9 +231,14 @@ def test_budgets_share_a_trunk(tiny_study: Build, tmp_path: Path) -> None:
     wsd = {"training.log_every": 2, **{f"training.schedule.{name}": value for name, value in schedule.items()}}
     together, apart = RunsFolder(tmp_path / "together"), RunsFolder(tmp_path / "apart")
     matrix = tiny_study(wsd, axes={"training.tokens": [1280, 640, 2560]})
-    assert counts(run_study(matrix, together, Options())) == {"finished": 3}
+    assert counts(run_matrix(matrix, together, RayExecutor(), RunOptions())) == {"finished": 3}
     for tokens in (640, 1280, 2560):
-        run_study(tiny_study(wsd, name=f"only-{tokens}", axes={"training.tokens": [tokens]}), apart, Options())
+        run_matrix(
+            tiny_study(wsd, name=f"only-{tokens}", axes={"training.tokens": [tokens]}),
+            apart,
+            RayExecutor(),
+            RunOptions(),
+        )
     for trial in matrix.trials:
         ours, theirs = (read_json(each.trial(trial.id).outcome) for each in (together, apart))
         assert ours is not None and theirs is not None

@@ -1,0 +1,275 @@
+"""A study as it runs: its trials are given to an executor's workers until all are over.
+
+Metrics do not pass through here: trials write journals, which are read for the display and copied to MLflow.
+"""
+
+import os
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import filelock
+
+from gatelab.ablations.matrix import Matrix, Trial
+from gatelab.ablations.shared_prefix import forks
+from gatelab.errors import Unavailable
+from gatelab.orchestrator.executor import CannotRun, Executor
+from gatelab.orchestrator.pool import POLL_SECONDS, Pool
+from gatelab.orchestrator.preregistration import register_claims
+from gatelab.orchestrator.progress import Progress, TrialProgress
+from gatelab.orchestrator.study_manifest import study_record, write_record
+from gatelab.orchestrator.tracking import SyncThread
+from gatelab.orchestrator.worker import EvaluationPrinter, Task, TrialWorker, run_task
+from gatelab.results.store.journal import JournalTail
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.records import Outcome, write_json
+from gatelab.status import Status
+from gatelab.training.checkpoint import is_written
+from gatelab.training.config import DataConfig
+from gatelab.training.data import Dataset
+from gatelab.training.loop import fork_checkpoint
+from gatelab.training.preparation import prepare
+
+STOP_SECONDS = 60.0  # for trials to reach a checkpoint after an interrupt
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run a study, wherever it runs: none of this enters a trial's identity."""
+
+    tracking_uri: str | None = None
+    """Of an MLflow store; None: SQLite in the runs folder."""
+    retries: int = 1
+    """How often a trial that failed is tried again."""
+    checkpoint_seconds: float = 60.0
+    """Time between two checkpoints."""
+    system_metrics: bool = False
+    """Whether trials record what their machine is doing."""
+
+
+def run_matrix(
+    matrix: Matrix,
+    folder: RunsFolder,
+    executor: Executor,
+    options: RunOptions,
+    show: Callable[[Progress], None] = lambda _: None,
+    exhausted: Collection[str] = (),
+) -> Progress:
+    """Run the trials of a study that are not over yet, and bring MLflow up to date.
+
+    An interrupt (KeyboardInterrupt) lets trials in other processes write a checkpoint and then returns; a second one
+    returns at once.
+
+    Args:
+        matrix: the trials.
+        folder: where they are written.
+        executor: where they run.
+        options: how they run.
+        show: is called with the progress, twice a second or so.
+        exhausted: ids of trials that failed and are not tried again.
+
+    Raises:
+        CannotRun: the study is being run already, or the executor has nowhere to run it.
+        DataError: its data cannot be used.
+        RegisterChanged: what it claimed before is not as it was written.
+    """
+    study = folder.study(matrix.plan.study.name)
+    study.path.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(study.lock, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise CannotRun(
+            f"study {matrix.plan.study.name!r} is being run by another process ({lock.lock_file})"
+        ) from error
+    try:
+        progress = Progress({trial.id: _known_state(folder, trial, exhausted) for trial in matrix.trials})
+        pending = [entry.trial for entry in progress.trials.values() if entry.state is Status.WAITING]
+        _prepare_data(pending, folder)
+        record = study_record(matrix)
+        write_record(folder, record)
+        register_claims(folder, matrix)
+        with SyncThread(folder, record, options.tracking_uri or folder.tracking_uri) as sync:
+            if pending:
+                # For all trials, not for what is left of them: a study that is resumed runs with as many threads.
+                with executor.open_pool(TrialWorker, len(matrix.trials), _has_failed) as pool:
+                    _StudyRun(matrix, pending, folder, options, progress, sync, show, pool).run()
+        progress.tracking_problem = sync.problem
+        show(progress)
+        return progress
+    finally:
+        lock.release()
+
+
+def run_trial(
+    trial: Trial,
+    folder: RunsFolder,
+    device: str,
+    checkpoint_seconds: float,
+    show: Callable[[int, Mapping[str, float]], None],
+) -> Outcome:
+    """Train one trial in this process and return its outcome; `show` gets its validation metrics as they come."""
+    _prepare_data([trial], folder)
+    runs = RunsFolder(folder.root.resolve())
+    task = Task(
+        trial.id, trial.config, trial.data_id, runs, runs.root / "never", checkpoint_seconds, parent=trial.parent
+    )
+    return run_task(task, device, lambda journal: EvaluationPrinter(journal, show))
+
+
+def _has_failed(outcome: Outcome) -> bool:
+    return outcome.status is Status.FAILED
+
+
+def _known_state(folder: RunsFolder, trial: Trial, exhausted: Collection[str]) -> TrialProgress:
+    outcome = Outcome.read(folder.trial(trial.id).outcome)
+    if outcome is None or not (outcome.status.is_over or trial.id in exhausted):
+        return TrialProgress(trial)
+    return TrialProgress(trial, outcome.status, outcome.step, reason=outcome.reason, log=outcome.log)
+
+
+def _prepare_data(trials: list[Trial], folder: RunsFolder) -> None:
+    """Prepare what trials train on, and see that it suffices. Raises DataError."""
+    datasets: dict[DataConfig, Dataset] = {}
+    for data, data_id, sequence_length in {
+        (trial.config.data, trial.data_id, trial.config.training.sequence_length): None for trial in trials
+    }:
+        if data not in datasets:
+            datasets[data] = prepare(data, folder.data, data_id)
+        datasets[data].require(sequence_length)
+
+
+class _StudyRun:
+    """The loop that gives trials to workers, and its state."""
+
+    def __init__(
+        self,
+        matrix: Matrix,
+        pending: list[Trial],
+        folder: RunsFolder,
+        options: RunOptions,
+        progress: Progress,
+        sync: SyncThread,
+        show: Callable[[Progress], None],
+        pool: Pool[Task, Outcome],
+    ) -> None:
+        self.folder, self.options = folder, options
+        self.progress, self.sync, self.show, self.pool = progress, sync, show, pool
+        self.forks = forks(matrix.trials)
+        self.fork_steps: dict[str, set[int]] = {}  # of a longer trial: where shorter ones leave it
+        for fork in self.forks.values():
+            self.fork_steps.setdefault(fork.trunk, set()).add(fork.step)
+        # Seed by seed, and of each seed first the longer trials that others wait for.
+        place = {seed: index for index, seed in enumerate(dict.fromkeys(trial.seed for trial in matrix.trials))}
+        self.pending = sorted(pending, key=lambda trial: (place[trial.seed], trial.id in self.forks))
+        self.trials = {trial.id: trial for trial in pending}
+        self.failures: dict[str, int] = {}
+        self.runs = RunsFolder(folder.root.resolve())
+        self.stop_file = self.runs.root / f"stop-{os.getpid()}-{time.time_ns()}"
+        self.tails: dict[str, JournalTail] = {}
+        progress.concurrency = pool.concurrency
+
+    def run(self) -> None:
+        """Run all pending trials."""
+        try:
+            try:
+                self._loop()
+            except KeyboardInterrupt:
+                self._stop()
+        finally:
+            self.stop_file.unlink(missing_ok=True)
+
+    def _loop(self) -> None:
+        while self.pending or self.pool.busy:
+            while self.pool.busy < self.pool.concurrency and (
+                trial := next(filter(self._is_ready, self.pending), None)
+            ):
+                self.pending.remove(trial)
+                self._submit(trial)
+            self._wait()
+
+    def _is_ready(self, trial: Trial) -> bool:
+        """Return whether a trial can begin: one that forks from a longer one waits until that is there, or is over."""
+        fork = self.forks.get(trial.id)
+        if fork is None or self.progress.trials[fork.trunk].state not in (Status.WAITING, Status.RUNNING):
+            return True
+        return is_written(fork_checkpoint(self.folder.trial(fork.trunk).path, fork.step))
+
+    def _submit(self, trial: Trial) -> None:
+        self.tails.setdefault(trial.id, JournalTail(self.folder.trial(trial.id).journal))
+        self.progress.trials[trial.id].state = Status.RUNNING
+        self.pool.submit(
+            Task(
+                trial.id,
+                trial.config,
+                trial.data_id,
+                self.runs,
+                self.stop_file,
+                self.options.checkpoint_seconds,
+                parent=trial.parent,
+                fork=self.forks.get(trial.id),
+                fork_steps=tuple(sorted(self.fork_steps.get(trial.id, ()))),
+                system_metrics=self.options.system_metrics,
+            )
+        )
+
+    def _wait(self) -> None:
+        """Wait until a trial has ended or it is time to show something."""
+        for task, outcome in self.pool.wait(self._poll):
+            if isinstance(outcome, Unavailable):
+                log = str(self.folder.trial(task.trial_id).log)
+                outcome = Outcome(status=Status.FAILED, reason=outcome.reason, log=log)
+            self._take(self.trials[task.trial_id], outcome)
+        self._poll()
+
+    def _take(self, trial: Trial, outcome: Outcome) -> None:
+        """Note the end of an attempt."""
+        entry = self.progress.trials[trial.id]
+        if outcome.status is Status.FAILED:
+            self._take_failure(trial, outcome)
+        elif outcome.status is Status.BUSY:
+            entry.state = Status.WAITING
+            self.pending.append(trial)
+            time.sleep(POLL_SECONDS)
+        elif outcome.status is Status.STOPPED:
+            entry.state = Status.WAITING
+        else:
+            entry.state, entry.step, entry.reason = outcome.status, outcome.step, outcome.reason
+
+    def _take_failure(self, trial: Trial, outcome: Outcome) -> None:
+        entry = self.progress.trials[trial.id]
+        self.failures[trial.id] = self.failures.get(trial.id, 0) + 1
+        if self.failures[trial.id] <= self.options.retries:
+            entry.state = Status.WAITING
+            self.pending.append(trial)
+            return
+        entry.state, entry.reason, entry.log = outcome.status, outcome.reason, outcome.log
+        failed = outcome.model_copy(update={"step": entry.step})
+        write_json(self.folder.trial(trial.id).outcome, failed.to_json())
+
+    def _poll(self) -> None:
+        """Bring the running trials' progress up to date from their journals, and show it."""
+        for entry in self.progress.running:
+            rows = self.tails[entry.trial.id].read()
+            if len(rows):
+                names, values = rows["name"].to_pylist(), rows["value"].to_pylist()
+                latest = dict(zip(names, values, strict=True))
+                entry.step = rows["step"][-1].as_py()
+                entry.loss = latest.get("train/loss", entry.loss)
+                entry.tokens_per_second = latest.get("train/tokens_per_second", entry.tokens_per_second)
+        self.progress.tracking_problem = self.sync.problem
+        self.show(self.progress)
+
+    def _stop(self) -> None:
+        """Let running trials write a checkpoint, and wait for them."""
+        self.progress.stopping = True
+        self.pending.clear()
+        self.stop_file.touch()
+        until = time.monotonic() + STOP_SECONDS
+        try:
+            while self.pool.busy and time.monotonic() < until:
+                self._wait()
+        except KeyboardInterrupt:
+            pass  # at once, then; every trial goes on from its last checkpoint
+        for entry in self.progress.running:
+            entry.state = Status.WAITING
