@@ -2,21 +2,24 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Never, Protocol
+from typing import TYPE_CHECKING, Any, Never
 
 import typer
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.segment import Segments
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from gatelab.ablations.errors import StudyError
+from gatelab.errors import AnalysisUnavailable
 from gatelab.results.store.layout import NotFound
-from gatelab.results.views.table import Grid
+from gatelab.results.views.table import Table
+
+if TYPE_CHECKING:
+    from gatelab.results.report.artifacts import Artifacts
 
 DONE, SOME_FAILED, BAD_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
@@ -38,7 +41,7 @@ def reporting_errors() -> Iterator[None]:
         for line in str(error).splitlines():
             errors.print(f"[red]error[/] {escape(line)}")
         raise typer.Exit(BAD_REQUEST) from error
-    except (CannotRun, NotFound, DataError, RegisterChanged) as error:
+    except (AnalysisUnavailable, CannotRun, NotFound, DataError, RegisterChanged) as error:
         fail(str(error.args[0]), error)
 
 
@@ -48,47 +51,31 @@ def fail(message: str, cause: BaseException | None = None) -> Never:
     raise typer.Exit(BAD_REQUEST) from cause
 
 
-def print_grid(grid: Grid) -> None:
+def print_table(table: Table) -> None:
     """Show a table, its emphasised rows in bold, its notes beneath. Nothing of it is left out: where it is too wide for
     the terminal its headings are broken, and then its lines."""
-    table = Table(title=grid.title, title_justify="left", box=None, pad_edge=False, header_style="bold underline")
-    cells = [max((cell_len(row[place]) for row in grid.rows), default=0) for place in range(len(grid.columns))]
-    words = [max(map(cell_len, column.heading.split())) for column in grid.columns]
-    whole = [max(width, cell_len(column.heading)) for width, column in zip(cells, grid.columns, strict=True)]
-    gaps = 2 * (len(grid.columns) - 1)
+    shown = RichTable(title=table.title, title_justify="left", box=None, pad_edge=False, header_style="bold underline")
+    cells = [max((cell_len(row[place]) for row in table.rows), default=0) for place in range(len(table.columns))]
+    words = [max(map(cell_len, column.heading.split())) for column in table.columns]
+    whole = [max(width, cell_len(column.heading)) for width, column in zip(cells, table.columns, strict=True)]
+    gaps = 2 * (len(table.columns) - 1)
     fits = sum(whole) + gaps <= console.width
     widths = whole if fits else [max(pair) for pair in zip(cells, words, strict=True)]
-    for column, width in zip(grid.columns, widths, strict=True):
-        table.add_column(escape(column.heading), justify="right" if column.numeric else "left", width=width)
-    for row, bold in zip(grid.rows, grid.emphasised, strict=True):
-        table.add_row(*(escape(cell) for cell in row), style="bold" if bold else None)
-    lines = console.render(table, console.options.update_width(max(console.width, sum(widths) + gaps)))
+    for column, width in zip(table.columns, widths, strict=True):
+        shown.add_column(escape(column.heading), justify="right" if column.numeric else "left", width=width)
+    for row, bold in table.styled_rows:
+        shown.add_row(*(escape(cell) for cell in row), style="bold" if bold else None)
+    lines = console.render(shown, console.options.update_width(max(console.width, sum(widths) + gaps)))
     console.print(Segments(lines), crop=False, end="")
-    for note in grid.notes:
+    for note in table.notes:
         console.print(f"[dim]{escape(note)}[/]")
 
 
-class Shown(Protocol):
-    """What commands that write tables and plots have to show."""
-
-    @property
-    def grids(self) -> Sequence[Grid]:
-        """The tables, for people."""
-
-    @property
-    def tables(self) -> Sequence[Path]:
-        """The files that hold them, one in each form."""
-
-    @property
-    def plots(self) -> Sequence[Path]:
-        """The files of figures."""
-
-
-def show_written(written: Shown, form: str, problem: str) -> None:
+def show_written(written: "Artifacts", form: str, problem: str) -> None:
     """Show what was written: on the terminal the tables and where files lie; or the text of one form, and no more.
 
     Args:
-        written: tables and plots.
+        written: what was found and written.
         form: terminal, or the suffix of a table's form.
         problem: what kept it from MLflow, or ''.
     """
@@ -97,9 +84,9 @@ def show_written(written: Shown, form: str, problem: str) -> None:
             if path.suffix == f".{form}":
                 sys.stdout.write(path.read_text(encoding="utf-8"))
         return
-    for grid in written.grids:
-        print_grid(grid)
-    for path in [*written.tables, *written.plots]:
+    for table in written.shown:
+        print_table(table)
+    for path in written.files:
         console.print(escape(str(path)))
     if problem:
         console.print(f"[yellow]{escape(problem)}[/]")

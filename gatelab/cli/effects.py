@@ -5,8 +5,7 @@ from typing import Annotated
 import typer
 
 from gatelab.cli import arguments as args
-from gatelab.cli.console import fail, reporting_errors, show_written
-from gatelab.results.store.layout import RunsFolder
+from gatelab.cli.analysis import show_analysis
 
 
 def effects(
@@ -22,15 +21,5 @@ def effects(
 
     Example: gatelab effects gate-position --metric validation/bits_per_byte -o figures/
     """
-    from gatelab.errors import AnalysisUnavailable
-    from gatelab.orchestrator.tracking import add_to_mlflow
-    from gatelab.results.report.write import write_effects
-
-    folder, name = RunsFolder(runs), args.study_name(study)
-    with reporting_errors():
-        try:
-            written = write_effects(folder, name, metric, output)
-        except AnalysisUnavailable as error:
-            fail(f"{name}: {error}", error)
-    problem = add_to_mlflow(folder, name, tracking_uri, [*written.tables, *written.plots])
-    show_written(written, args.Format.json if json else format, problem)
+    form = args.Format.json if json else format
+    show_analysis("effects", study, runs, tracking_uri, form, output, metric=metric)

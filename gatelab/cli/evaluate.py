@@ -9,7 +9,8 @@ import typer
 from rich.markup import escape
 
 from gatelab.cli import arguments as args
-from gatelab.cli.console import DONE, SOME_FAILED, console, fail, plural, reporting_errors, show_written
+from gatelab.cli.analysis import show_analysis
+from gatelab.cli.console import DONE, SOME_FAILED, console, fail, plural, reporting_errors
 from gatelab.configuration import parse_count
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import TrialRecord
@@ -61,9 +62,6 @@ def evaluate(
     """
     from gatelab.orchestrator import evaluation
     from gatelab.orchestrator.ray_executor import RayExecutor
-    from gatelab.orchestrator.tracking import add_to_mlflow
-    from gatelab.results.analyses.evaluation import NotEvaluated
-    from gatelab.results.report.write import write_evaluation
     from gatelab.training.evals.spec import parse_rope
 
     folder, name = RunsFolder(runs), args.study_name(study)
@@ -92,12 +90,7 @@ def evaluate(
         console.print(f"[red]no answer[/] {escape(trial)}: {escape(questions[0])}{more}: {escape(reason)}")
     if progress.known + progress.answered == 0:
         fail("no question was answered")
-    try:
-        found = write_evaluation(folder, name)
-    except NotEvaluated as error:
-        fail(str(error), error)
-    problem = add_to_mlflow(folder, name, tracking_uri, [*found.tables, *found.plots])
-    show_written(found, "json" if json else "terminal", problem)
+    show_analysis("evaluation", study, runs, tracking_uri, args.Format.json if json else args.Format.terminal)
     raise typer.Exit(SOME_FAILED if progress.failures else DONE)
 
 

@@ -7,9 +7,9 @@ from rich.markup import escape
 
 from gatelab.ablations.flags import study_from_flags
 from gatelab.cli import arguments as args
-from gatelab.cli.console import console, fail, print_grid, print_json, reporting_errors
+from gatelab.cli.console import console, fail, print_json, print_table, reporting_errors
 from gatelab.results.store.layout import RunsFolder
-from gatelab.results.views.table import Column, Grid
+from gatelab.results.views.table import Column, Table
 
 
 def presets(
@@ -42,7 +42,7 @@ def presets(
         return
     columns = (Column("name"), Column("kind"), Column("what it is"))
     note = "a study runs as it is (gatelab run --preset NAME); a base is what axes vary (--preset NAME --axis …)"
-    print_grid(Grid("presets", columns, tuple(rows), (False,) * len(rows), (note,)))
+    print_table(Table("presets", columns, tuple(rows), notes=(note,)))
 
 
 def data(
@@ -78,7 +78,7 @@ def data(
             *(f"skipped {entry.name}: {entry.reason}" for entry in manifest.skipped[:20]),
             *([f"… and {len(manifest.skipped) - 20} more skipped"] if len(manifest.skipped) > 20 else []),
         )
-        print_grid(Grid(title, columns, rows, (False,) * len(rows), notes))
+        print_table(Table(title, columns, rows, notes=notes))
         console.print(f"[dim]in {escape(str(RunsFolder(runs).data / manifest.identity))}[/]")
 
 

@@ -7,16 +7,17 @@ import typer
 from rich.markup import escape
 
 from gatelab.ablations.claims import Claim
-from gatelab.ablations.flags import study_from_flags
 from gatelab.ablations.ladder import ladder
 from gatelab.ablations.matrix import Matrix
 from gatelab.ablations.shared_prefix import forks
 from gatelab.cli import arguments as args
-from gatelab.cli.console import console, duration, plural, print_grid, print_json, quantity, reporting_errors
+from gatelab.cli.console import console, duration, plural, print_json, print_table, quantity, reporting_errors
+from gatelab.cli.options import StudyFlags, with_groups
 from gatelab.orchestrator.study_manifest import trial_entry
+from gatelab.results.analyses.analysis import to_jsonable
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.trials import is_over
-from gatelab.results.views.table import Column, Grid, finite
+from gatelab.results.views.table import Column, Table
 
 if TYPE_CHECKING:
     from gatelab.orchestrator.planning import Estimate
@@ -25,15 +26,11 @@ if TYPE_CHECKING:
 LISTED = 12  # lines of a list on the terminal; --json has all
 
 
+@with_groups
 def plan(
+    *,
     study: args.StudyFile = None,
-    preset: args.Preset = None,
-    axis: args.Axes = [],
-    set_: args.Sets = [],
-    seeds: args.Seeds = None,
-    baseline: args.Baseline = [],
-    match: args.Match = None,
-    name: args.Name = None,
+    flags: StudyFlags,
     runs: args.Runs = args.DEFAULT_RUNS,
     estimate: Annotated[bool, typer.Option(help="Time a few real training steps here.")] = True,
     json: args.Json = False,
@@ -45,19 +42,16 @@ def plan(
     from gatelab.orchestrator import planning
 
     with reporting_errors():
-        asked = study_from_flags(
-            study, preset=preset, axes=axis, sets=set_, seeds=seeds, baseline=baseline, match=match, name=name
-        )
         folder = RunsFolder(runs)
         reasons: dict[str, None] = {}  # why the rates that are shown are not those that will be
-        matrix = planning.plan_study(asked, planning.searched_or_given(folder, reasons))
+        matrix = planning.plan_study(flags.plan(study), planning.searched_or_given(folder, reasons))
         cost = planning.estimate(matrix, folder) if estimate else None
         waiting = [sum(not is_over(folder.trial(trial.id)) for trial in parent.trials) for parent in matrix.chain[:-1]]
         powers = _powers(matrix, folder)
     if json:
-        print_json({**_as_json(matrix, cost, waiting), "claims": finite([asdict(power) for power in powers])})
+        print_json({**_as_json(matrix, cost, waiting), "claims": to_jsonable([asdict(power) for power in powers])})
         return
-    print_grid(_grid(matrix, cost))
+    print_table(_grid(matrix, cost))
     console.print()
     for line in [*_summary(matrix, cost), *_continued(matrix, waiting)]:
         console.print(line)
@@ -75,7 +69,7 @@ def _powers(matrix: Matrix, folder: RunsFolder) -> "list[ClaimPower]":
     return list(claim_powers(matrix, folder))
 
 
-def _grid(matrix: Matrix, cost: "Estimate | None") -> Grid:
+def _grid(matrix: Matrix, cost: "Estimate | None") -> Table:
     axes = [axis.name for axis in matrix.plan.axes]
     columns = [Column(name) for name in matrix.plan.short_names.values()] or [Column("variant")]
     columns += [
@@ -98,7 +92,7 @@ def _grid(matrix: Matrix, cost: "Estimate | None") -> Grid:
             )
         )
     baselines = {variant.baseline for variant in matrix.variants}
-    return Grid(
+    return Table(
         f"{matrix.plan.study.name}: {plural(len(matrix.variants), 'variant')}",
         tuple(columns),
         tuple(rows),

@@ -61,10 +61,10 @@ def report(
 
 def _check(folder: RunsFolder, study: str, files: list[Path]) -> None:
     """Report tables that do not follow from the trials any more; exit with 1 if there is one."""
-    from gatelab.results.report.verify import check, tables_of
+    from gatelab.results.report.verify import check, stamped_tables
 
     with reporting_errors():
-        paths = files or tables_of(folder, study)
+        paths = files or stamped_tables(folder, study)
         if not paths:
             fail(f"no table in {folder.study(study).path} has a stamp: gatelab run {study}, or gatelab compare -o FILE")
         found = list(check(folder, study, paths))

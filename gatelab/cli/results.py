@@ -6,14 +6,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from gatelab.cli import arguments as args
-from gatelab.cli.console import console, fail, print_grid, print_json, reporting_errors, show_written
+from gatelab.cli.analysis import show_analysis
+from gatelab.cli.console import console, fail, print_json, print_table, reporting_errors
+from gatelab.errors import AnalysisUnavailable
 from gatelab.results.store.layout import RunsFolder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class Source(enum.StrEnum):
@@ -30,7 +35,7 @@ def status(study: args.StudyName, runs: args.Runs = args.DEFAULT_RUNS, json: arg
     Example: gatelab status quickstart
     """
     from gatelab.results.store.runs import STATUSES, runs_from_journals
-    from gatelab.results.views.table import Column, Grid
+    from gatelab.results.views.table import Column, Table
 
     with reporting_errors():
         trials = runs_from_journals(RunsFolder(runs), args.study_name(study)).to_pylist()
@@ -52,7 +57,7 @@ def status(study: args.StudyName, runs: args.Runs = args.DEFAULT_RUNS, json: arg
     )
     reasons = tuple(f"{t['variant']}, seed={t['seed']}: {t['reason']}" for t in trials if t["reason"])
     title = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-    print_grid(Grid(title, columns, rows, (False,) * len(rows), reasons))
+    print_table(Table(title, columns, rows, notes=reasons))
 
 
 def compare(
@@ -81,55 +86,68 @@ def compare(
     Example: gatelab compare quickstart --format tex -o table.tex
     Example: gatelab compare gate-position --rows position --columns granularity --margin 0.005
     """
-    from gatelab.results.analyses import comparison, pivot
-    from gatelab.results.report.artifacts import render
-    from gatelab.results.report.parquet import runs_from_parquet
-    from gatelab.results.report.stamp import stamp_of
-    from gatelab.results.store.runs import runs_from_journals
-    from gatelab.results.views.comparison import comparison_grid, tests_grid
-    from gatelab.results.views.pivot import pivot_grid
+    from gatelab.results.analyses.analysis import Analysis
+    from gatelab.results.analyses.comparison import compare
+    from gatelab.results.analyses.pivot import pivot
+    from gatelab.results.report.artifacts import TABLES, render
+    from gatelab.results.report.stamp import make_stamp
+    from gatelab.results.views.comparison import tests_table
 
-    folder, name = RunsFolder(runs), args.study_name(study)
-    chosen = args.Format.json if json else format
-    if margin is not None and not math.isfinite(margin):
-        fail(f"--margin {margin}: expected a number")
-    if tests and chosen is not args.Format.terminal:
-        fail("--tests is for the terminal: csv and json hold all tests")
-    if parquet is not None and source is not Source.parquet:
-        fail("--parquet needs --from parquet")
+    form = args.Format.json if json else format
+    _check_flags(form, margin, tests, parquet, source, output)
+    frame = _read_runs(RunsFolder(runs), args.study_name(study), source, parquet, tracking_uri)
+    try:
+        comparison = compare(frame, metric, margin)
+    except ValueError as error:
+        fail(f"--metric: {error}", error)
+    result: Analysis = comparison
+    stamp = make_stamp(frame, "comparison", metric=metric, margin=margin)
+    if rows is not None or columns is not None:
+        down, across = ([name for name in (given or "").split(",") if name] for given in (rows, columns))
+        try:
+            result = pivot(comparison, down, across)
+        except ValueError as error:
+            fail(f"--rows, --columns: {error}", error)
+        stamp = make_stamp(frame, "pivot", metric=metric, margin=margin, rows=down, columns=across)
+    if form is args.Format.terminal:
+        for table in (*TABLES[stamp.table].tables(result), *([tests_table(comparison)] if tests else [])):
+            print_table(table)
+    elif output is not None:
+        output.write_text(render(result, form.value, stamp), encoding="utf-8")
+    else:
+        sys.stdout.write(render(result, form.value, stamp))
+
+
+def _check_flags(
+    form: args.Format, margin: float | None, tests: bool, parquet: Path | None, source: Source, output: Path | None
+) -> None:
+    """Exit where flags of a comparison do not go together."""
+    wrong = {
+        f"--margin {margin}: expected a number": margin is not None and not math.isfinite(margin),
+        "--tests is for the terminal: csv and json hold all tests": tests and form is not args.Format.terminal,
+        "--parquet needs --from parquet": parquet is not None and source is not Source.parquet,
+        "--output needs --format md, tex, html, csv or json": output is not None and form is args.Format.terminal,
+    }
+    for message, applies in wrong.items():
+        if applies:
+            fail(message)
+
+
+def _read_runs(
+    folder: RunsFolder, study: str, source: Source, parquet: Path | None, tracking_uri: str | None
+) -> "pa.Table":
+    """The `runs` of a study, from journals, MLflow or an export. Exits where there are none."""
+    from gatelab.results.report.parquet import runs_from_parquet
+    from gatelab.results.store.runs import runs_from_journals
+
     with reporting_errors():
         if source is Source.mlflow:
             from gatelab.results.tracking.runs import runs_from_mlflow
 
-            frame = runs_from_mlflow(tracking_uri or folder.tracking_uri, name)
-        elif source is Source.parquet:
-            frame = runs_from_parquet(parquet or folder.study(name).path / "parquet", name)
-        else:
-            frame = runs_from_journals(folder, name)
-        try:
-            result = comparison.compare(frame, metric, margin)
-        except ValueError as error:
-            fail(f"--metric: {error}", error)
-    content: Any = result
-    stamp = stamp_of(frame, "comparison", metric=metric, margin=margin)
-    grids = [comparison_grid(result), *([tests_grid(result)] if tests else [])]
-    if rows is not None or columns is not None:
-        down, across = ([name for name in (given or "").split(",") if name] for given in (rows, columns))
-        try:
-            content = pivot.pivot(result, down, across)
-        except ValueError as error:
-            fail(f"--rows, --columns: {error}", error)
-        stamp = stamp_of(frame, "pivot", metric=metric, margin=margin, rows=down, columns=across)
-        grids[0] = pivot_grid(content)
-    if chosen is args.Format.terminal:
-        if output is not None:
-            fail("--output needs --format md, tex, html, csv or json")
-        for grid in grids:
-            print_grid(grid)
-    elif output is not None:
-        output.write_text(render(content, chosen.value, stamp), encoding="utf-8")
-    else:
-        sys.stdout.write(render(content, chosen.value, stamp))
+            return runs_from_mlflow(tracking_uri or folder.tracking_uri, study)
+        if source is Source.parquet:
+            return runs_from_parquet(parquet or folder.study(study).path / "parquet", study)
+        return runs_from_journals(folder, study)
 
 
 def claims(
@@ -143,18 +161,7 @@ def claims(
 
     Example: gatelab claims quickstart
     """
-    from gatelab.orchestrator.tracking import add_to_mlflow
-    from gatelab.results.analyses.claims import NoClaims
-    from gatelab.results.report.write import write_claims
-
-    folder, name = RunsFolder(runs), args.study_name(study)
-    with reporting_errors():
-        try:
-            written = write_claims(folder, name)
-        except NoClaims as error:
-            fail(str(error), error)
-    problem = add_to_mlflow(folder, name, tracking_uri, written.tables)
-    show_written(written, args.Format.json if json else format, problem)
+    show_analysis("claims", study, runs, tracking_uri, args.Format.json if json else format)
 
 
 def curves(
@@ -177,7 +184,7 @@ def curves(
         for wanted in metric:
             try:
                 paths = write_curves(folder, name, wanted, output or folder.study(name).path)
-            except ValueError as error:
+            except AnalysisUnavailable as error:
                 fail(f"--metric: {error}", error)
             for path in paths:
                 console.print(escape(str(path)))
@@ -195,18 +202,7 @@ def diagnose(
 
     Example: gatelab diagnose gate-diagnostics -o figures/
     """
-    from gatelab.orchestrator.tracking import add_to_mlflow
-    from gatelab.results.analyses.diagnostics import NoDiagnostics
-    from gatelab.results.report.write import write_diagnosis
-
-    folder, name = RunsFolder(runs), args.study_name(study)
-    with reporting_errors():
-        try:
-            found = write_diagnosis(folder, name, output or folder.study(name).path)
-        except NoDiagnostics as error:
-            fail(str(error), error)
-    problem = add_to_mlflow(folder, name, tracking_uri, [*found.tables, *found.plots])
-    show_written(found, args.Format.json if json else format, problem)
+    show_analysis("diagnostics", study, runs, tracking_uri, args.Format.json if json else format, output)
 
 
 def export(

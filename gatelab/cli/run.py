@@ -20,10 +20,11 @@ from gatelab.cli.console import (
     console,
     fail,
     plural,
-    print_grid,
     print_json,
+    print_table,
     reporting_errors,
 )
+from gatelab.cli.options import RunFlags, StudyFlags, with_groups
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.trials import is_over
 from gatelab.status import Status
@@ -36,46 +37,20 @@ COUNTED = (Status.FINISHED, Status.DIVERGED, Status.FAILED, Status.WAITING)
 WRITTEN = ("tables", "plots", "parquet")
 
 
-def run(
-    study: args.StudyFile = None,
-    preset: args.Preset = None,
-    axis: args.Axes = [],
-    set_: args.Sets = [],
-    seeds: args.Seeds = None,
-    baseline: args.Baseline = [],
-    match: args.Match = None,
-    name: args.Name = None,
-    runs: args.Runs = args.DEFAULT_RUNS,
-    concurrency: args.Concurrency = None,
-    gpus_per_trial: args.GpusPerTrial = None,
-    address: args.Address = None,
-    tracking_uri: args.TrackingUri = None,
-    retries: args.Retries = 1,
-    checkpoint_seconds: args.CheckpointSeconds = 60.0,
-    system_metrics: args.SystemMetrics = False,
-    json: args.Json = False,
-) -> None:
+@with_groups
+def run(*, study: args.StudyFile = None, flags: StudyFlags, run: RunFlags, json: args.Json = False) -> None:
     """Run a study: what is finished is kept, what was interrupted goes on, what is new runs.
 
     Example: gatelab run studies/quickstart.yaml
     Example: gatelab run --axis model.gate.position=none,value,sdpa --seeds 3 --set training.tokens=2M
     """
-    from gatelab.orchestrator.ray_executor import RayExecutor
-    from gatelab.orchestrator.study_run import RunOptions
     from gatelab.orchestrator.workflow import run_study
 
     end_politely()
-    folder = RunsFolder(runs)
-    options = RunOptions(tracking_uri, retries, checkpoint_seconds, system_metrics)
     console.quiet = json
     with reporting_errors():
-        plan = study_from_flags(
-            study, preset=preset, axes=axis, sets=set_, seeds=seeds, baseline=baseline, match=match, name=name
-        )
-        executor = RayExecutor(address, gpus_per_trial, concurrency)
-        result = run_study(
-            plan, folder, executor, options, watch=watch, report=functools.partial(show_study, folder, tracking_uri)
-        )
+        show = functools.partial(show_study, run.folder, run.tracking_uri)
+        result = run_study(flags.plan(study), run.folder, run.executor(), run.options(), watch=watch, report=show)
     if json:
         print_json(_report(result.studies))
     raise typer.Exit(exit_code(result))
@@ -110,11 +85,9 @@ def watch(start: "workflow.StudyStart") -> "Iterator[LiveView]":
 
 def show_study(folder: RunsFolder, tracking_uri: str | None, result: "workflow.StudyResult") -> None:
     """Show what came out of a study, and where it lies."""
-    from gatelab.results.views.comparison import comparison_grid
-
-    for grid in (comparison_grid(result.published.comparison), *result.published.claims):
-        print_grid(grid)
-    _where(folder, result.matrix.plan.study.name, result.published.plots, tracking_uri)
+    for table in result.written.shown:
+        print_table(table)
+    _where(folder, result.matrix.plan.study.name, result.written.plots, tracking_uri)
     if result.tracking_problem:
         console.print(f"[yellow]{escape(result.tracking_problem)}[/]; run again to catch up")
     if result.progress.stopping:
@@ -126,9 +99,7 @@ def _report(studies: "Sequence[workflow.StudyResult]") -> dict[str, Any]:
     report: dict[str, Any] = {}
     for result in studies:
         counts = {str(state): result.progress.count(state) for state in COUNTED}
-        paths = {
-            kind: [str(path) for path in getattr(result.published, kind)] for kind in ("tables", "plots", "parquet")
-        }
+        paths = {kind: [str(path) for path in getattr(result.written, kind)] for kind in WRITTEN}
         name, continues = result.matrix.plan.study.name, {"continues": report} if report else {}
         report = {"study": name, **counts, "mirror_problem": result.tracking_problem, **paths, **continues}
     return report

@@ -1,7 +1,8 @@
 """gatelab stability: how stable training was, and what led to a divergence."""
 
 from gatelab.cli import arguments as args
-from gatelab.cli.console import fail, reporting_errors, show_written
+from gatelab.cli.analysis import show_analysis
+from gatelab.cli.console import reporting_errors
 from gatelab.results.store.layout import RunsFolder
 
 
@@ -19,16 +20,7 @@ def stability(
     Example: gatelab stability quickstart -o figures/
     Example: gatelab stability learning-rates-lr-tolerance --variant "arm=none, learning_rate=1"
     """
-    from gatelab.orchestrator.tracking import add_to_mlflow
-    from gatelab.results.analyses.stability import NoSteps
-    from gatelab.results.report.write import write_stability
-
-    folder, name = RunsFolder(runs), args.study_name(study)
     with reporting_errors():
-        args.check_variants(folder, name, variant)
-        try:
-            written = write_stability(folder, name, output, variant)
-        except NoSteps as error:
-            fail(f"{name}: {error}", error)
-    problem = add_to_mlflow(folder, name, tracking_uri, [*written.tables, *written.plots])
-    show_written(written, args.Format.json if json else format, problem)
+        args.check_variants(RunsFolder(runs), args.study_name(study), variant)
+    form = args.Format.json if json else format
+    show_analysis("stability", study, runs, tracking_uri, form, output, variants=list(variant))

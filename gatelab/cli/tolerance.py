@@ -7,52 +7,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from gatelab.ablations.flags import study_from_flags
 from gatelab.cli import arguments as args
 from gatelab.cli.console import (
     DONE,
     INTERRUPTED,
     SOME_FAILED,
     console,
-    fail,
     plural,
-    print_grid,
     reporting_errors,
     show_written,
 )
+from gatelab.cli.options import RunFlags, StudyFlags, with_groups
 from gatelab.cli.run import end_politely, show_study, watch
 from gatelab.errors import Unavailable
-from gatelab.results.store.layout import RunsFolder
 from gatelab.status import Status
 
 if TYPE_CHECKING:
     from gatelab.orchestrator.learning_rates import Round
-    from gatelab.orchestrator.workflow import Reported
+    from gatelab.orchestrator.workflow import AnalysisReport
 
 
+@with_groups
 def lr_tolerance(
+    *,
     study: args.StudyToRun = None,
-    preset: args.Preset = None,
-    axis: args.Axes = [],
-    set_: args.Sets = [],
-    seeds: args.Seeds = None,
-    baseline: args.Baseline = [],
-    match: args.Match = None,
-    name: args.Name = None,
+    flags: StudyFlags,
     rates: Annotated[
         str | None, typer.Option(help="The window: 1e-3,3e-3,… \\[default: the study's, or 3e-4 to 3e-1].")
     ] = None,
     extend: Annotated[int | None, typer.Option(help="Most rates beyond it on each side \\[default: 3].")] = None,
     margin: Annotated[float | None, typer.Option(help="Tolerated excess of the loss \\[default: 0.02].")] = None,
     resolution: Annotated[float | None, typer.Option(help="Decades to locate within \\[default: 0.15].")] = None,
-    runs: args.Runs = args.DEFAULT_RUNS,
-    concurrency: args.Concurrency = None,
-    gpus_per_trial: args.GpusPerTrial = None,
-    address: args.Address = None,
-    tracking_uri: args.TrackingUri = None,
-    retries: args.Retries = 1,
-    checkpoint_seconds: args.CheckpointSeconds = 60.0,
-    system_metrics: args.SystemMetrics = False,
+    run: RunFlags,
     json: args.Json = False,
 ) -> None:
     """Search the learning rates of each variant: optimum, sensitivity, edges, with intervals over seeds.
@@ -64,54 +50,28 @@ def lr_tolerance(
     Example: gatelab lr-tolerance learning-rates    (what has been found so far for the study of that name)
     Example: gatelab lr-tolerance --axis model.gate.position=none,sdpa --seeds 3 --rates 1e-3,1e-2,1e-1
     """
-    from gatelab.orchestrator.ray_executor import RayExecutor
-    from gatelab.orchestrator.study_run import RunOptions
     from gatelab.orchestrator.workflow import report_learning_rates, search_learning_rates
-    from gatelab.results.analyses.learning_rates import NotSearched
 
     end_politely()
-    folder = RunsFolder(runs)
-    options = RunOptions(tracking_uri, retries, checkpoint_seconds, system_metrics)
     console.quiet = json
     how = {"rates": _numbers(rates), "extend": extend, "margin": margin, "resolution": resolution}
     with reporting_errors():
         if study is not None and not args.is_file(study):
-            said = {"axis": axis, "set": set_, "seeds": seeds, "baseline": baseline, "match": match, "name": name}
-            args.refuse_with_name(study, preset=preset, **said, **how)
-            try:
-                _show(folder, report_learning_rates(folder, study, tracking_uri), json)
-            except NotSearched as error:
-                fail(str(error), error)
+            args.refuse_with_name(study, **flags.given, **how)
+            _show(report_learning_rates(run.folder, study, run.tracking_uri), run, json)
             return
-        plan = study_from_flags(
-            None if study is None else Path(study),
-            preset=preset,
-            axes=axis,
-            sets=set_,
-            seeds=seeds,
-            baseline=baseline,
-            match=match,
-            name=name,
-            tolerance={key: value for key, value in how.items() if value is not None},
+        tolerance = {key: value for key, value in how.items() if value is not None}
+        plan = flags.plan(None if study is None else Path(study), tolerance)
+        show = functools.partial(show_study, run.folder, run.tracking_uri)
+        result = search_learning_rates(
+            plan, run.folder, run.executor(), run.options(), watch=watch, report=show, announce=_announce
         )
-        try:
-            result = search_learning_rates(
-                plan,
-                folder,
-                RayExecutor(address, gpus_per_trial, concurrency),
-                options,
-                watch=watch,
-                report=functools.partial(show_study, folder, tracking_uri),
-                announce=_announce,
-            )
-        except NotSearched as error:
-            fail(str(error), error)
     if result.search is None:
         raise typer.Exit(INTERRUPTED)
     if isinstance(result.found, Unavailable):
         console.print(escape(result.found.reason))
     else:
-        _show(folder, result.found, json)
+        _show(result.found, run, json)
     if result.interrupted:
         console.print("[yellow]interrupted[/]: the same command goes on from here")
     elif result.search.unfinished:
@@ -141,22 +101,12 @@ def _announce(next_round: "Round") -> None:
             console.print(f"  {escape(variant)}: {', '.join(f'{rate:g}' for rate in rates)}")
 
 
-def _show(folder: RunsFolder, reported: "Reported", json: bool) -> None:
-    """Show what was found."""
-    from gatelab.results.views.learning_rates import summary
+def _show(report: "AnalysisReport", run: RunFlags, json: bool) -> None:
+    """Show what was found, and where Optuna's account of it lies."""
+    from gatelab.results.views.learning_rates import sentences
 
-    if json:
-        show_written(reported.written, "json", reported.tracking_problem)
-        return
-    for grid in reported.written.grids:
-        print_grid(grid)
-    for line in summary(reported.written.report):
+    show_written(report.written, args.Format.json if json else args.Format.terminal, report.tracking_problem)
+    for line in sentences(report.written.result):
         console.print(escape(line))
-    path = folder.study(reported.study).path
-    console.print(f"\ntables   {escape(str(path))}/tolerance.md; .tex, .html, .csv, .json")
-    console.print(f"plots    {escape(str(path))}/tolerance, tolerance-measures; .png, .svg, .pdf")
-    console.print(
-        f"Optuna   {escape(str(path))}/optuna.log (to look: pip install optuna-dashboard; optuna-dashboard FILE)"
-    )
-    if reported.tracking_problem:
-        console.print(f"[yellow]{escape(reported.tracking_problem)}[/]")
+    path = escape(str(run.folder.study(report.study).path))
+    console.print(f"Optuna   {path}/optuna.log (to look: pip install optuna-dashboard; optuna-dashboard FILE)")

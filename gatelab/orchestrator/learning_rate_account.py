@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from gatelab.ablations.identity import digest
 from gatelab.ablations.matrix import Matrix, Variant
-from gatelab.results.analyses.learning_rates import Sweep
+from gatelab.results.analyses.sweeps import Sweep
 
 NAME = "learning_rate"
 """Of the parameter in Optuna."""

@@ -21,8 +21,8 @@ from gatelab.orchestrator.learning_rate_account import LearningRateAccount, Rate
 from gatelab.orchestrator.progress import Progress
 from gatelab.orchestrator.study_manifest import study_record
 from gatelab.orchestrator.study_run import RunOptions, run_matrix
-from gatelab.results.analyses.learning_rates import Sweep, sweeps
-from gatelab.results.report.write import read_tolerance
+from gatelab.results.analyses.learning_rates import read_learning_rates
+from gatelab.results.analyses.sweeps import Sweep, sweeps
 from gatelab.results.statistics.optimum import around, largest_stable, lower_edge, optimum, upper_edge
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import write_json
@@ -168,8 +168,8 @@ def _arm(matrix: Matrix, variant: Variant) -> str:
 
 
 def _write_located(matrix: Matrix, kinds: Mapping[str, str], folder: RunsFolder, name: str) -> None:
-    """Write the optima for the studies that want them."""
-    found = {arm.sweep.arm: arm.optimum for arm in read_tolerance(folder, name).arms}
+    """Keep the optima for the studies that want them."""
+    found = {arm.sweep.arm: arm.optimum for arm in read_learning_rates(folder, name).arms}
     entries = []
     for variant in matrix.variants:
         rate = found[_arm(matrix, variant)]

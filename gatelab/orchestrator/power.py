@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from gatelab.ablations.claims import Claim
 from gatelab.ablations.matrix import Matrix, Variant, claimed_of
-from gatelab.results.analyses.comparison import ENOUGH
+from gatelab.results.analyses.contrasts import ENOUGH
 from gatelab.results.analyses.noise_ledger import KnownNoise, known_noise
 from gatelab.results.statistics import blocks, dunnett, paired, power
 from gatelab.results.store.layout import RunsFolder

@@ -6,13 +6,14 @@ Commands and the Python API call these. Nothing is rendered here: results are re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from gatelab.ablations.ladder import ladder
 from gatelab.ablations.learning_rate_grid import SUFFIX
 from gatelab.ablations.matrix import Matrix
 from gatelab.ablations.study import SIZES, StudyPlan
-from gatelab.errors import Unavailable
+from gatelab.errors import AnalysisUnavailable, Unavailable
 from gatelab.orchestrator import planning
 from gatelab.orchestrator.executor import Executor
 from gatelab.orchestrator.inline import InlineExecutor
@@ -22,8 +23,9 @@ from gatelab.orchestrator.ray_executor import RayExecutor
 from gatelab.orchestrator.study_manifest import changed_since
 from gatelab.orchestrator.study_run import RunOptions, run_matrix
 from gatelab.orchestrator.tracking import add_to_mlflow
-from gatelab.results.analyses.learning_rates import NotSearched
-from gatelab.results.report.write import Published, Written, publish, write_scaling, write_tolerance
+from gatelab.results.report.artifacts import Artifacts, write
+from gatelab.results.report.context import read_results
+from gatelab.results.report.write import write_study
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.trials import is_over
 from gatelab.status import Status
@@ -57,8 +59,8 @@ class StudyResult:
 
     matrix: Matrix
     progress: Progress
-    published: Published
-    """The comparison, and the files that were written."""
+    written: Artifacts
+    """Its comparison, and the files that were written."""
     tracking_problem: str
     """What kept MLflow from being up to date, or ''."""
 
@@ -82,11 +84,11 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class Reported:
-    """A report that was written and added to MLflow."""
+class AnalysisReport:
+    """An analysis of a study that was written and added to MLflow."""
 
     study: str
-    written: Written
+    written: Artifacts
     tracking_problem: str
     """What kept it from MLflow, or ''."""
 
@@ -99,7 +101,7 @@ class SearchReport:
     """The studies that it continues."""
     search: SearchResult | None
     """None: it was interrupted before."""
-    found: Reported | Unavailable
+    found: AnalysisReport | Unavailable
 
     @property
     def interrupted(self) -> bool:
@@ -112,7 +114,7 @@ class ScalingReport:
     """A ladder that was run, and the laws that were fitted to it."""
 
     run: RunResult
-    laws: Reported | None
+    laws: AnalysisReport | None
     """None: it was interrupted before."""
 
 
@@ -165,7 +167,7 @@ def search_learning_rates(
     """Run what a study continues, search the learning rates of its variants and report what was found.
 
     `announce` is given each round before it runs; the other arguments, and what is raised, are those of `run_study`.
-    Raises NotSearched, too, if nothing was found and it was not interrupted.
+    Raises AnalysisUnavailable, too, if nothing was found and it was not interrupted.
     """
     matrix = planning.plan_search(plan, planning.searched(folder))
     parents = RunResult(())
@@ -179,17 +181,16 @@ def search_learning_rates(
         found = search(matrix, folder, executor, options, show, announce)
     try:
         reported = report_learning_rates(folder, matrix.plan.study.name, options.tracking_uri)
-    except NotSearched as error:
+    except AnalysisUnavailable as error:
         if not found.progress.stopping:
             raise
         return SearchReport(parents, found, Unavailable(str(error)))
     return SearchReport(parents, found, reported)
 
 
-def report_learning_rates(folder: RunsFolder, study: str, tracking_uri: str | None) -> Reported:
-    """Write what has been found so far of a study's learning rates. Raises NotFound, NotSearched."""
-    name = study.removesuffix(SUFFIX) + SUFFIX
-    return _reported(folder, name, write_tolerance(folder, name), tracking_uri)
+def report_learning_rates(folder: RunsFolder, study: str, tracking_uri: str | None) -> AnalysisReport:
+    """Write what has been found so far of a study's learning rates. Raises NotFound, AnalysisUnavailable."""
+    return write_analysis("tolerance", folder, study.removesuffix(SUFFIX) + SUFFIX, tracking_uri)
 
 
 def run_scaling(
@@ -204,7 +205,8 @@ def run_scaling(
 ) -> ScalingReport:
     """Run a study that has a ladder, and fit scaling laws to it with intervals from so many `bootstraps`.
 
-    The other arguments, and what is raised, are those of `run_study`; NotScalable, too, if nothing can be fitted.
+    The other arguments, and what is raised, are those of `run_study`; AnalysisUnavailable, too, if nothing can be
+    fitted.
     """
     if not ladder(plan):
         message = f"none makes a ladder, as one would that sets {', '.join(sorted(SIZES))} and is not compared"
@@ -215,9 +217,30 @@ def run_scaling(
     return ScalingReport(run, report_scaling(folder, plan.study.name, bootstraps, options.tracking_uri))
 
 
-def report_scaling(folder: RunsFolder, study: str, bootstraps: int, tracking_uri: str | None) -> Reported:
-    """Fit scaling laws to what has been run so far of a study. Raises NotFound, NotScalable."""
-    return _reported(folder, study, write_scaling(folder, study, bootstraps), tracking_uri)
+def report_scaling(folder: RunsFolder, study: str, bootstraps: int, tracking_uri: str | None) -> AnalysisReport:
+    """Fit scaling laws to what has been run so far of a study. Raises NotFound, AnalysisUnavailable."""
+    return write_analysis("scaling", folder, study, tracking_uri, bootstraps=bootstraps)
+
+
+def write_analysis(
+    kind: str, folder: RunsFolder, study: str, tracking_uri: str | None, target: Path | None = None, **options: Any
+) -> AnalysisReport:
+    """Write one analysis of a study, its tables and its figures, and add them to MLflow.
+
+    Args:
+        kind: see `gatelab.results.report.artifacts.TABLES`.
+        folder: where the study's trials are.
+        study: its name.
+        tracking_uri: of an MLflow store; None: that of the runs folder, if there is one.
+        target: the folder of the files. Default: the study's.
+        options: what beside the trials makes the table.
+
+    Raises:
+        NotFound: there is no such study.
+        AnalysisUnavailable: the study has no such table.
+    """
+    written = write(kind, read_results(folder, study), target, **options)
+    return AnalysisReport(study, written, add_to_mlflow(folder, study, tracking_uri, written.files))
 
 
 def preflight(chain: Sequence[Matrix], folder: RunsFolder, concurrency: int | None) -> None:
@@ -257,13 +280,8 @@ def _start(matrix: Matrix, folder: RunsFolder, chain: int = 1) -> StudyStart:
 def _publish(matrix: Matrix, folder: RunsFolder, options: RunOptions, progress: Progress) -> StudyResult:
     """Write a study's tables and plots, and add them to MLflow if that is there."""
     name, problem = matrix.plan.study.name, progress.tracking_problem
-    published = publish(folder, name)
+    written = write_study(folder, name)
     if not problem:
-        files = [*published.tables, *published.plots]
-        verdicts = {row.variant: row.verdict for row in published.comparison.rows}
-        problem = add_to_mlflow(folder, name, options.tracking_uri, files, verdicts)
-    return StudyResult(matrix, progress, published, problem)
-
-
-def _reported(folder: RunsFolder, study: str, written: Written, tracking_uri: str | None) -> Reported:
-    return Reported(study, written, add_to_mlflow(folder, study, tracking_uri, [*written.tables, *written.plots]))
+        verdicts = {row.variant: row.verdict for row in written.result.rows}
+        problem = add_to_mlflow(folder, name, options.tracking_uri, written.files, verdicts)
+    return StudyResult(matrix, progress, written, problem)

@@ -21,7 +21,7 @@ from gatelab.ablations.pipeline import build_matrix
 from gatelab.orchestrator.study_manifest import study_record, write_record
 from gatelab.orchestrator.system_metrics import SystemMetrics
 from gatelab.orchestrator.tracking import add_to_mlflow
-from gatelab.results.report.write import publish
+from gatelab.results.report.write import write_study
 from gatelab.results.store.journal import Journal
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import write_json
@@ -86,8 +86,8 @@ def carry_out(folder: RunsFolder) -> dict[str, str]:
         metrics = {"validation/loss": loss(position, trial.seed, STEPS) + 0.5, "train/seconds": 2.0}
         outcome = {"status": "finished", "step": STEPS, "metrics": metrics, "reason": "", "ended": STARTED + 60}
         write_json(files.outcome, outcome)
-    published = publish(folder, STUDY)
-    verdicts = {row.variant: row.verdict for row in published.comparison.rows}
+    published = write_study(folder, STUDY)
+    verdicts = {row.variant: row.verdict for row in published.result.rows}
     files_to_show = [*published.tables, *published.plots]
     assert add_to_mlflow(folder, STUDY, folder.tracking_uri, files_to_show, verdicts) == ""
     return verdicts

@@ -18,7 +18,7 @@ from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import write_json
 from gatelab.results.store.runs import runs_from_journals
 from gatelab.results.store.trials import PROVENANCE
-from gatelab.results.views.comparison import comparison_grid
+from gatelab.results.views.comparison import comparison_table
 from gatelab.results.views.table import to_markdown
 
 STEPS, LAYERS = 40, 3
@@ -106,7 +106,7 @@ def test_the_page_opens_whole_without_a_network(open_page: OpenPage, page_file: 
 def test_the_table_is_the_markdown_table(open_page: OpenPage, page_file: Path) -> None:
     """Cell by cell, as a reader sees it; numbers stand to the right."""
     folder = RunsFolder(page_file.parents[2])
-    grid = comparison_grid(compare(runs_from_journals(folder, "fabricated")))
+    grid = comparison_table(compare(runs_from_journals(folder, "fabricated")))
     lines = [line for line in to_markdown(grid).splitlines() if line.startswith("|")]
     expected = [[cell.strip().strip("*") for cell in line.strip("|").split(" | ")] for line in lines]
     page = open_page(page_file, strict=True)

@@ -32,8 +32,8 @@ from gatelab.orchestrator.progress import Progress
 from gatelab.orchestrator.ray_executor import RayExecutor
 from gatelab.orchestrator.study_manifest import changed_since
 from gatelab.orchestrator.study_run import RunOptions, run_matrix
-from gatelab.results.analyses.learning_rates import Sweep, sweeps
-from gatelab.results.report.write import read_tolerance
+from gatelab.results.analyses.learning_rates import read_learning_rates
+from gatelab.results.analyses.sweeps import Sweep, sweeps
 from gatelab.results.statistics.optimum import Bounded, largest_stable, lower_edge, optimum, upper_edge
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import read_json, write_json
@@ -333,7 +333,7 @@ def test_rounds_are_announced_as_they_are(empty: RunsFolder, tiny: Plan) -> None
     for arm, rates in tried_at.items():
         assert sorted(rate for one in rounds for rate in one.new.get(arm, [])) == rates
     assert rounds[-1].cells == sum(map(len, tried_at.values()))
-    for arm in read_tolerance(empty, "tiny" + SUFFIX).arms:
+    for arm in read_learning_rates(empty, "tiny" + SUFFIX).arms:
         assert math.log10(arm.optimum or math.nan) == pytest.approx(-1.4, abs=0.01)
     assert_account_agrees(empty)
 
@@ -462,7 +462,7 @@ def test_a_trial_that_fails_does_not_keep_the_others(empty: RunsFolder, tiny: Pl
 
 def test_variants_are_trained_at_the_optimum_that_was_found(found: RunsFolder, tiny: Plan) -> None:
     """`learning_rate: search` takes each variant's own, to three digits; a budget that was not searched, too."""
-    optima = {arm.sweep.arm: arm.optimum for arm in read_tolerance(found, "tiny" + SUFFIX).arms}
+    optima = {arm.sweep.arm: arm.optimum for arm in read_learning_rates(found, "tiny" + SUFFIX).arms}
     plan = tiny(seeds=2, learning_rate="search")
     matrix = plan_study(plan, searched(found))
     assert len(matrix.variants) == 2

@@ -15,7 +15,7 @@ from gatelab.ablations.matrix import Matrix
 from gatelab.orchestrator.planning import plan_study
 from gatelab.orchestrator.power import ClaimPower, claim_powers
 from gatelab.results.analyses.comparison import DEFAULT_METRIC
-from gatelab.results.analyses.noise_ledger import remember
+from gatelab.results.analyses.noise_ledger import update_ledger
 from gatelab.results.store.layout import RunsFolder
 from gatelab.training.preparation import data_identity
 from tests.results.analyses.test_comparison import build_frame
@@ -41,7 +41,7 @@ def teach(folder: RunsFolder, matrix: Matrix, **row: Any) -> None:
         "tokens": config.training.steps * config.training.tokens_per_step,
     } | row
     gate = {seed: base[seed] + difference for seed, difference in enumerate(DIFFERENCES)}
-    remember(folder, build_frame({"base": base, "gate": gate}, **origin))
+    update_ledger(folder, build_frame({"base": base, "gate": gate}, **origin))
 
 
 def only(matrix: Matrix, folder: RunsFolder) -> ClaimPower:
@@ -188,7 +188,7 @@ def test_a_baselines_further_seeds_count_by_the_correlation(
     }
     origin = {"study": "before", "data": data_identity(config.data), "parameters": matrix.variants[0].parameters}
     tokens = config.training.steps * config.training.tokens_per_step
-    remember(folder, build_frame(values, **origin, tokens=tokens))
+    update_ledger(folder, build_frame(values, **origin, tokens=tokens))
     found = only(matrix, folder)
     assert found.noise is not None
     r, sd = found.noise.correlation, found.noise.sd

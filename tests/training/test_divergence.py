@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from gatelab.results.analyses.divergence import autopsies
+from gatelab.results.analyses.divergence import divergence_traces
 from gatelab.thresholds import HISTORY_STEPS
 from gatelab.training import loop
 from gatelab.training.config import TrialConfig
@@ -200,7 +200,7 @@ def test_a_rate_that_is_too_high_leaves_an_autopsy(tiny: Tiny, dataset: Dataset,
     assert {step for ring in rings.rings.values() for step in ring[0, "gradient_norm"]} == {*range(1, outcome.step + 1)}
     assert 1 < len(rings.rings) <= 1 + TRACED_SPIKES  # at spikes on the way, too
     row = {"trial": "id", "variant": "v", "seed": 0, "outcome": outcome.status, "step": outcome.step}
-    found = list(autopsies([row], rings.table()))[-1]
+    found = list(divergence_traces([row], rings.table()))[-1]
     assert found.diverged
     assert found.exits
     assert found.exits[0].step < (found.loss_step or found.at)
@@ -226,7 +226,7 @@ def test_the_layer_that_was_broken_is_found(
     rings = Rings()
     outcome = train(late(tiny), rings, tmp_path, "cpu", dataset=dataset)
     row = {"trial": "id", "variant": "v", "seed": 0, "outcome": outcome.status, "step": outcome.step}
-    found = list(autopsies([row], rings.table()))[-1]
+    found = list(divergence_traces([row], rings.table()))[-1]
     assert (found.diverged, found.found, found.at, found.loss_step, found.steps) == (True, 100, 91, 91, 100)
     first = found.exits[0]
     assert (first.layer, first.name) == (broken, "activation/ffn_output")

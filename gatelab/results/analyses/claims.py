@@ -12,22 +12,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from gatelab.results.analyses.comparison import UNFINISHED, Contrast, contrasts, unknown_metric
-from gatelab.results.statistics import paired
-from gatelab.results.statistics.paired import Alternative, Interval
+from gatelab.errors import AnalysisUnavailable
+from gatelab.results.analyses.analysis import tidy, to_jsonable
+from gatelab.results.analyses.claim_tests import TESTS, judge
+from gatelab.results.analyses.comparison import UNFINISHED, unknown_metric
+from gatelab.results.analyses.contrasts import Contrast, contrasts
+from gatelab.results.analyses.verdicts import Verdict
+from gatelab.results.statistics.paired import NO_INTERVAL, Interval
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.preregistration import Registered, read_register
 from gatelab.results.store.records import ClaimRecord, StudyRecord
 from gatelab.results.store.runs import metrics_of
-
-SUPPORTED, REFUTED, EQUIVALENT = "supported", "refuted", "equivalent"
-
-
-UNDECIDED, NOT_EVALUABLE = "undecided", "not evaluable"
-
-
-class NoClaims(ValueError):
-    """A study that claims nothing, and never did."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,7 @@ class ClaimResult:
     """Its difference to the baseline, with the interval at 1 - 2 alpha that goes with one-sided tests at alpha."""
     p: float
     """p of the claim's test for it: below alpha it is supported."""
-    verdict: str
+    verdict: Verdict
     reason: str
     """Why it is not evaluable, or ''."""
     registered: str
@@ -63,102 +58,112 @@ class Claims:
     results: tuple[ClaimResult, ...]
     notes: tuple[str, ...]
 
+    def frame(self) -> pa.Table:
+        """Return a row for each claim."""
+        return tidy(map(_claim_record, self.results), CLAIMS)
 
-def claims_of_record(folder: RunsFolder, record: StudyRecord, runs: pa.Table) -> Claims:
-    """What became of the claims of a study's record, by its `runs`. Raises NoClaims, RegisterChanged."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON values. None: no such number."""
+        return {**to_jsonable(self)}
+
+
+CLAIMS = pa.schema(
+    [
+        *((name, pa.utf8()) for name in ("claim", "metric", "variant")),
+        ("variants", pa.int64()),
+        *((name, pa.utf8()) for name in ("statement", "test")),
+        *((name, pa.float64()) for name in ("alpha", "p")),
+        *((name, pa.utf8()) for name in ("verdict", "reason", "registered")),
+        *((name, pa.float64()) for name in ("delta", "delta_low", "delta_high")),
+        ("pairs", pa.int64()),
+    ]
+)
+"""Columns of the frame of claims."""
+
+
+def _claim_record(result: ClaimResult) -> dict[str, Any]:
+    delta = result.delta
+    numbers = {"delta": delta.mean, "delta_low": delta.low, "delta_high": delta.high, "pairs": delta.n}
+    return {**vars(result), **numbers}
+
+
+def claims_from_record(folder: RunsFolder, record: StudyRecord, runs: pa.Table) -> Claims:
+    """Judge the claims of a study's record by its `runs`. Raises AnalysisUnavailable, RegisterChanged."""
     path = folder.study(record.name).claims
     if not record.claims and not path.exists():
-        raise NoClaims(f"{record.name} makes no claims: say them in its file, under claims")
-    return judge(runs, record.claims, read_register(path))
+        raise AnalysisUnavailable(f"{record.name} makes no claims: say them in its file, under claims")
+    return claims(runs, record.claims, read_register(path))
 
 
-def judge(runs: pa.Table, claims: Sequence[ClaimRecord], register: Sequence[Registered]) -> Claims:
-    """Judge claims of a study by its `runs`; the register says when they were made."""
+def claims(runs: pa.Table, made: Sequence[ClaimRecord], register: Sequence[Registered]) -> Claims:
+    """Judge the claims of a study by its `runs`; the register says when they were made."""
     first = runs.slice(0, 1).to_pylist()[0]
-    results = tuple(_judge(runs, claim, register) for claim in claims)
+    results = tuple(_result(runs, claim, register) for claim in made)
     return Claims(first["study"], first["study_hash"], results, tuple(_notes(register)))
 
 
-def _judge(runs: pa.Table, claim: ClaimRecord, register: Sequence[Registered]) -> ClaimResult:
+def _result(runs: pa.Table, claim: ClaimRecord, register: Sequence[Registered]) -> ClaimResult:
     known = metrics_of(runs)
     found = contrasts(runs, claim.metric) if claim.metric in known else {}
     trials = runs.select(["variant", "baseline", "seed", "outcome"]).to_pylist()
-    verdicts = [_of_variant(variant, found.get(variant), trials, claim) for variant in claim.variants]
-    common: dict[str, Any] = {
-        "claim": claim.name,
-        "metric": claim.metric,
-        "variants": len(verdicts),
-        "statement": statement(claim),
-        "test": claim.test,
-        "alpha": claim.alpha,
-        "registered": _since(claim, register),
-    }
-    if claim.metric not in known or not verdicts:
-        reason = "no variant with a baseline is one that it names"
-        if claim.metric not in known:
-            reason = unknown_metric(claim.metric, known)
-        return ClaimResult(**common, variant="–", delta=paired.NO_INTERVAL, p=math.nan, **_cannot(reason))
+    judged = [_judged(variant, found.get(variant), trials, claim) for variant in claim.variants]
     # It is claimed of each: the one that supports it least decides.
-    worst = max(verdicts, key=lambda verdict: (_SEVERITY.index(verdict["verdict"]), verdict["p"]))
-    return ClaimResult(**common, **worst)
+    worst = max(judged, key=lambda each: (SEVERITY.index(each.verdict), each.p), default=None)
+    if claim.metric not in known:
+        worst = Judged("–", NO_INTERVAL, math.nan, Verdict.NOT_EVALUABLE, unknown_metric(claim.metric, known))
+    elif worst is None:
+        reason = "no variant with a baseline is one that it names"
+        worst = Judged("–", NO_INTERVAL, math.nan, Verdict.NOT_EVALUABLE, reason)
+    return ClaimResult(
+        claim=claim.name,
+        metric=claim.metric,
+        variant=worst.variant,
+        variants=len(judged),
+        statement=statement(claim),
+        test=claim.test,
+        alpha=claim.alpha,
+        delta=worst.delta,
+        p=worst.p,
+        verdict=worst.verdict,
+        reason=worst.reason,
+        registered=_since(claim, register),
+    )
 
 
-_SEVERITY = (SUPPORTED, EQUIVALENT, UNDECIDED, NOT_EVALUABLE, REFUTED)
+SEVERITY = (Verdict.SUPPORTED, Verdict.EQUIVALENT, Verdict.UNDECIDED, Verdict.NOT_EVALUABLE, Verdict.REFUTED)
+"""Verdicts of the variants of one claim: the last of them is the claim's."""
 
 
-def _cannot(reason: str) -> dict[str, Any]:
-    return {"verdict": NOT_EVALUABLE, "reason": reason}
+@dataclass(frozen=True)
+class Judged:
+    """One of the variants of which something is claimed."""
+
+    variant: str
+    delta: Interval
+    p: float
+    verdict: Verdict
+    reason: str = ""
 
 
-def _of_variant(
-    variant: str, contrast: Contrast | None, trials: Sequence[Mapping[str, Any]], claim: ClaimRecord
-) -> dict[str, Any]:
-    """The verdict on one of the variants of which something is claimed."""
+def _judged(variant: str, contrast: Contrast | None, trials: Sequence[Mapping[str, Any]], claim: ClaimRecord) -> Judged:
     if contrast is None:
-        return {"variant": variant, "delta": paired.NO_INTERVAL, "p": math.nan, **_cannot("it has no baseline")}
-    alpha, margin = claim.alpha, claim.margin
-    shown = {"variant": variant, "delta": contrast.difference.interval(2 * alpha)}
+        return Judged(variant, NO_INTERVAL, math.nan, Verdict.NOT_EVALUABLE, "it has no baseline")
+    test = TESTS[claim.test](contrast)
     needed = {variant, contrast.baseline}
-    if claim.test == "dunnett":  # which is of all that are compared with the baseline
+    if test.needs_family:  # which is all that are compared with the baseline
         needed |= {trial["variant"] for trial in trials if trial["baseline"] == contrast.baseline}
     missing = [trial for trial in trials if trial["variant"] in needed and trial["outcome"] != "finished"]
-    obstacle = contrast.obstacle or _missing(missing)
-    if not obstacle and claim.test == "sign-flip":
-        smallest = paired.smallest_sign_flip_p(len(contrast.pairs), "less")
-        if smallest > alpha:
-            obstacle = f"{len(contrast.pairs)} pairs: a sign-flip test cannot give a p below {smallest:.3g}"
-    if not obstacle and claim.test == "dunnett" and (not contrast.noise or len(contrast.noise.variants) < len(needed)):
-        obstacle = "Dunnett's test needs two seeds that all variants finished"
+    delta = contrast.difference.interval(2 * claim.alpha)
+    obstacle = contrast.obstacle or _missing(missing) or test.obstacle(claim.alpha, len(needed))
     if obstacle:
-        return {**shown, "p": math.nan, **_cannot(obstacle)}
-
-    def p(null: float, alternative: Alternative) -> float:
-        """Of the hypothesis that the difference is `null`, against one that is less or greater."""
-        if claim.test == "sign-flip":
-            return paired.sign_flip_p(list(contrast.pairs.values()), null, alternative)
-        if claim.test == "dunnett":
-            return contrast.dunnett_p(null, alternative)
-        return contrast.difference.p(null, alternative)
-
-    within = max(p(-margin, "greater"), p(margin, "less")) if margin else 1.0
-    if claim.direction == "equivalent":
-        support, against = within, 2 * min(p(-margin, "less"), p(margin, "greater"))
-    elif claim.direction == "lower":
-        support, against = p(-margin, "less"), p(-margin, "greater")
-    else:
-        support, against = p(margin, "greater"), p(margin, "less")
-    verdict = UNDECIDED
+        return Judged(variant, delta, math.nan, Verdict.NOT_EVALUABLE, obstacle)
     # A claim of several variants is supported by all of them, but any of them may refute it: that needs an allowance.
-    against *= len(claim.variants)
-    for word, evidence in ((SUPPORTED, support), (EQUIVALENT, within), (REFUTED, against)):
-        if evidence <= alpha:
-            verdict = word
-            break
-    return {**shown, "p": support, "verdict": verdict, "reason": ""}
+    verdict, p = judge(test, claim.direction, claim.margin, claim.alpha, allowance=len(claim.variants))
+    return Judged(variant, delta, p, verdict)
 
 
 def _missing(trials: Sequence[Mapping[str, Any]]) -> str:
-    """What keeps a claim from being judged on what there is: a study is judged whole."""
+    """Return which trials a claim still needs, or '': a study is judged whole."""
     counts = {
         "not finished": sum(trial["outcome"] in UNFINISHED for trial in trials),
         "failed": sum(trial["outcome"] == "failed" for trial in trials),
@@ -169,7 +174,7 @@ def _missing(trials: Sequence[Mapping[str, Any]]) -> str:
 
 
 def statement(claim: ClaimRecord) -> str:
-    """What is claimed, in symbols."""
+    """Return what is claimed, in symbols."""
     margin = claim.margin
     if claim.direction == "equivalent":
         return f"|Δ| < {margin:g}"
@@ -179,7 +184,7 @@ def statement(claim: ClaimRecord) -> str:
 
 
 def _since(claim: ClaimRecord, register: Sequence[Registered]) -> str:
-    """When a claim was made as it is now, and how much was known by then."""
+    """Return when a claim was made as it is now, and how much was known by then."""
     entry = next((entry for entry in reversed(register) if claim.name in entry.changes), None)
     if entry is None:
         return "not registered"
@@ -194,7 +199,9 @@ def _notes(register: Sequence[Registered]) -> Iterator[str]:
 
 
 def stated_margin(record: StudyRecord, metric: str) -> float | None:
-    """The margin within which a study's record claims that some variants do not differ in a metric, the smallest of
-    several; None where it claims no such thing."""
+    """Return the margin within which a study's record claims that some variants do not differ in a metric.
+
+    The smallest of several; None where it claims no such thing.
+    """
     margins = (c.margin for c in record.claims if (c.metric, c.direction) == (metric, "equivalent"))
     return min(margins, default=None)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatelab.errors import AnalysisUnavailable
-from gatelab.results.statistics.series import Curve, averaged
+from gatelab.results.statistics.series import Curve, bin_means
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.metrics import each_journal, metrics_from_journals
 
@@ -15,31 +15,29 @@ Variants = Mapping[str, str | None]
 """Variant -> its baseline, in the order of the legend."""
 
 
-class NotRecorded(AnalysisUnavailable, ValueError):
-    """A metric that no trial has recorded."""
-
-
 def read_curves(folder: RunsFolder, study: str, metric: str, last: int) -> pa.Table:
-    """A metric of the whole model in long form, as `plot_curves` shows it, of all trials of a study.
+    """Read a metric of the whole model in long form, as `plot_curves` shows it, of all trials of a study.
 
     Of a trial that recorded it at many steps up to `last`, the last one that any trial has reached, means over spans:
-    all values of all trials may be more than fit in memory. Raises NotFound, and NotRecorded, which names the
+    all values of all trials may be more than fit in memory. Raises NotFound, and AnalysisUnavailable, which names the
     metrics that there are.
     """
-    rows = metrics_from_journals(folder, study, [metric], False, lambda rows: averaged_rows(rows, last))
+    rows = metrics_from_journals(folder, study, [metric], False, lambda rows: binned_rows(rows, last))
     if not len(rows):
         every = each_journal(folder, folder.study(study).read().trials, layers=False)
         raise unknown_metric(metric, {name for rows in every for name in pc.unique(rows["name"]).to_pylist()})
     return rows
 
 
-def unknown_metric(metric: str, known: set[str]) -> NotRecorded:
+def unknown_metric(metric: str, known: set[str]) -> AnalysisUnavailable:
     """Return the error that names the metrics that there are."""
-    return NotRecorded(f"metric {metric!r} was not recorded (there are: {', '.join(sorted(known)) or 'none yet'})")
+    return AnalysisUnavailable(
+        f"metric {metric!r} was not recorded (there are: {', '.join(sorted(known)) or 'none yet'})"
+    )
 
 
-def averaged_rows(rows: pa.Table, last: int) -> pa.Table:
-    """The same of one trial's values of the whole model in long form, metric by metric.
+def binned_rows(rows: pa.Table, last: int) -> pa.Table:
+    """Average one trial's values of the whole model over spans of steps, metric by metric.
 
     What is not finite is left out, but for the last value of a metric that has no other.
     """
@@ -51,7 +49,7 @@ def averaged_rows(rows: pa.Table, last: int) -> pa.Table:
             parts.append(whole.slice(len(whole) - 1))
             continue
         before = own["step"].to_numpy()
-        steps, values = averaged((before, own["value"].to_numpy()), last)
+        steps, values = bin_means((before, own["value"].to_numpy()), last)
         own = own.take(np.searchsorted(before, steps, side="right") - 1)  # a span has the time of its last value
         for column, found in (("step", steps), ("value", values)):
             own = own.set_column(own.schema.get_field_index(column), column, pa.array(found))
@@ -60,7 +58,10 @@ def averaged_rows(rows: pa.Table, last: int) -> pa.Table:
 
 
 def curves_by_seed(rows: pa.Table, abscissa: str = "step", value: str = "value") -> dict[int, Curve]:
-    """The curve of each seed, of rows in long form. Non-finite values are left out, and seeds that have no other."""
+    """Return the curve of each seed, of rows in long form.
+
+    Non-finite values are left out, and seeds that have no other.
+    """
     curves = {}
     for seed in sorted(pc.unique(rows["seed"]).to_pylist()):
         mine = rows.filter(pc.equal(rows["seed"], seed))

@@ -31,8 +31,8 @@ class Exit:
 
 
 @dataclass(frozen=True)
-class Autopsy:
-    """What the last steps before an event show."""
+class DivergenceTrace:
+    """The last steps before an event: which measurements left their band."""
 
     trial: str
     variant: str
@@ -46,7 +46,7 @@ class Autopsy:
 
     @property
     def sentence(self) -> str:
-        """What a person wants to know."""
+        """Say in a sentence what happened, and what left its band first."""
         event = f"{'diverged' if self.diverged else 'loss spike'} at step {self.at}"
         if self.steps < MIN_VALUES:
             return f"{event}: the {self.steps} steps kept are too few to say what was usual"
@@ -70,8 +70,8 @@ def _steps(count: int) -> str:
     return f"{count} step{'' if count == 1 else 's'}"
 
 
-def autopsies(trials: Iterable[Mapping[str, Any]], metrics: pa.Table) -> Iterator[Autopsy]:
-    """The autopsies of trials, rows of a `runs` frame: of each event whose ring is in their journals."""
+def divergence_traces(trials: Iterable[Mapping[str, Any]], metrics: pa.Table) -> Iterator[DivergenceTrace]:
+    """Yield the divergence traces of trials, rows of a `runs` frame: of each event whose ring is in their journals."""
     rings = ring_rows(metrics)
     losses = metrics.filter(pc.and_(pc.is_null(metrics["layer"]), pc.equal(metrics["name"], "train/loss")))
     for trial in trials:
@@ -87,7 +87,7 @@ def autopsies(trials: Iterable[Mapping[str, Any]], metrics: pa.Table) -> Iterato
             diverged = trial["outcome"] == "diverged" and found == trial["step"]
             lost = where[~np.isfinite(values)]
             at = found if loss_step is None or diverged else loss_step
-            yield Autopsy(
+            yield DivergenceTrace(
                 trial=trial["trial"],
                 variant=trial["variant"],
                 seed=trial["seed"],
@@ -101,7 +101,7 @@ def autopsies(trials: Iterable[Mapping[str, Any]], metrics: pa.Table) -> Iterato
 
 
 def ring_rows(metrics: pa.Table) -> pa.Table:
-    """What rings held, in long form: trial, variant, seed, found, step, layer, name, value.
+    """Return what rings held, in long form: trial, variant, seed, found, step, layer, name, value.
 
     found is the step at which it was written; of a step that two events share there is one row, the earlier one's.
     """
@@ -121,7 +121,7 @@ def ring_rows(metrics: pa.Table) -> pa.Table:
 
 
 def measurements_of_event(rings: pa.Table, found: int) -> pa.Table:
-    """The rows of one trial's ring as it was at an event, steps ascending."""
+    """Return the rows of one trial's ring as it was at an event, steps ascending."""
     held = pc.and_(pc.less_equal(rings["found"], found), pc.greater(rings["step"], found - HISTORY_STEPS))
     return rings.filter(held).sort_by("step")
 
@@ -146,8 +146,10 @@ def _exits(ring: pa.Table) -> Iterator[Exit]:
 
 
 FORWARD = ("gate/", "attention/", "activation/attention_output", "activation/ffn_output", "activation/", "gradient")
+"""Begins of the names of measurements, in the order of the forward pass."""
 
 
 def place_of(name: str) -> tuple[int, str]:
-    """Where in the forward pass a measurement is taken."""
-    return next(index for index, begin in enumerate(FORWARD) if name.startswith(begin)), name
+    """Return where in the forward pass a measurement is taken, to sort by; what is not known comes last."""
+    places = (index for index, begin in enumerate(FORWARD) if name.startswith(begin))
+    return next(places, len(FORWARD)), name

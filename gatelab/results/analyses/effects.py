@@ -14,7 +14,9 @@ import pyarrow as pa
 
 from gatelab.errors import AnalysisUnavailable, Unavailable
 from gatelab.extras import MissingExtra
+from gatelab.results.analyses.analysis import tidy, to_jsonable
 from gatelab.results.analyses.comparison import DEFAULT_METRIC, UNFINISHED, environment_notes, unknown_metric
+from gatelab.results.analyses.effects_frame import EFFECTS, alias_rows, factorial_rows, importance_rows
 from gatelab.results.analyses.factorial import (
     DIVERGED,
     FACTORIAL,
@@ -60,6 +62,27 @@ class Effects:
     """None for a complete factorial, which says more."""
     notes: tuple[str, ...]
 
+    def frame(self) -> pa.Table:
+        """Return a row for each effect, level, combination, alias and importance."""
+        rows = [*factorial_rows(self.factorial)] if self.factorial is not None else []
+        rows += alias_rows(self.aliases)
+        rows += importance_rows(self.importance) if self.importance is not None else []
+        return tidy(rows, EFFECTS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON values. None: no such number."""
+        values: dict[str, Any] = {**to_jsonable(self)}
+        if (factorial := self.factorial) is not None:
+            errors = [{"name": of.name, "ss": of.ss, "df": of.df, "ms": of.ms} for of in factorial.errors]
+            values["factorial"]["errors"] = to_jsonable(errors)
+            for of, term in zip(values["factorial"]["terms"], factorial.terms, strict=True):
+                of["verdict"] = term.verdict
+        for of, alias in zip(values["aliases"], self.aliases, strict=True):
+            of["complete"] = alias.is_complete
+        if self.importance is not None and isinstance(self.importance.fanova, Unavailable):
+            values["importance"]["fanova"] = None
+        return values
+
 
 def effects(runs: pa.Table, metric: str = DEFAULT_METRIC, trunks: Collection[str] = ()) -> Effects:
     """Analyse finished trials of a `runs` frame by a summary metric. Raises AnalysisUnavailable.
@@ -69,11 +92,13 @@ def effects(runs: pa.Table, metric: str = DEFAULT_METRIC, trunks: Collection[str
     trials, levels, seeds = _read(runs, metric)
     varying = _varying(axes_of(runs), levels)
     if not varying:
-        raise AnalysisUnavailable("effects are those of axes with two levels or more, and the study has none")
+        why = "effects are those of axes with two levels or more, and the study has none"
+        raise AnalysisUnavailable(f"{_study(runs)}: {why}")
     valued = {variant: own for variant, own in seeds.items() if own.values}
     if len(valued) < 2:
         raise AnalysisUnavailable(
-            f"effects are differences between variants: two must have finished (got {len(valued)} of {len(levels)})"
+            f"{_study(runs)}: effects are differences between variants: two must have finished "
+            f"(got {len(valued)} of {len(levels)})"
         )
     levels = {variant: levels[variant] for variant in valued}
     better = measure(metric).better
@@ -110,6 +135,10 @@ def effects(runs: pa.Table, metric: str = DEFAULT_METRIC, trunks: Collection[str
     return Effects(study, study_hash, metric, varying, found, aliases, important, tuple(notes))
 
 
+def _study(runs: pa.Table) -> str:
+    return str(runs["study"][0])
+
+
 def shared_trunks(folder: RunsFolder, record: StudyRecord) -> tuple[str, ...]:
     """The axes of a study's record along which some of its trials branched off from the training of others."""
     return trunks_of(record, study_descriptions(folder, record))
@@ -133,7 +162,7 @@ def _read(
     """The trials, the levels of each variant, and what came of its seeds."""
     known = metrics_of(runs)
     if metric not in known:
-        raise AnalysisUnavailable(unknown_metric(metric, known))
+        raise AnalysisUnavailable(f"{_study(runs)}: {unknown_metric(metric, known)}")
     columns = ["study", "study_hash", "variant", "seed", "outcome", metric, *(AXIS + axis for axis in axes_of(runs))]
     trials: list[dict[str, Any]] = runs.select(columns).to_pylist()
     levels: dict[str, dict[str, str | None]] = {}

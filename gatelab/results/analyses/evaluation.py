@@ -4,7 +4,8 @@ import re
 
 import pyarrow as pa
 
-from gatelab.results.analyses.comparison import Comparison, compare
+from gatelab.errors import AnalysisUnavailable
+from gatelab.results.analyses.comparison import Comparisons, compare
 from gatelab.results.store.runs import metrics_of
 from gatelab.results.store.trials import EvaluationResults
 
@@ -18,20 +19,16 @@ AMOUNTS = {"length": "tokens", "retrieval": "examples", "tasks": "documents of e
 """Kind of a question -> what its amount counts."""
 
 
-class NotEvaluated(ValueError):
-    """A study of which nothing beyond its training is known."""
-
-
-def beyond(runs: pa.Table) -> list[Comparison]:
-    """The comparison of a study by each thing that was asked of its trained models. Raises NotEvaluated."""
+def evaluation(runs: pa.Table, answers: EvaluationResults) -> Comparisons:
+    """Compare a study by each thing that was asked of its trained models. Raises AnalysisUnavailable."""
     names = [name for name in metrics_of(runs) if COMPARED.fullmatch(name) and not UNCOMPARED.fullmatch(name)]
     if not names:
-        raise NotEvaluated("nothing was asked of this study's models yet: gatelab evaluate")
-    return [compare(runs, name) for name in names]
+        raise AnalysisUnavailable("nothing was asked of this study's models yet: gatelab evaluate")
+    return Comparisons(tuple(compare(runs, name) for name in names), tuple(evaluation_notes(answers)))
 
 
-def notes_of_answers(found: EvaluationResults) -> list[str]:
-    """How much was asked for the metrics that count, and in what trials' answers differ."""
+def evaluation_notes(found: EvaluationResults) -> list[str]:
+    """Say how much was asked for the metrics that count, and where trials' answers differ."""
     amounts: dict[str, set[str]] = {}
     origins: dict[str, set[str]] = {"code": set(), "device": set()}
     for each in found.values():

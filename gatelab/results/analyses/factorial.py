@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gatelab.results.analyses.verdicts import Verdict
 from gatelab.results.statistics.aliasing import strings
 from gatelab.results.statistics.linear_model import (
     Anova,
@@ -72,9 +73,11 @@ class Term:
     """Benjamini and Hochberg's, over all terms."""
 
     @property
-    def verdict(self) -> str:
-        """effect, undecided, or not evaluable where there is no test."""
-        return "not evaluable" if math.isnan(self.q) else "effect" if self.q < LEVEL else "undecided"
+    def verdict(self) -> Verdict:
+        """Return effect, undecided, or not evaluable where there is no test."""
+        if math.isnan(self.q):
+            return Verdict.NOT_EVALUABLE
+        return Verdict.EFFECT if self.q < LEVEL else Verdict.UNDECIDED
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class LevelEffect:
     level: str
     mean: float
     effect: Interval
-    verdict: str
+    verdict: Verdict
     """better or worse than the grand mean where the test of the axis says effect; else undecided or not evaluable."""
 
 
@@ -97,7 +100,7 @@ class CellEffect:
     levels: tuple[str, str]
     mean: float
     effect: Interval
-    verdict: str
+    verdict: Verdict
     """The same, where the test of the interaction says effect."""
 
 
@@ -226,7 +229,7 @@ class _Estimates:
     terms: tuple[Term, ...]
     better: str
 
-    def of(self, axes: Effect, levels: Sequence[str]) -> tuple[float, Interval, str]:
+    def of(self, axes: Effect, levels: Sequence[str]) -> tuple[float, Interval, Verdict]:
         """Return mean, effect and verdict of a level, or of a combination of two."""
         mean = self.mean(axes, levels)
         below = zip(axes, levels, strict=True) if len(axes) > 1 else ()
@@ -244,16 +247,16 @@ class _Estimates:
         inside = [[cell[place] for place in places] == list(levels) for cell in self.design.cells]
         return float(self.means[inside].mean())
 
-    def verdict(self, axes: Effect, levels: Sequence[str], effect: Interval) -> str:
+    def verdict(self, axes: Effect, levels: Sequence[str], effect: Interval) -> Verdict:
         """Tell whether an effect is better or worse than nothing; lower or higher where neither is better."""
         if math.isnan(effect.low) or self.is_chosen(axes, levels):
-            return "not evaluable"
+            return Verdict.NOT_EVALUABLE
         # Of many intervals some leave out 0 by chance. The test is one for all, and adjusted for their number.
-        is_effect = any(axes in term.effects and term.verdict == "effect" for term in self.terms)
+        is_effect = any(axes in term.effects and term.verdict == Verdict.EFFECT for term in self.terms)
         if not is_effect or effect.low <= 0 <= effect.high:
-            return "undecided"
-        way = "lower" if effect.high < 0 else "higher"
-        return way if not self.better else "better" if way == self.better else "worse"
+            return Verdict.UNDECIDED
+        way = Verdict.LOWER if effect.high < 0 else Verdict.HIGHER
+        return way if not self.better else Verdict.BETTER if way == self.better else Verdict.WORSE
 
     def is_chosen(self, axes: Effect, levels: Sequence[str]) -> bool:
         """Return whether levels are those of a cell whose seeds are a choice in favour of what diverges.

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gatelab.atomic import replacing
-from gatelab.results.analyses.comparison import contrasts
+from gatelab.results.analyses.contrasts import contrasts
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.runs import metrics_of
 
@@ -69,7 +69,7 @@ class KnownNoise:
         return f"sd of differences {self.sd:.2g} in {named}{but}"
 
 
-def remember(folder: RunsFolder, runs: pa.Table) -> None:
+def update_ledger(folder: RunsFolder, runs: pa.Table) -> None:
     """Put the noise of a study into the ledger, in the place of what it said of this study before."""
     rows = list(_rows(runs))
     study = runs["study"][0].as_py()

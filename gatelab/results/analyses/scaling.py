@@ -8,88 +8,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from gatelab.results.analyses.comparison import DEFAULT_METRIC, ComparisonRow, compare
-from gatelab.results.statistics import law_bootstrap, law_fit, power_law
-from gatelab.results.statistics.power_law import Cells, Floats, Law
+from gatelab.errors import AnalysisUnavailable
+from gatelab.results.analyses.analysis import tidy, to_jsonable
+from gatelab.results.analyses.comparison import DEFAULT_METRIC, compare
+from gatelab.results.analyses.fits import FITS
+from gatelab.results.analyses.scaling_fit import (
+    BEYOND,
+    COMPUTE,
+    FORMULAS,
+    ArmFit,
+    Estimate,
+    Fit,
+    Gains,
+    Rung,
+    fit_ladder,
+)
 from gatelab.results.store.records import StudyRecord
-from gatelab.results.store.runs import arm_of, axes_of
+from gatelab.results.store.runs import STATUSES, arm_of, axes_of
 
-BEYOND = (1, 10, 100)
-"""Multiples of the baseline's largest compute at which arms are compared by their laws."""
-
-
-COMPUTE, PARAMETERS_AND_TOKENS = "compute", "parameters and tokens"
-
-
-FORMULAS = {COMPUTE: "L = E + A / C^α (C: compute)", PARAMETERS_AND_TOKENS: "L = E + A / N^α + B / D^β"}
-
-
-class NotScalable(ValueError):
-    """A study that has no ladder, or none with losses."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number from a fit and the 95 % percentile interval of its bootstrap replicates."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Rung:
-    """An arm at one rung of the ladder."""
-
-    arm: str
-    rung: str
-    row: ComparisonRow
-    """Its loss, compared with that of the baseline's arm at the same rung."""
-    tokens: int
-    compute: float
-    """FLOPs to train."""
-    losses: dict[int, float]
-    """By seed, of the trials that finished."""
-    gain: Estimate | None = None
-    """Compute-equivalent gain over the baseline's arm. None: no law says."""
-    gain_in_time: Estimate | None = None
-    """The same at the speeds of both."""
-
-
-@dataclass(frozen=True)
-class ArmFit:
-    """An arm's own part of a law, and how it differs from its baseline's. None: not determined, or no baseline."""
-
-    arm: str
-    scale: Estimate
-    exponent: Estimate
-    exponent_difference: Estimate | None = None
-    offset_difference: Estimate | None = None
-    """Of a fit in which each arm has an offset of its own: a check of the shared one."""
-    crossover: Estimate | None = None
-    """FLOPs at which both curves meet."""
-    better: tuple[float, ...] | None = None
-    """Share of replicates in which the arm's loss is lower, at each of `BEYOND`."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A law fitted to several arms at once."""
-
-    kind: str
-    law: Law
-    replicates: Law
-    shared: dict[str, Estimate]
-    """What all arms share: E, and in a law of parameters and tokens B and β."""
-    caveat: str
-    """Why E is not to be taken as a number, or ''."""
-    why_compute: str
-    """Why the law is not one in parameters and tokens, or ''."""
-    arms: tuple[ArmFit, ...]
-    """In the order of the law's arms."""
+BOOTSTRAPS = 4000
+"""Replicates behind the intervals."""
 
 
 @dataclass(frozen=True)
@@ -107,17 +47,130 @@ class Scaling:
     fit: Fit | None
     notes: tuple[str, ...]
 
+    def frame(self) -> pa.Table:
+        """Return a row for each rung of each arm."""
+        return tidy((_rung_record(self, rung) for rung in self.rungs), RUNGS)
 
-def scaling(runs: pa.Table, ladder: Sequence[str], *, bootstraps: int = 4000, seed: int = 0) -> Scaling:
+    def fits(self) -> pa.Table:
+        """Return the numbers of the law and the gains at each rung, in `FITS`; no rows without a law."""
+        return tidy(_fit_rows(self), FITS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON values. None: no such number."""
+        names = ("study", "study_hash", "ladder", "bootstraps", "baselines", "notes")
+        known = {name: to_jsonable(getattr(self, name)) for name in names}
+        notes = known.pop("notes")
+        rungs = [{**to_jsonable(rung), "verdict": rung.row.verdict} for rung in self.rungs]
+        return {**known, "rungs": rungs, "fit": None if self.fit is None else _fit_dict(self.fit), "notes": notes}
+
+
+def _fit_dict(fit: Fit) -> dict[str, Any]:
+    shared = {name: to_jsonable(estimate) for name, estimate in fit.shared.items()}
+    return {
+        "kind": fit.kind,
+        "formula": FORMULAS[fit.kind],
+        "caveat": fit.caveat,
+        "shared": {**shared, "E": {**shared["E"], "determined": not fit.caveat}},
+        "arms": [{**to_jsonable(arm), "better": _better(arm)} for arm in fit.arms],
+    }
+
+
+def _better(arm: ArmFit) -> dict[str, float] | None:
+    return None if arm.better is None else {f"{at}x": share for at, share in zip(BEYOND, arm.better, strict=True)}
+
+
+_ENDS = ("", "_low", "_high")
+
+
+RUNGS = pa.schema(
+    [
+        *((name, pa.utf8()) for name in ("arm", "rung", "baseline")),
+        *((name, pa.int64()) for name in ("parameters", "tokens")),
+        *((name, pa.float64()) for name in ("compute", "tokens_per_second")),
+        *((name, pa.int64()) for name in STATUSES),
+        ("verdict", pa.utf8()),
+        *((name + end, pa.float64()) for name in ("loss", "delta", "gain", "gain_in_time") for end in _ENDS),
+    ]
+)
+"""Columns of the frame of rungs."""
+
+
+def _rung_record(found: Scaling, rung: Rung) -> dict[str, Any]:
+    row = rung.row
+    means = {"loss": row.value, "delta": row.delta}
+    estimates = {"gain": rung.gain, "gain_in_time": rung.gain_in_time}
+    numbers = {name: (of.mean, of.low, of.high) for name, of in means.items() if of is not None}
+    numbers |= {name: (of.value, of.low, of.high) for name, of in estimates.items() if of is not None}
+    return {
+        "arm": rung.arm,
+        "rung": rung.rung,
+        "baseline": found.baselines[rung.arm],
+        "parameters": row.parameters,
+        "tokens": rung.tokens,
+        "compute": rung.compute,
+        "tokens_per_second": row.tokens_per_second,
+        **{name: row.outcomes.get(name, 0) for name in STATUSES},
+        "verdict": row.verdict,
+        **{name + end: value for name, own in numbers.items() for end, value in zip(_ENDS, own, strict=True)},
+    }
+
+
+def _fit_rows(found: Scaling) -> Iterator[dict[str, Any]]:
+    """A scaling report: shared numbers have no arm, those of a rung have one."""
+    fit = found.fit
+    if fit is None:
+        return
+    common = {"law": FORMULAS[fit.kind], "n": found.bootstraps}
+    for name, estimate in fit.shared.items():
+        bound = "?" if name == "E" and fit.caveat else ""
+        yield {
+            **common,
+            "quantity": ASCII.get(name, name),
+            "bound": bound,
+            **_numbers(estimate),
+            "unit": UNITS.get(name, ""),
+        }
+    for arm in fit.arms:
+        own = {**common, "arm": arm.arm, "baseline": found.baselines[arm.arm], "bound": ""}
+        quantities = (
+            ("A", arm.scale, ""),
+            ("alpha", arm.exponent, ""),
+            ("alpha, difference", arm.exponent_difference, ""),
+            ("own E, difference", arm.offset_difference, "nats/token"),
+            ("crossover", arm.crossover, "FLOPs"),
+        )
+        for name, own_part, unit in quantities:
+            if own_part is not None:
+                yield {**own, "quantity": name, **_numbers(own_part), "unit": unit}
+        for multiple, share in zip(BEYOND, arm.better or (), strict=False):
+            yield {**own, "quantity": f"P(lower loss) at {multiple}x", "value": share, "unit": "share"}
+    for rung in found.rungs:
+        own = {**common, "arm": rung.arm, "baseline": found.baselines[rung.arm], "rung": rung.rung, "bound": ""}
+        for name, gain in (("gain", rung.gain), ("gain in time", rung.gain_in_time)):
+            if gain is not None:
+                yield {**own, "quantity": name, **_numbers(gain), "unit": "x"}
+
+
+ASCII = {"α": "alpha", "β": "beta"}
+
+
+UNITS = {"E": "nats/token"}
+
+
+def _numbers(estimate: Estimate) -> dict[str, float]:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def scaling(runs: pa.Table, ladder: Sequence[str], *, bootstraps: int = BOOTSTRAPS, seed: int = 0) -> Scaling:
     """The scaling report of a `runs` frame, in which the axes `ladder` make the ladder.
 
     The law is one in parameters and tokens where the rungs of all arms tell both apart, else one in compute. Arms that
-    support no fit are shown with their rungs alone. Raises NotScalable.
+    support no fit are shown with their rungs alone. Raises AnalysisUnavailable.
     """
-    known = axes_of(runs)
+    known, study = axes_of(runs), runs["study"][0].as_py()
     if not ladder or not set(ladder) <= set(known):
-        raise NotScalable(
-            f"a ladder is made of axes of the study (got {', '.join(ladder) or 'none'}; it has "
+        raise AnalysisUnavailable(
+            f"{study}: a ladder is made of axes of the study (got {', '.join(ladder) or 'none'}; it has "
             f"{', '.join(known) or 'none'})"
         )
     rungs, notes = _rungs(runs, ladder)
@@ -125,14 +178,14 @@ def scaling(runs: pa.Table, ladder: Sequence[str], *, bootstraps: int = 4000, se
     if not measured:
         outcomes = runs["outcome"].to_pylist()
         counts = ", ".join(f"{outcomes.count(name)} {name}" for name in dict.fromkeys(outcomes))
-        raise NotScalable(f"no trial has finished with a loss yet ({counts})")
+        raise AnalysisUnavailable(f"{study}: no trial has finished with a loss yet ({counts})")
     arms = {rung.row.variant: rung.arm for rung in rungs}
     baselines: dict[str, str | None] = {}
     for rung in rungs:
         baselines[rung.arm] = baselines.get(rung.arm) or arms.get(rung.row.baseline or "")
-    fit, gains, reasons = _fit(measured, baselines, bootstraps, seed)
+    fit, gains, reasons = fit_ladder(measured, baselines, bootstraps, seed)
     report = Scaling(
-        study=runs["study"][0].as_py(),
+        study=study,
         study_hash=runs["study_hash"][0].as_py(),
         ladder=tuple(ladder),
         bootstraps=bootstraps,
@@ -144,8 +197,8 @@ def scaling(runs: pa.Table, ladder: Sequence[str], *, bootstraps: int = 4000, se
     return replace(report, notes=(*_notes(report, reasons), *notes))
 
 
-def scaling_of_record(record: StudyRecord, runs: pa.Table, bootstraps: int = 4000) -> Scaling:
-    """The scaling report of a study's record, of its `runs`, and at which learning rates. Raises NotScalable."""
+def scaling_from_record(record: StudyRecord, runs: pa.Table, bootstraps: int = BOOTSTRAPS) -> Scaling:
+    """Return the scaling report of a study's record, with its learning rates. Raises AnalysisUnavailable."""
     report = scaling(runs, record.ladder, bootstraps=bootstraps)
     return replace(report, notes=(*report.notes, _learning_rates(record)))
 
@@ -181,7 +234,8 @@ def _rungs(runs: pa.Table, ladder: Sequence[str]) -> tuple[list[Rung], tuple[str
         members = trials[row.variant]
         tokens, flops = members[0]["tokens"], members[0]["flops_per_token"]
         if not tokens or not flops:
-            raise NotScalable(f"{row.variant}: the record of the study lacks its tokens or its FLOPs per token")
+            lacks = f"{row.variant}: the record of the study lacks its tokens or its FLOPs per token"
+            raise AnalysisUnavailable(f"{comparison.study}: {lacks}")
         losses = {
             trial["seed"]: trial[DEFAULT_METRIC]
             for trial in members
@@ -192,141 +246,6 @@ def _rungs(runs: pa.Table, ladder: Sequence[str]) -> tuple[list[Rung], tuple[str
     order = list(dict.fromkeys(arms.values()))
     rungs.sort(key=lambda rung: (rung.arm not in first, order.index(rung.arm), rung.compute, rung.rung))
     return rungs, comparison.notes
-
-
-Gains = dict[tuple[str, str], Estimate]
-"""(arm, rung) -> compute-equivalent gain."""
-
-
-def _fit(
-    measured: Sequence[Rung], baselines: Mapping[str, str | None], bootstraps: int, seed: int
-) -> tuple[Fit | None, Gains, dict[str, str]]:
-    """The law of the arms that support one, gains by it, and of each other arm why it has none."""
-    names = [arm for arm in baselines if any(rung.arm == arm for rung in measured)]
-    reasons = dict.fromkeys(set(baselines) - set(names), "none of its rungs has a loss")
-    why_compute = ""
-    for kind in (PARAMETERS_AND_TOKENS, COMPUTE):
-        cells = _cells(measured, names, kind)
-        refused = {name: reason for arm, name in enumerate(names) if (reason := law_bootstrap.refusal(cells, arm))}
-        if not refused:
-            break
-        why_compute = why_compute or "; ".join(dict.fromkeys(refused.values()))
-    reasons |= refused
-    names = [name for name in names if name not in refused]
-    if not names:
-        return None, {}, reasons
-    rungs = [rung for rung in measured if rung.arm in names]
-    cells, rng = _cells(rungs, names, kind), np.random.default_rng(seed)
-    law = law_fit.fit(cells)
-    replicates, noise = law_bootstrap.bootstrap(cells, law, bootstraps, rng)
-    shared = {"E": _estimate(law.offset[0], replicates.offset[:, 0])}
-    if law.data is not None and replicates.data is not None:
-        shared |= {name: _estimate(law.data[i], replicates.data[:, i]) for i, name in enumerate(("B", "β"))}
-    pairs = {
-        arm: names.index(baseline)
-        for arm, name in enumerate(names)
-        if (baseline := baselines[name]) in names and baseline != name
-    }
-    offsets = _own_offsets(cells, pairs, bootstraps, rng)
-    arms = []
-    for arm, name in enumerate(names):
-        scale = _estimate(law.scale[arm], replicates.scale[:, arm])
-        exponent = _estimate(law.exponent[arm], replicates.exponent[:, arm])
-        found = ArmFit(name, scale, exponent, offset_difference=offsets.get(arm))
-        arms.append(_compared(found, arm, pairs[arm], law, replicates, cells, rungs) if arm in pairs else found)
-    fit = Fit(
-        kind, law, replicates, shared, law_bootstrap.offset_caveat(cells, law, replicates), why_compute, tuple(arms)
-    )
-    return fit, _gains(fit, pairs, cells, noise, rungs), reasons
-
-
-def _cells(rungs: Sequence[Rung], arms: Sequence[str], kind: str) -> Cells:
-    seeds = sorted({seed for rung in rungs for seed in rung.losses})
-    names = list(dict.fromkeys(rung.rung for rung in rungs))
-    both = kind == PARAMETERS_AND_TOKENS
-    return Cells(
-        arm=np.array([arms.index(rung.arm) for rung in rungs]),
-        rung=np.array([names.index(rung.rung) for rung in rungs]),
-        x=np.array([float(rung.row.parameters) if both else rung.compute for rung in rungs]),
-        losses=np.array([[rung.losses.get(seed, math.nan) for seed in seeds] for rung in rungs]),
-        tokens=np.array([float(rung.tokens) for rung in rungs]) if both else None,
-    )
-
-
-def _compared(
-    found: ArmFit, arm: int, base: int, law: Law, replicates: Law, cells: Cells, rungs: Sequence[Rung]
-) -> ArmFit:
-    """An arm's curve compared with its baseline's.
-
-    At equal compute; with tokens at equal parameters and tokens, which grow alike from the baseline's largest rung, so
-    that compute grows as the square of either.
-    """
-    difference = _estimate(
-        law.exponent[arm] - law.exponent[base], replicates.exponent[:, arm] - replicates.exponent[:, base]
-    )
-    power = 1 if cells.tokens is None else 2
-    top = max((index for index, of in enumerate(cells.arm) if of == base), key=lambda index: rungs[index].compute)
-    growth = np.power(BEYOND, 1 / power)
-    tokens = None if cells.tokens is None else cells.tokens[top] * growth
-    own, other = (replicates.losses([each] * len(growth), cells.x[top] * growth, tokens) for each in (arm, base))
-    crossover = None
-    if difference.low > 0 or difference.high < 0:  # else the curves may meet anywhere
-        value, many = (
-            rungs[top].compute * (power_law.crossover(each, arm, base) / cells.x[top]) ** power
-            for each in (law, replicates)
-        )
-        crossover = _estimate(value, many)
-    better = tuple(float(share) for share in np.mean(own < other, 0))
-    return replace(found, exponent_difference=difference, crossover=crossover, better=better)
-
-
-def _own_offsets(
-    cells: Cells, pairs: Mapping[int, int], bootstraps: int, rng: np.random.Generator
-) -> dict[int, Estimate]:
-    """Arm -> how its own offset differs from its baseline's, where the cells of each determine one."""
-    alone = [cells.only(arm) for arm in range(cells.arms)]
-    determined = [not law_bootstrap.offset_caveat(each, law_fit.fit(each)) for each in alone]
-    pairs = {arm: base for arm, base in pairs.items() if determined[arm] and determined[base]}
-    if not pairs:
-        return {}
-    law = law_fit.fit(cells, "own")
-    offsets = law_bootstrap.bootstrap(cells, law, bootstraps, rng)[0].offset
-    return {
-        arm: _estimate(law.offset[arm] - law.offset[base], offsets[:, arm] - offsets[:, base])
-        for arm, base in pairs.items()
-    }
-
-
-def _gains(fit: Fit, pairs: Mapping[int, int], cells: Cells, noise: Floats, rungs: Sequence[Rung]) -> Gains:
-    """The gain at each rung that an arm and its baseline have a loss at, from measured losses and their noise."""
-    place = {(rung.arm, rung.rung): index for index, rung in enumerate(rungs)}
-    gains = {}
-    for index, rung in enumerate(rungs):
-        arm = int(cells.arm[index])
-        if arm in pairs and (other := place.get((fit.arms[pairs[arm]].arm, rung.rung))) is not None:
-            logs, moves = _paired_means(cells, [other, index]), noise[:, [other, index]]
-            many = _gain(logs + moves, fit.replicates, pairs[arm])
-            gains[rung.arm, rung.rung] = _estimate(_gain(logs, fit.law, pairs[arm]), many)
-    return gains
-
-
-def _paired_means(cells: Cells, pair: Sequence[int]) -> Floats:
-    """[2] mean log losses of two cells, that of the second by its difference at seeds that both have, if any."""
-    first, second = np.log(cells.losses[pair])
-    differences = (second - first)[np.isfinite(second - first)]
-    means = cells.mean[pair]
-    return means if not len(differences) else np.array([means[0], means[0] + differences.mean()])
-
-
-def _gain(logs: Floats, law: Law, base: int) -> Floats:
-    """[...] compute-equivalent gain, from mean log losses [..., 2] of the baseline and of an arm."""
-    losses = np.exp(logs)
-    return power_law.compute_gain(losses[..., 0], losses[..., 1], law.offset[..., 0], law.compute_exponent(base))
-
-
-def _estimate(value: Any, replicates: Floats) -> Estimate:
-    low, high = np.nanquantile(replicates, (0.025, 0.975), method="nearest")  # some may be infinite
-    return Estimate(float(value), float(low), float(high))
 
 
 def _with_gain(rung: Rung, rungs: Sequence[Rung], gains: Gains) -> Rung:

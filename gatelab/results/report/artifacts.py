@@ -1,182 +1,182 @@
-"""Every kind of table that is written: how it follows from a study's trials, and the forms that it has."""
+"""Every kind of table that is written: how it follows from a study's trials, and its tables, figures and files."""
 
-import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+from matplotlib.figure import Figure
 
-from gatelab.results.analyses import evaluation
-from gatelab.results.analyses.claims import claims_of_record
+from gatelab.results.analyses.analysis import Analysis
+from gatelab.results.analyses.claims import claims_from_record
 from gatelab.results.analyses.comparison import DEFAULT_METRIC, Comparison, compare
-from gatelab.results.analyses.diagnostics import diagnosis
+from gatelab.results.analyses.diagnostics import diagnostics, read_diagnostics
 from gatelab.results.analyses.effects import effects, shared_trunks
-from gatelab.results.analyses.learning_rates import tolerance_of_record
+from gatelab.results.analyses.evaluation import evaluation
+from gatelab.results.analyses.learning_rates import learning_rates_from_record
 from gatelab.results.analyses.pivot import pivot
-from gatelab.results.analyses.scaling import scaling_of_record
-from gatelab.results.analyses.stability import Stability, read_stability
-from gatelab.results.report.stamp import Stamp, stamped
-from gatelab.results.store.layout import RunsFolder
-from gatelab.results.store.records import StudyRecord
-from gatelab.results.store.runs import runs_of_record
-from gatelab.results.store.trials import EvaluationResults, study_evaluations
-from gatelab.results.views.claims import claims_csv, claims_grid, claims_json
-from gatelab.results.views.comparison import (
-    comparison_csv,
-    comparison_dict,
-    comparison_grid,
-    comparison_json,
-    measures_grid,
-)
-from gatelab.results.views.diagnostics import diagnosis_grid
-from gatelab.results.views.divergence import autopsies_grid
-from gatelab.results.views.effects import effects_csv, effects_dict, effects_grids
-from gatelab.results.views.learning_rates import tolerance_csv, tolerance_grid, tolerance_json
-from gatelab.results.views.pivot import pivot_csv, pivot_grid, pivot_json
-from gatelab.results.views.scaling import scaling_csv, scaling_dict, scaling_grids
-from gatelab.results.views.stability import MOST_LINES, stability_csv, stability_dict, stability_grid
-from gatelab.results.views.table import Grid, to_html, to_latex, to_markdown
+from gatelab.results.analyses.scaling import BOOTSTRAPS, scaling_from_record
+from gatelab.results.report.context import StudyResults
+from gatelab.results.report.stamp import Stamp, json_with_provenance, make_stamp, with_origin, with_provenance
+from gatelab.results.store.runs import evaluations_frame
+from gatelab.results.views import claims as claims_view
+from gatelab.results.views import comparison as comparison_view
+from gatelab.results.views import diagnostics as diagnostics_view
+from gatelab.results.views import effects as effects_view
+from gatelab.results.views import effects_figures
+from gatelab.results.views import evaluation as evaluation_view
+from gatelab.results.views import learning_rates as learning_rates_view
+from gatelab.results.views import pivot as pivot_view
+from gatelab.results.views import scaling as scaling_view
+from gatelab.results.views import stability as stability_view
+from gatelab.results.views.style import save_figure
+from gatelab.results.views.table import Table, to_csv, to_html, to_latex, to_markdown
 
-Forms = Mapping[str, Callable[[Any], str]]
-"""Suffix of a file -> what makes its text of a table's content."""
-
-
-BOOTSTRAPS = 4000
+Options = Mapping[str, Any]
+"""What beside the trials makes a table: what its stamp says."""
 
 
 @dataclass(frozen=True)
-class Trials:
-    """A study's trials, as tables are made of them."""
-
-    folder: RunsFolder
-    record: StudyRecord
-    runs: pa.Table
-    answers: EvaluationResults
-    """What its trained models were asked."""
-
-    @property
-    def study(self) -> str:
-        """The study's name."""
-        return self.record.name
-
-
-def read_trials(folder: RunsFolder, study: str) -> Trials:
-    """A study's trials, each file read once. Raises NotFound."""
-    record = folder.study(study).read()
-    answers = study_evaluations(folder, record)
-    return Trials(folder, record, runs_of_record(folder, record, answers), answers)
-
-
-@dataclass(frozen=True)
-class Kind:
+class TableSpec:
     """A kind of table."""
 
-    make: Callable[[Trials, Mapping[str, Any]], Any]
-    """Its content, from a study's trials and the options of its stamp."""
-    forms: Forms
+    stem: str
+    """Begins the names of its files."""
+    compute: Callable[[StudyResults, Options], Analysis]
+    """Its content. Raises AnalysisUnavailable where a study has none."""
+    tables: Callable[[Any], list[Table]]
+    """That content, for people."""
+    figures: Callable[[Any, StudyResults, Options], Mapping[str, Figure]] = lambda found, study, options: {}
+    """Name of a file -> the figure in it."""
+
+
+def _compare(study: StudyResults, options: Options) -> Comparison:
+    return compare(study.runs, options.get("metric", DEFAULT_METRIC), options.get("margin"))
+
+
+TABLES: dict[str, TableSpec] = {
+    "comparison": TableSpec("comparison", _compare, comparison_view.tables),
+    "pivot": TableSpec(
+        "pivot",
+        lambda study, options: pivot(_compare(study, options), options["rows"], options["columns"]),
+        pivot_view.tables,
+    ),
+    "claims": TableSpec(
+        "claim-verdicts",
+        lambda study, options: claims_from_record(study.folder, study.record, study.runs),
+        claims_view.tables,
+    ),
+    "effects": TableSpec(
+        "effects",
+        lambda study, options: effects(
+            study.runs, options.get("metric", DEFAULT_METRIC), shared_trunks(study.folder, study.record)
+        ),
+        effects_view.tables,
+        lambda found, study, options: effects_figures.figures(found),
+    ),
+    "diagnostics": TableSpec(
+        "diagnostics",
+        lambda study, options: diagnostics(study.runs),
+        diagnostics_view.tables,
+        lambda found, study, options: diagnostics_view.figures(
+            found, read_diagnostics(study.folder, study.study, study.last_step), found.baselines
+        ),
+    ),
+    "evaluation": TableSpec(
+        "evaluation",
+        lambda study, options: evaluation(study.runs, study.answers),
+        evaluation_view.tables,
+        lambda found, study, options: evaluation_view.figures(
+            found, evaluations_frame(study.record, study.answers), found.baselines
+        ),
+    ),
+    "tolerance": TableSpec(
+        "tolerance",
+        lambda study, options: learning_rates_from_record(study.record, study.runs),
+        learning_rates_view.tables,
+        lambda found, study, options: learning_rates_view.figures(found, study.runs),
+    ),
+    "scaling": TableSpec(
+        "scaling",
+        lambda study, options: scaling_from_record(study.record, study.runs, options.get("bootstraps", BOOTSTRAPS)),
+        scaling_view.tables,
+        lambda found, study, options: scaling_view.figures(found),
+    ),
+    "stability": TableSpec(
+        "stability",
+        lambda study, options: study.stability(options.get("variants", ()))[2],
+        stability_view.tables,
+        lambda found, study, options: stability_view.figures(found, *study.stability(options.get("variants", ()))[:2]),
+    ),
+}
+"""Kind of a table, as stamps name it -> how it is made."""
+
+
+RENDERERS: dict[str, Callable[[Table], str]] = {"md": to_markdown, "tex": to_latex, "html": to_html}
+
+
+FORMS = (*RENDERERS, "csv", "json")
+"""Suffixes of the files of a table."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A study compared by several measures: each comparison, all of them for people, and the files that show them."""
+class Artifacts:
+    """What was written of a study, and what it shows."""
 
-    comparisons: list[Comparison]
-    grid: Grid
+    result: Any
+    """What was found."""
+    shown: list[Table]
+    """The same, for people."""
     tables: list[Path] = field(default_factory=list)
+    """The files that hold it, one in each form."""
     plots: list[Path] = field(default_factory=list)
+    """The files of figures."""
+    parquet: list[Path] = field(default_factory=list)
 
     @property
-    def grids(self) -> tuple[Grid, ...]:
-        """The one table that holds all."""
-        return (self.grid,)
+    def files(self) -> list[Path]:
+        """Tables and plots."""
+        return [*self.tables, *self.plots]
 
 
-def _forms(grids: Callable[[Any], Iterable[Grid]], csv: Callable[[Any], str], as_json: Callable[[Any], str]) -> Forms:
-    return {
-        "md": lambda content: "\n".join(map(to_markdown, grids(content))),
-        "tex": lambda content: "\n".join(map(to_latex, grids(content))),
-        "html": lambda content: "\n".join(map(to_html, grids(content))),
-        "csv": csv,
-        "json": as_json,
-    }
+def write(kind: str, study: StudyResults, target: Path | None = None, **options: Any) -> Artifacts:
+    """Write a kind of table in all of its forms, and its figures.
+
+    Args:
+        kind: one of `TABLES`.
+        study: whose trials it follows from.
+        target: a folder. Default: the study's.
+        options: what beside the trials makes it, as `gatelab report --check` makes it again.
+
+    Raises AnalysisUnavailable where the study has no such table.
+    """
+    spec, target = TABLES[kind], target or study.folder.study(study.study).path
+    metric = options.get("metric", DEFAULT_METRIC)
+    ending = "" if metric == DEFAULT_METRIC else f"-{metric.replace('/', '-')}"
+    result = spec.compute(study, options)
+    tables = write_table(result, target / f"{spec.stem}{ending}", make_stamp(study.runs, kind, **options))
+    plots: list[Path] = []
+    for name, figure in spec.figures(result, study, options).items():
+        plots += save_figure(figure, target / name.replace(spec.stem, f"{spec.stem}{ending}", 1))
+    return Artifacts(result, spec.tables(result), tables, plots)
 
 
-def stability_grids(found: Stability) -> tuple[Grid, ...]:
-    """The table of a study's stability, and that of what went wrong in it."""
-    grid = stability_grid(found)
-    if len(found.variants) > MOST_LINES:
-        note = "Too many variants for a figure over training: choose some with --variant."
-        grid = replace(grid, notes=(*grid.notes, note))
-    return (grid, *([autopsies_grid(found.study, found.autopsies)] if found.autopsies else []))
-
-
-def _compare(trials: Trials, options: Mapping[str, Any]) -> Comparison:
-    return compare(trials.runs, options.get("metric", DEFAULT_METRIC), options.get("margin"))
-
-
-def _diagnostics(trials: Trials, options: Mapping[str, Any]) -> Measured:
-    comparisons = diagnosis(trials.runs)
-    return Measured(comparisons, diagnosis_grid(comparisons, trials.runs))
-
-
-def _evaluation(trials: Trials, options: Mapping[str, Any]) -> Measured:
-    comparisons, notes = evaluation.beyond(trials.runs), evaluation.notes_of_answers(trials.answers)
-    return Measured(comparisons, measures_grid("evaluation", comparisons, notes))
-
-
-_MEASURED = _forms(
-    lambda found: [found.grid],
-    lambda found: comparison_csv(*found.comparisons),
-    lambda found: json.dumps({"comparisons": [comparison_dict(each) for each in found.comparisons]}, indent=1),
-)
-
-
-KINDS: dict[str, Kind] = {
-    "comparison": Kind(_compare, _forms(lambda found: [comparison_grid(found)], comparison_csv, comparison_json)),
-    "pivot": Kind(
-        lambda trials, options: pivot(_compare(trials, options), options["rows"], options["columns"]),
-        _forms(lambda found: [pivot_grid(found)], pivot_csv, pivot_json),
-    ),
-    "claims": Kind(
-        lambda trials, options: claims_of_record(trials.folder, trials.record, trials.runs),
-        _forms(lambda found: [claims_grid(found)], claims_csv, claims_json),
-    ),
-    "effects": Kind(
-        lambda trials, options: effects(
-            trials.runs, options.get("metric", DEFAULT_METRIC), shared_trunks(trials.folder, trials.record)
-        ),
-        _forms(effects_grids, effects_csv, lambda found: json.dumps(effects_dict(found), indent=1)),
-    ),
-    "diagnostics": Kind(_diagnostics, _MEASURED),
-    "evaluation": Kind(_evaluation, _MEASURED),
-    "tolerance": Kind(
-        lambda trials, options: tolerance_of_record(trials.record, trials.runs),
-        _forms(lambda found: [tolerance_grid(found)], tolerance_csv, tolerance_json),
-    ),
-    "scaling": Kind(
-        lambda trials, options: scaling_of_record(trials.record, trials.runs, options.get("bootstraps", BOOTSTRAPS)),
-        _forms(scaling_grids, scaling_csv, lambda found: json.dumps(scaling_dict(found), indent=1)),
-    ),
-    "stability": Kind(
-        lambda trials, options: read_stability(trials.folder, trials.study, options.get("variants", ()))[2],
-        _forms(stability_grids, stability_csv, lambda found: json.dumps(stability_dict(found), indent=1)),
-    ),
-}
-
-
-def render(content: Any, suffix: str, stamp: Stamp) -> str:
-    """A table in one of its forms (md, tex, html, csv, json), with its stamp."""
-    return stamped(KINDS[stamp.table].forms[suffix](content), suffix, stamp)
-
-
-def write_table(content: Any, stem: Path, stamp: Stamp) -> list[Path]:
+def write_table(result: Analysis, stem: Path, stamp: Stamp) -> list[Path]:
     """Write a table in all of its forms beside each other; return the paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = []
-    for suffix in KINDS[stamp.table].forms:
-        path = stem.with_name(f"{stem.name}.{suffix}")
-        path.write_text(render(content, suffix, stamp), encoding="utf-8")
+    for form in FORMS:
+        path = stem.with_name(f"{stem.name}.{form}")
+        path.write_text(render(result, form, stamp), encoding="utf-8")
         paths.append(path)
     return paths
+
+
+def render(result: Analysis, form: str, stamp: Stamp) -> str:
+    """Return a table in one of its forms, with its stamp."""
+    if form == "csv":
+        return to_csv(with_origin(result.frame(), stamp))
+    if form == "json":
+        return json_with_provenance(result.to_dict(), stamp)
+    text = "\n".join(map(RENDERERS[form], TABLES[stamp.table].tables(result)))
+    return with_provenance(text, form, stamp)

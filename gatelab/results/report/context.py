@@ -1,27 +1,34 @@
 """What the sections of a report are made of: a study's records, each read once, and what sections share."""
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gatelab.results.analyses.claims import Claims, NoClaims, claims_of_record, stated_margin
+from gatelab.errors import AnalysisUnavailable
+from gatelab.results.analyses.claims import Claims, claims_from_record, stated_margin
 from gatelab.results.analyses.comparison import DEFAULT_METRIC, Comparison, ComparisonRow, compare
-from gatelab.results.analyses.curves import averaged_rows
+from gatelab.results.analyses.curves import binned_rows
 from gatelab.results.analyses.diagnostics import DRAWN, drawn_rows
-from gatelab.results.analyses.evaluation import notes_of_answers
-from gatelab.results.analyses.learning_rates import NotSearched, Tolerance, tolerance_of_record
-from gatelab.results.analyses.scaling import NotScalable, Scaling, scaling_of_record
-from gatelab.results.analyses.stability import READ, NoSteps, Stability, settings_from, stability_of_journals
+from gatelab.results.analyses.learning_rates import LearningRates, learning_rates_from_record
+from gatelab.results.analyses.scaling import Scaling, scaling_from_record
+from gatelab.results.analyses.stability import Stability, read_stability, stability_of_journals
+from gatelab.results.analyses.trial_stability import READ, settings_from
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.metrics import each_journal, named, together
 from gatelab.results.store.preregistration import RegisterChanged
 from gatelab.results.store.records import StudyRecord
 from gatelab.results.store.runs import evaluations_frame, runs_of_record
-from gatelab.results.store.trials import Descriptions, study_descriptions, study_evaluations, study_outcomes
+from gatelab.results.store.trials import (
+    Descriptions,
+    EvaluationResults,
+    study_descriptions,
+    study_evaluations,
+    study_outcomes,
+)
 
 MOST_DRAWN = 10
 """Variants in a figure."""
@@ -32,11 +39,47 @@ SEARCH = "-lr-tolerance"
 
 
 @dataclass(frozen=True)
-class Values:
-    """What figures show of journals."""
+class StudyResults:
+    """A study's trials, as tables are made of them."""
+
+    folder: RunsFolder
+    record: StudyRecord
+    runs: pa.Table
+    answers: EvaluationResults
+    """What its trained models were asked."""
+    _stability: dict[tuple[str, ...], tuple[pa.Table, pa.Table, Stability]] = field(default_factory=dict)
+
+    @property
+    def study(self) -> str:
+        """The study's name."""
+        return self.record.name
+
+    @property
+    def last_step(self) -> int:
+        """The last step that any trial has reached."""
+        return int(pc.max(self.runs["step"]).as_py())
+
+    def stability(self, variants: Collection[str]) -> tuple[pa.Table, pa.Table, Stability]:
+        """Read the journals of some variants, or of all, once; see `read_stability`."""
+        key = tuple(variants)
+        if key not in self._stability:
+            self._stability[key] = read_stability(self.folder, self.study, key)
+        return self._stability[key]
+
+
+def read_results(folder: RunsFolder, study: str) -> StudyResults:
+    """Read a study's trials, each file once. Raises NotFound."""
+    record = folder.study(study).read()
+    answers = study_evaluations(folder, record)
+    return StudyResults(folder, record, runs_of_record(folder, record, answers), answers)
+
+
+@dataclass(frozen=True)
+class JournalValues:
+    """The values of journals that figures show."""
 
     curves: pa.Table
-    """Of the variants that are drawn the metrics of `Material.curve_names`, thinned, of the whole model."""
+    """Of the variants that are drawn the metrics of `Context.curve_names`, thinned, of the whole model."""
     diagnostics: pa.Table
     """Of the same variants what figures of diagnostics show."""
     stability: tuple[pa.Table, Stability] | None
@@ -44,7 +87,7 @@ class Values:
 
 
 @dataclass(frozen=True)
-class Material:
+class Context:
     """A study and what several sections need of it, each found once and only if it is asked for."""
 
     folder: RunsFolder
@@ -55,8 +98,7 @@ class Material:
     """When the last trial that is over ended."""
     evaluations: pa.Table
     """What trained models answered; see `evaluations_frame`."""
-    answer_notes: tuple[str, ...]
-    """How much they were asked, and in what answers differ."""
+    answers: EvaluationResults
     comparison: Comparison
 
     @property
@@ -85,17 +127,17 @@ class Material:
 
     @cached_property
     def claims(self) -> Claims | RegisterChanged | None:
-        """What became of the study's claims, if it makes or made any, or why nobody can say."""
+        """Return the verdicts on the study's claims, if it makes or made any, or why there can be none."""
         try:
-            return claims_of_record(self.folder, self.record, self.runs)
-        except NoClaims:
+            return claims_from_record(self.folder, self.record, self.runs)
+        except AnalysisUnavailable:
             return None
         except RegisterChanged as error:
             return error
 
     @cached_property
-    def values(self) -> Values:
-        """What figures show of journals, which are read one after the other, each for all sections at once."""
+    def values(self) -> JournalValues:
+        """Read what figures show of journals, one after the other, each for all sections at once."""
         last, trials = pc.max(self.runs["step"]).as_py(), self.record.trials
         curves, diagnostics = [], []
 
@@ -104,15 +146,15 @@ class Material:
             for trial, rows in zip(trials, each_journal(self.folder, trials, names), strict=True):
                 if trial.variant in self.drawn:
                     whole = rows.filter(pc.and_(pc.is_null(rows["layer"]), named(rows, *self.curve_names)))
-                    curves.append(averaged_rows(whole, last))
+                    curves.append(binned_rows(whole, last))
                     diagnostics.append(drawn_rows(rows.filter(named(rows, *DRAWN)), last))
                 yield rows
 
         stability = None
         settings = settings_from(self.descriptions)
-        with contextlib.suppress(NoSteps):
+        with contextlib.suppress(AnalysisUnavailable):
             stability = stability_of_journals(self.folder, trials, self.runs, settings, journals())
-        return Values(together(curves), together(diagnostics), stability)
+        return JournalValues(together(curves), together(diagnostics), stability)
 
     @property
     def searched_by(self) -> str | None:
@@ -131,27 +173,27 @@ class Material:
         return record, runs_of_record(self.folder, record)
 
     @cached_property
-    def tolerance(self) -> Tolerance | None:
-        """What it found."""
+    def learning_rates(self) -> LearningRates | None:
+        """Return what that search found; None without a search."""
         if self.search is None:
             return None
         try:
-            return tolerance_of_record(*self.search)
-        except NotSearched:
+            return learning_rates_from_record(*self.search)
+        except AnalysisUnavailable:
             return None
 
     @cached_property
     def scaling(self) -> Scaling | None:
-        """What the study's ladder shows, if it has one."""
+        """Return the fits of the study's ladder, if it has one."""
         if not self.record.ladder:
             return None
         try:
-            return scaling_of_record(self.record, self.runs)
-        except NotScalable:
+            return scaling_from_record(self.record, self.runs)
+        except AnalysisUnavailable:
             return None
 
 
-def read_material(folder: RunsFolder, study: str, metric: str) -> Material:
+def read_context(folder: RunsFolder, study: str, metric: str) -> Context:
     """Read a study's records and compare its variants by a metric, with the margin that its claims state for it.
 
     Raises NotFound, and ValueError for an unknown metric.
@@ -160,14 +202,14 @@ def read_material(folder: RunsFolder, study: str, metric: str) -> Material:
     descriptions, states = study_descriptions(folder, record), study_outcomes(folder, record)
     answers = study_evaluations(folder, record)
     runs = runs_of_record(folder, record, answers, descriptions, states)
-    return Material(
+    return Context(
         folder=folder,
         record=record,
         descriptions=descriptions,
         runs=runs,
         ended=max((state.ended for state in states.values() if state.ended is not None), default=None),
         evaluations=evaluations_frame(record, answers),
-        answer_notes=tuple(notes_of_answers(answers)),
+        answers=answers,
         comparison=compare(runs, metric, stated_margin(record, metric)),
     )
 

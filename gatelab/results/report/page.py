@@ -14,7 +14,7 @@ from gatelab.results.report.parts import Picture
 from gatelab.results.report.report import Report, report
 from gatelab.results.store.layout import PAGE, RunsFolder
 from gatelab.results.views.style import save_files
-from gatelab.results.views.table import Grid, to_html
+from gatelab.results.views.table import Table, to_html
 
 MOST_ROWS = 40
 """Rows of a table that is shown at once; a longer one has to be opened."""
@@ -80,13 +80,13 @@ def _plain(text: str) -> str:
     return text.replace("`", "")
 
 
-def _breadth(grid: Grid) -> str:
+def _breadth(table: Table) -> str:
     """The class of a table that has to be small to fit onto a printed page."""
-    return next((name for name, columns in BREADTHS.items() if len(grid.columns) >= columns), "")
+    return next((name for name, columns in BREADTHS.items() if len(table.columns) >= columns), "")
 
 
-def _table(grid: Grid) -> Markup:
-    return Markup(to_html(grid))
+def _table(table: Table) -> Markup:
+    return Markup(to_html(table))
 
 
 def _source(picture: Picture) -> str:

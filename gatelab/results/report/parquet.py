@@ -17,8 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gatelab.atomic import replacing
-from gatelab.results.analyses.comparison import compare, comparison_records
-from gatelab.results.report.fits import fits
+from gatelab.errors import AnalysisUnavailable
+from gatelab.results.analyses.comparison import compare
+from gatelab.results.analyses.fits import FITS
+from gatelab.results.analyses.learning_rates import learning_rates_from_record
+from gatelab.results.analyses.scaling import scaling_from_record
 from gatelab.results.store.layout import NotFound, RunsFolder
 from gatelab.results.store.metric_specs import measure
 from gatelab.results.store.metrics import METRICS, TEXT, each_journal
@@ -103,7 +106,7 @@ def export_study(folder: RunsFolder, study: str, target: Path) -> list[Path]:
 def export_record(
     folder: RunsFolder, record: StudyRecord, runs: pa.Table, answers: EvaluationResults, target: Path
 ) -> list[Path]:
-    """The same of a study's record, of its `runs` and of what its trials answered. See `export_study`."""
+    """Write a study as Parquet, from its record, its `runs` and the answers of its trials. See `export_study`."""
     origin = _provenance(record, runs)
     tables = {
         "runs": runs.drop_columns("study"),
@@ -126,13 +129,23 @@ def export_record(
 
 
 def _comparisons(runs: pa.Table) -> pa.Table:
-    """The comparison of a study by each metric that sums up its trials. Numbers that do not exist are null."""
-    rows = []
+    """Return the comparison of a study by each metric that sums up its trials, in `COMPARISONS`."""
+    frames = [COMPARISONS.empty_table()]
     for metric in metrics_of(runs):
-        for row in comparison_records(compare(runs, metric)):
-            known = {name: None if value != value else value for name, value in row.items()}
-            rows.append({**known, "unit": measure(metric).unit})
-    return pa.Table.from_pylist(rows, COMPARISONS)
+        frame = compare(runs, metric).frame()
+        unit = pa.repeat(pa.scalar(measure(metric).unit, pa.utf8()), len(frame))
+        frames.append(frame.append_column("unit", unit).select(COMPARISONS.names))
+    return pa.concat_tables(frames)
+
+
+def fits(record: StudyRecord, runs: pa.Table) -> pa.Table:
+    """Return what the ladder and the search of a study's record found, of its `runs`; no rows where it has neither."""
+    frames = [FITS.empty_table()]
+    with contextlib.suppress(AnalysisUnavailable):
+        frames.append(scaling_from_record(record, runs).fits())
+    with contextlib.suppress(AnalysisUnavailable):
+        frames.append(learning_rates_from_record(record, runs).fits())
+    return pa.concat_tables(frames)
 
 
 def runs_from_parquet(target: Path, study: str) -> pa.Table:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from matplotlib.figure import Figure
 
 from gatelab.results.views.style import render_figure
-from gatelab.results.views.table import Column, Grid
+from gatelab.results.views.table import Column, Table
 
 MOST_COLUMNS = 8
 """Variants beside each other in a table."""
@@ -42,7 +42,7 @@ class Section:
     prose: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     pictures: tuple[Picture, ...] = ()
-    grids: tuple[Grid, ...] = ()
+    tables: tuple[Table, ...] = ()
     wordy: bool = False
     """Whether its tables hold sentences, to be broken into lines."""
     listings: tuple[Listing, ...] = ()
@@ -54,14 +54,14 @@ def picture(name: str, caption: str, figure: Figure) -> Picture:
     return Picture(name, caption, (float(width), float(height)), render_figure(figure))
 
 
-def upright(grid: Grid) -> Grid:
+def upright(table: Table) -> Table:
     """A table with a column for each variant as one with a row for each, where there are many."""
-    if len(grid.columns) <= 1 + MOST_COLUMNS:
-        return grid
-    table = [[column.heading for column in grid.columns], *grid.rows]
-    head, *rows = zip(*table, strict=True)
+    if len(table.columns) <= 1 + MOST_COLUMNS:
+        return table
+    cells = [[column.heading for column in table.columns], *table.rows]
+    head, *rows = zip(*cells, strict=True)
     columns = (Column(head[0]), *(Column(name, numeric=True) for name in head[1:]))
-    return replace(grid, columns=columns, rows=tuple(rows), emphasised=(False,) * len(rows))
+    return replace(table, columns=columns, rows=tuple(rows), emphasised=())
 
 
 def listed(items: Iterable[str], most: int = 12) -> str:

@@ -9,32 +9,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from gatelab.results.report.context import SEARCH, Material
+from gatelab.results.report.context import SEARCH, Context
 from gatelab.results.report.parts import Listing, Section, listed
 from gatelab.results.store.trials import PROVENANCE
-from gatelab.results.views.table import Column, Grid
+from gatelab.results.views.table import Column, Table
 
 
-def provenance_section(material: Material) -> Section:
-    """Where the numbers come from, and how to get them again."""
-    record, runs = material.record, material.runs
-    facts = [("Study", material.study), ("Study hash", str(record.hash))]
+def provenance_section(context: Context) -> Section:
+    """Show where the numbers come from, and how to get them again."""
+    record, runs = context.record, context.runs
+    facts = [("Study", context.study), ("Study hash", str(record.hash))]
     if record.continues:
         facts.append(("Continues", str(record.continues)))
     facts.append(("Data hash", listed(_known(runs, "data")) or "–"))
     facts.append(("Learning rates", str(record.learning_rate)))
-    attempts = [len(description.attempts) for description in material.descriptions.values()]
-    begun = [one.attempts[0].started for one in material.descriptions.values() if one.attempts]
+    attempts = [len(description.attempts) for description in context.descriptions.values()]
+    begun = [one.attempts[0].started for one in context.descriptions.values() if one.attempts]
     if begun:
         facts.append(("First trial began", _date(min(begun))))
-    if material.ended is not None:
-        facts.append(("Last trial ended", _date(material.ended)))
+    if context.ended is not None:
+        facts.append(("Last trial ended", _date(context.ended)))
     if seconds := [value for value in runs["train/seconds"].to_pylist() if value is not None]:
         facts.append(("Time in training", _hours(sum(seconds))))
     if resumed := sum(count > 1 for count in attempts):
         facts.append(("Trials that took several attempts", f"{resumed} of {len(attempts)}"))
-    listings = [Listing("How to reproduce it", "\n".join(_commands(material)))]
-    common, varying = common_configuration([one.config for one in material.descriptions.values()])
+    listings = [Listing("How to reproduce it", "\n".join(_commands(context)))]
+    common, varying = common_configuration([one.config for one in context.descriptions.values()])
     prose = []
     if common:
         text = yaml.safe_dump(common, sort_keys=False).rstrip()
@@ -47,7 +47,7 @@ def provenance_section(material: Material) -> Section:
         "Provenance",
         prose=tuple(prose),
         facts=tuple(facts),
-        grids=(_environments(material),),
+        tables=(_environments(context),),
         listings=tuple(listings),
     )
 
@@ -56,20 +56,20 @@ def _known(runs: pa.Table, column: str) -> list[str]:
     return sorted(value for value in pc.unique(runs[column]).to_pylist() if value is not None)
 
 
-def _environments(material: Material) -> Grid:
+def _environments(context: Context) -> Table:
     """A row for each combination of code and machine that trials were carried out by."""
     shown = [name for name in PROVENANCE if name not in ("data", "host")]
     kinds: dict[tuple[str, ...], list[str]] = {}
-    for trial in material.runs.select(list(PROVENANCE)).to_pylist():
+    for trial in context.runs.select(list(PROVENANCE)).to_pylist():
         if any(trial[name] for name in shown):
             kinds.setdefault(tuple(trial[name] or "–" for name in shown), []).append(trial["host"] or "–")
     rows = tuple((str(len(hosts)), *kind, listed(sorted(set(hosts)), 4)) for kind, hosts in kinds.items())
     columns = (Column("trials", numeric=True), *(Column(name) for name in (*shown, "hosts")))
-    return Grid("What the trials were carried out with", columns, rows, (False,) * len(rows))
+    return Table("What the trials were carried out with", columns, rows)
 
 
 def common_configuration(configs: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
-    """What configurations have in common, as one; and the dotted paths of what differs."""
+    """Split configurations: what they have in common, as one, and the dotted paths of what differs."""
     flat = [dict(_leaves(config)) for config in configs]
     paths = list(dict.fromkeys(path for one in flat for path in one))
     values = {path: {json.dumps(one.get(path), sort_keys=True) for one in flat} for path in paths}
@@ -92,20 +92,20 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + name, value
 
 
-def _commands(material: Material) -> Iterator[str]:
-    """What to type to get the study again; the study file itself is not in the records."""
-    name = material.study
-    commits = sorted({commit for each in _known(material.runs, "commit") for commit in each.split(" then ")} - {""})
+def _commands(context: Context) -> Iterator[str]:
+    """Yield the commands that run the study again; the study file itself is not in the records."""
+    name = context.study
+    commits = sorted({commit for each in _known(context.runs, "commit") for commit in each.split(" then ")} - {""})
     if len(commits) == 1:
         changed = "; it had changes that were not committed" if commits[0].endswith("+") else ""
         yield f"git checkout {commits[0].removesuffix('+')}   # gatelab's sources{changed}"
-    torch = sorted({version for each in _known(material.runs, "torch") for version in each.split(" then ")})
+    torch = sorted({version for each in _known(context.runs, "torch") for version in each.split(" then ")})
     if len(torch) == 1:
         yield f"pip install -c constraints.txt -e . torch=={torch[0].partition('+')[0]}"
     searched = name.removesuffix(SEARCH)
     file = f"{searched}.yaml   # the file of the study {searched}"
     yield f"gatelab lr-tolerance {file}" if name != searched else f"gatelab run {file}"
-    if material.scaling is not None:
+    if context.scaling is not None:
         yield f"gatelab scaling {name}"
     yield f"gatelab report {name}"
 

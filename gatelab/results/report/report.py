@@ -1,6 +1,6 @@
 """The report of a study: what it asked, what came out, how sure that is, and where every number comes from.
 
-Its sections are in `sections`, what these are made of in `material`; `page` makes an HTML page of it.
+Its sections are in `sections`, what these are made of in `context`; `page` makes an HTML page of it.
 """
 
 from collections import Counter
@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from gatelab.results.analyses.comparison import DEFAULT_METRIC
-from gatelab.results.report.context import Material, read_material
+from gatelab.results.report.context import Context, read_context
 from gatelab.results.report.parts import Section, listed
 from gatelab.results.report.sections import SECTIONS
-from gatelab.results.report.stamp import Stamp, stamp_of
-from gatelab.results.report.summary import answer
+from gatelab.results.report.stamp import Stamp, make_stamp
+from gatelab.results.report.summary import summary
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.runs import STATUSES
 
@@ -40,22 +40,22 @@ def report(folder: RunsFolder, study: str, metric: str = DEFAULT_METRIC) -> Repo
 
     Raises NotFound, and ValueError for an unknown metric.
     """
-    material = read_material(folder, study, metric)
-    runs, comparison = material.runs, material.comparison
-    sections = (collect(material) for collect in SECTIONS)
+    context = read_context(folder, study, metric)
+    runs, comparison = context.runs, context.comparison
+    sections = (collect(context) for collect in SECTIONS)
     return Report(
         study=study,
-        question=material.record.question,
-        answer=tuple(answer(runs, comparison, material.claims, material.tolerance, material.scaling)),
-        facts=tuple(_facts(material)),
+        question=context.record.question,
+        answer=tuple(summary(runs, comparison, context.claims, context.learning_rates, context.scaling)),
+        facts=tuple(_facts(context)),
         sections=tuple(section for section in sections if section is not None),
-        stamp=stamp_of(runs, "comparison", metric=metric, margin=comparison.margin),
+        stamp=make_stamp(runs, "comparison", metric=metric, margin=comparison.margin),
     )
 
 
-def _facts(material: Material) -> Iterator[tuple[str, str]]:
+def _facts(context: Context) -> Iterator[tuple[str, str]]:
     """The study in numbers."""
-    runs, record = material.runs, material.record
+    runs, record = context.runs, context.record
     counts = Counter(runs["outcome"].to_pylist())
     yield "Trials", ", ".join(f"{counts[outcome]} {outcome}" for outcome in STATUSES if counts[outcome])
     yield "Variants", f"{len(record.variants)}"

@@ -1,7 +1,5 @@
 """What a written table says of its own origin: for people a line, for `gatelab report --check` all that made it."""
 
-import csv
-import io
 import json
 import re
 from collections.abc import Mapping
@@ -40,11 +38,11 @@ class Stamp:
         return f"Study {self.study} {self.study_hash[:12]}, commit {commits}, data {data}, n: {counts}"
 
 
-def stamp_of(runs: pa.Table, table: str, **options: Any) -> Stamp:
-    """The stamp of a table of a `runs` frame."""
+def make_stamp(runs: pa.Table, table: str, **options: Any) -> Stamp:
+    """Return the stamp of a table of a `runs` frame."""
 
     def every(*columns: str) -> tuple[str, ...]:
-        """What the first of some columns that says anything says of each trial."""
+        """Return the first non-null of some columns per trial, each value once, sorted."""
         rows = runs.select(columns).to_pylist()
         return tuple(sorted({value for row in rows if (value := next(filter(None, row.values()), None))}))
 
@@ -62,23 +60,31 @@ def stamp_of(runs: pa.Table, table: str, **options: Any) -> Stamp:
     )
 
 
-def stamped(text: str, suffix: str, stamp: Stamp) -> str:
-    """A table in one of its forms (md, tex, html, csv, json), with its stamp.
-
-    In CSV every row gets its study, its hash, commits and data; JSON gets a key `stamp`.
-    """
-    entry = asdict(stamp)
-    if suffix == "json":
-        return json.dumps({"stamp": entry, **json.loads(text)}, indent=1)
-    if suffix == "csv":
-        return _stamped_csv(text, stamp)
+def with_provenance(text: str, form: str, stamp: Stamp) -> str:
+    """Return the text of a table (md, tex or html) with its stamp beneath."""
     # Two hyphens would end a comment of HTML.
-    mark = MARK + json.dumps(entry, sort_keys=True).replace("--", "-\\u002d")
-    if suffix == "tex":
+    mark = MARK + json.dumps(asdict(stamp), sort_keys=True).replace("--", "-\\u002d")
+    if form == "tex":
         return f"{text}% {stamp}\n% {mark}\n"
     text_of_it = escape(str(stamp))
-    shown = f'<p class="stamp"><small>{text_of_it}</small></p>' if suffix == "html" else f"\n<sub>{text_of_it}</sub>"
+    shown = f'<p class="stamp"><small>{text_of_it}</small></p>' if form == "html" else f"\n<sub>{text_of_it}</sub>"
     return f"{text.rstrip()}\n{shown}\n\n<!-- {mark} -->\n"
+
+
+def with_origin(frame: pa.Table, stamp: Stamp) -> pa.Table:
+    """Return a frame whose rows name their study, its hash, commits and data, as far as it has no such columns."""
+    said = {"study": stamp.study, "study_hash": stamp.study_hash}
+    said |= {"commit": " ".join(stamp.commits), "data": " ".join(stamp.data)}
+    known = frame.column_names
+    for name, value in said.items():
+        if name not in known:
+            frame = frame.append_column(name, pa.repeat(pa.scalar(value, pa.utf8()), len(frame)))
+    return frame
+
+
+def json_with_provenance(values: Mapping[str, Any], stamp: Stamp) -> str:
+    """Return JSON values as text, with the stamp under a key of its own."""
+    return json.dumps({"stamp": asdict(stamp), **values}, indent=1)
 
 
 def read_stamp(path: Path) -> Stamp | None:
@@ -104,15 +110,3 @@ def _from_json(entry: Mapping[str, Any]) -> Stamp:
     if not all(isinstance(text, str) for text in (stamp.table, stamp.study, *stamp.commits, *stamp.data)):
         raise TypeError("expected texts")
     return stamp
-
-
-def _stamped_csv(text: str, stamp: Stamp) -> str:
-    said = {"study": stamp.study, "study_hash": stamp.study_hash}
-    said |= {"commit": " ".join(stamp.commits), "data": " ".join(stamp.data)}
-    head, *rows = csv.reader(io.StringIO(text))
-    new = {name: value for name, value in said.items() if name not in head}
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow([*head, *new])
-    writer.writerows([*row, *new.values()] for row in rows)
-    return out.getvalue()

@@ -5,40 +5,38 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import pyarrow as pa
 
-from gatelab.results.analyses.claims import NOT_EVALUABLE, Claims
+from gatelab.results.analyses.claims import Claims
 from gatelab.results.analyses.comparison import UNFINISHED, Comparison, ComparisonRow
-from gatelab.results.analyses.learning_rates import Tolerance
+from gatelab.results.analyses.learning_rates import LearningRates
 from gatelab.results.analyses.scaling import Scaling
+from gatelab.results.analyses.verdicts import DIFFERENT, Verdict
 from gatelab.results.statistics.paired import LEVEL
 from gatelab.results.store.metric_specs import measure
 from gatelab.results.store.preregistration import RegisterChanged
-from gatelab.results.views.learning_rates import summary
-from gatelab.results.views.table import number
+from gatelab.results.views.format import number, signed
+from gatelab.results.views.learning_rates import sentences
 
 MOST_NAMED = 8
 """Variants that are named if no more are compared, and arms that are told of."""
 
 
-DIFFERENT = ("lower", "higher", "better", "worse")
-
-
-DECIDED = (*DIFFERENT, "equivalent")
+DECIDED = (*DIFFERENT, Verdict.EQUIVALENT)
 """Verdicts that say something of a difference: they are told first."""
 
 
-def answer(
+def summary(
     runs: pa.Table,
     comparison: Comparison,
     claims: Claims | RegisterChanged | None = None,
-    tolerance: Tolerance | None = None,
+    learning_rates: LearningRates | None = None,
     scaling: Scaling | None = None,
 ) -> list[str]:
     """The verdicts of a study in a paragraph or a few. Words between backticks are names."""
     claimed = [f"Claims: {_claims(claims)}."] if isinstance(claims, Claims) else []
     verdicts = [" ".join(_verdicts(comparison))]
     arms = []
-    if tolerance is not None:
-        told = list(summary(tolerance))
+    if learning_rates is not None:
+        told = list(sentences(learning_rates))
         arms += [f"Learning rates of {line.replace(']*', ']')}." for line in told[:MOST_NAMED]]
     if scaling is not None:
         arms += [f"{line}." for line in list(_largest_rungs(scaling))[:MOST_NAMED]]
@@ -51,9 +49,8 @@ def answer(
 
 
 def _claims(claims: Claims) -> str:
-    """How many claims have which verdict, which they are, and of each that was not made before anything was known
-    when it was."""
-    groups: dict[str, list[str]] = {}
+    """Count the claims by verdict and name them, with when they were made if not before anything was known."""
+    groups: dict[Verdict, list[str]] = {}
     for result in claims.results:
         made = result.registered.rpartition(", ")[2]  # without its date
         late = "" if made.startswith("before") else f", made {made}" if made.startswith("after") else f", {made}"
@@ -66,8 +63,8 @@ def _compared(comparison: Comparison) -> list[ComparisonRow]:
 
 
 def _has_difference(row: ComparisonRow) -> bool:
-    """Whether there is a difference that means something: of a row that cannot be judged there is a number at most."""
-    return row.verdict != NOT_EVALUABLE and row.delta is not None and row.delta.n > 0
+    """Return whether the row has an evaluable difference."""
+    return row.verdict != Verdict.NOT_EVALUABLE and row.delta is not None and row.delta.n > 0
 
 
 def short_names(rows: Iterable[ComparisonRow]) -> dict[str, str]:
@@ -80,7 +77,7 @@ def short_names(rows: Iterable[ComparisonRow]) -> dict[str, str]:
 
 
 def _verdicts(comparison: Comparison) -> Iterator[str]:
-    """How many variants have which verdict, and which they are; then the best mean."""
+    """Count the variants by verdict and name them; then tell the best mean."""
     names = short_names(comparison.rows)
     compared = _compared(comparison)
     baselines = [row for row in comparison.rows if row.is_baseline]
@@ -89,11 +86,11 @@ def _verdicts(comparison: Comparison) -> Iterator[str]:
     against = f"`{names[baselines[0].variant]}`" if len(baselines) == 1 else "their baselines"
     if len(compared) == 1:
         [row] = compared
-        change = f" ({_signed(row.delta.mean)})" if row.delta and _has_difference(row) else ""
+        change = f" ({signed(row.delta.mean)})" if row.delta and _has_difference(row) else ""
         change = f" ({row.why})" if row.why else change
         yield f"`{names[row.variant]}` compared with {against} by {by}: {row.verdict}{change}."
     elif compared:
-        groups: dict[str, list[ComparisonRow]] = {}
+        groups: dict[Verdict, list[ComparisonRow]] = {}
         for row in sorted(compared, key=lambda row: row.verdict not in DECIDED):
             groups.setdefault(row.verdict, []).append(row)
         counts = [f"{len(rows)} {verdict}" for verdict, rows in groups.items()]
@@ -118,12 +115,12 @@ def _verdicts(comparison: Comparison) -> Iterator[str]:
 def _change(row: ComparisonRow, names: Mapping[str, str]) -> str:
     """A variant and by how much it differs."""
     name = names[row.variant]
-    return f"{name} {_signed(row.delta.mean)}" if row.delta and _has_difference(row) else name
+    return f"{name} {signed(row.delta.mean)}" if row.delta and _has_difference(row) else name
 
 
 def _families(compared: Iterable[ComparisonRow]) -> Iterator[str]:
-    """Of comparisons with several baselines, how many there are and how many hold among all: some do by chance."""
-    tested = [row for row in compared if row.evidence is not None and row.verdict != NOT_EVALUABLE]
+    """Count the differences that hold over all families, where there are several baselines: some do by chance."""
+    tested = [row for row in compared if row.evidence is not None and row.verdict != Verdict.NOT_EVALUABLE]
     baselines = len({row.baseline for row in tested})
     if baselines > 1:
         differ = sum(row.verdict in DIFFERENT and row.evidence.q <= LEVEL for row in tested if row.evidence)
@@ -134,7 +131,7 @@ def _families(compared: Iterable[ComparisonRow]) -> Iterator[str]:
 
 
 def _largest_rungs(found: Scaling) -> Iterator[str]:
-    """Of each arm that is compared, its difference and gain at the most compute at which it has one."""
+    """Tell each arm's difference and gain at the most compute at which it has one."""
     for arm in found.baselines:
         rungs = [rung for rung in found.rungs if rung.arm == arm and not rung.row.is_baseline]
         paired = [(rung, rung.row.delta) for rung in rungs if rung.row.delta is not None and rung.row.delta.n]
@@ -143,23 +140,18 @@ def _largest_rungs(found: Scaling) -> Iterator[str]:
             if not _has_difference(rung.row):
                 yield f"At the largest rung, {rung.rung}: {arm} {rung.row.verdict} ({rung.row.why})"
                 continue
-            interval = f" [{_signed(delta.low)}, {_signed(delta.high)}]" if delta.n > 1 else ""
-            told = f"At the largest rung, {rung.rung}: {arm} {_signed(delta.mean)}{interval}, {rung.row.verdict}"
+            interval = f" [{signed(delta.low)}, {signed(delta.high)}]" if delta.n > 1 else ""
+            told = f"At the largest rung, {rung.rung}: {arm} {signed(delta.mean)}{interval}, {rung.row.verdict}"
             if (gain := rung.gain) is not None:
                 told += f", compute-equivalent gain {gain.value:.2f} [{gain.low:.2f}, {gain.high:.2f}]"
             yield told
 
 
 def _incomplete(runs: pa.Table) -> Iterator[str]:
-    """What has no result."""
+    """Count the trials that have no result."""
     counts = Counter(runs["outcome"].to_pylist())
     missing = [f"{counts[outcome]} {outcome}" for outcome in ("diverged", "failed") if counts[outcome]]
     if unfinished := sum(counts[outcome] for outcome in UNFINISHED):
         missing.append(f"{unfinished} not finished yet")
     if missing:
         yield f"Of {runs.num_rows} trials, {', '.join(missing)}: they are counted beside the means, never in them."
-
-
-def _signed(value: float) -> str:
-    """A difference, with a minus sign that is not a hyphen."""
-    return f"{value:+.4f}".replace("-", "−")

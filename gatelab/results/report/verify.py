@@ -8,8 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from gatelab.errors import AnalysisUnavailable
-from gatelab.results.report.artifacts import KINDS, Trials, read_trials, render
-from gatelab.results.report.stamp import Stamp, read_stamp, stamp_of
+from gatelab.results.analyses.analysis import Analysis
+from gatelab.results.report.artifacts import FORMS, TABLES, render
+from gatelab.results.report.context import StudyResults, read_results
+from gatelab.results.report.stamp import Stamp, make_stamp, read_stamp
 from gatelab.results.store.layout import NotFound, RunsFolder
 
 SHOWN = 12  # lines of a difference
@@ -22,30 +24,30 @@ FULL = 12  # characters of a number beyond which nobody has rounded it for readi
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A written table."""
+class TableCheck:
+    """The check of a written table."""
 
     path: Path
     problem: str
-    """In what it differs from what follows now, or why that cannot be said; '': it holds."""
+    """How it differs from what follows now, or why that cannot be said; '': it holds."""
 
 
-def tables_of(folder: RunsFolder, study: str) -> list[Path]:
+def stamped_tables(folder: RunsFolder, study: str) -> list[Path]:
     """The tables in a study's folder. Raises NotFound if there is no such study."""
     folder.study(study).read()
-    stems = {path for path in sorted(folder.study(study).path.iterdir()) if path.suffix.removeprefix(".") in _SUFFIXES}
+    stems = {path for path in sorted(folder.study(study).path.iterdir()) if path.suffix.removeprefix(".") in FORMS}
     return [path for path in sorted(stems) if read_stamp(path) is not None]
 
 
-def check(folder: RunsFolder, study: str, paths: Iterable[Path]) -> Iterator[Checked]:
+def check(folder: RunsFolder, study: str, paths: Iterable[Path]) -> Iterator[TableCheck]:
     """Make tables of a study again and compare. Raises NotFound if there is no such study."""
-    trials = read_trials(folder, study)
-    made: dict[str, object] = {}  # the forms of one table have one content
+    results = read_results(folder, study)
+    made: dict[str, Analysis] = {}  # the forms of one table have one content
     for path in paths:
-        yield Checked(path, _problem(path, trials, made))
+        yield TableCheck(path, _problem(path, results, made))
 
 
-def _problem(path: Path, trials: Trials, made: dict[str, object]) -> str:
+def _problem(path: Path, results: StudyResults, made: dict[str, Analysis]) -> str:
     try:
         written = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -56,16 +58,16 @@ def _problem(path: Path, trials: Trials, made: dict[str, object]) -> str:
     if stamp is None:
         hint = " (of CSV it is that of the JSON beside it)" if path.suffix == ".csv" else ""
         return f"has no stamp{hint}: write it again with this version"
-    if stamp.study != trials.study:
-        return f"is of study {stamp.study!r}, not of {trials.study!r}"
+    if stamp.study != results.study:
+        return f"is of study {stamp.study!r}, not of {results.study!r}"
     form = path.suffix.removeprefix(".")
-    if stamp.table not in KINDS or form not in KINDS[stamp.table].forms:
+    if stamp.table not in TABLES or form not in FORMS:
         return f"is a table of a kind or a form that this version does not know: {stamp.table!r}, {path.suffix}"
     try:
-        now = stamp_of(trials.runs, stamp.table, **stamp.options)
+        now = make_stamp(results.runs, stamp.table, **stamp.options)
         key = f"{stamp.table} {sorted(stamp.options.items())}"
         if key not in made:
-            made[key] = KINDS[stamp.table].make(trials, stamp.options)
+            made[key] = TABLES[stamp.table].compute(results, stamp.options)
     except (ValueError, NotFound, AnalysisUnavailable) as error:
         return f"does not follow from the trials any more: {error}"
     except (AttributeError, KeyError, TypeError):
@@ -81,8 +83,10 @@ def _problem(path: Path, trials: Trials, made: dict[str, object]) -> str:
 
 
 def same_text(one: str, other: str) -> bool:
-    """Whether two texts are equal, but for the last digits of numbers in full precision: another processor may round
-    otherwise."""
+    """Return whether two texts are equal, but for the last digits of numbers in full precision.
+
+    Another processor may round otherwise.
+    """
     if one == other:
         return True
     parts, others = re.split(NUMBER, one), re.split(NUMBER, other)
@@ -104,6 +108,3 @@ def _changes(before: Stamp, now: Stamp) -> Iterator[str]:
 
 def _text(value: object) -> str:
     return ", ".join(value) or "none" if isinstance(value, tuple) else str(value)
-
-
-_SUFFIXES = {suffix for kind in KINDS.values() for suffix in kind.forms}

@@ -15,8 +15,8 @@ SPANS = 200
 """Points of a line over training: one that has more is thinned."""
 
 
-def averaged(curve: Curve, last: int) -> Curve:
-    """A curve over steps as means over spans of them, `SPANS` up to step `last`, if it has more points than spans.
+def bin_means(curve: Curve, last: int) -> Curve:
+    """Average a curve over spans of steps, `SPANS` up to step `last`, if it has more points than spans.
 
     A span that the curve has not finished is left out: curves that went on have more of it.
     """
@@ -32,8 +32,22 @@ def averaged(curve: Curve, last: int) -> Curve:
     return ends[over], means[over]
 
 
+def bin_maxima(curve: Curve) -> Curve:
+    """Return a curve of more than `SPANS` points as the largest of each span of steps, at the span's first step.
+
+    What a mean would hide is what matters where a curve is looked at for its peaks. Spans begin at the same steps for
+    all curves of one length, whatever a curve holds of them.
+    """
+    steps, values = curve
+    if len(steps) <= SPANS:
+        return curve
+    span = math.ceil(int(steps[-1]) / SPANS)
+    starts = np.flatnonzero(np.diff((steps - 1) // span, prepend=-1))
+    return (steps[starts] - 1) // span * span + 1, np.maximum.reduceat(values, starts)
+
+
 def extremes(curve: Curve, spans: int = SPANS) -> npt.NDArray[np.intp]:
-    """Which points of a curve over steps to keep so that no extreme is lost, ascending: of each of so many spans of its
+    """Choose the points of a curve over steps that keep every extreme, ascending: of each of so many spans of its
     steps the lowest, the highest and the last value and the first that is not finite. All, if there are no more points
     than spans.
     """
@@ -55,7 +69,7 @@ def extremes(curve: Curve, spans: int = SPANS) -> npt.NDArray[np.intp]:
 def differences_to_baselines(
     curves: dict[str, dict[int, Curve]], baselines: Mapping[str, str | None]
 ) -> dict[str, dict[int, Curve]]:
-    """Of each variant that has a baseline beside itself, the paired differences of its curves."""
+    """Return the paired differences of curves, for each variant that is compared with another."""
     return {
         variant: _paired_differences(curves[variant], curves[baseline])
         for variant, baseline in baselines.items()

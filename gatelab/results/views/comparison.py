@@ -1,21 +1,20 @@
-"""Tables for people: a grid of texts, and its forms for the terminal, Markdown, LaTeX and CSV."""
+"""A comparison as tables: of one metric, of its tests, and of several metrics side by side."""
 
-import csv
-import io
-import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Sequence
 
-from gatelab.results.analyses.comparison import Comparison, ComparisonRow, Evidence, comparison_records, one_family
+from gatelab.results.analyses.comparison import Comparison, ComparisonRow, one_family
+from gatelab.results.analyses.contrasts import Evidence
+from gatelab.results.analyses.verdicts import Verdict
 from gatelab.results.statistics.blocks import pairing_gain
 from gatelab.results.store.metric_specs import measure, with_unit
 from gatelab.results.store.runs import short_axes
-from gatelab.results.views.table import Column, Grid, finite, number, or_dash, p_text
+from gatelab.results.views import format
+from gatelab.results.views.format import DASH, number, or_dash
+from gatelab.results.views.table import Column, Table
 
 
-def comparison_grid(comparison: Comparison) -> Grid:
+def comparison_table(comparison: Comparison) -> Table:
     """A comparison for people: every variant, what is missing or diverged spelled out."""
     shown_axes = [axis for axis in comparison.axes if any(row.levels[axis] is not None for row in comparison.rows)]
     names = short_axes(shown_axes)
@@ -33,9 +32,9 @@ def comparison_grid(comparison: Comparison) -> Grid:
     ]
     rows = []
     for row in comparison.rows:
-        levels = [row.levels[axis] or "–" for axis in shown_axes] or [row.variant]
+        levels = [row.levels[axis] or DASH for axis in shown_axes] or [row.variant]
         rows.append((*levels, *_cells(row)))
-    return Grid(
+    return Table(
         f"{comparison.study}: {comparison.metric}",
         tuple(columns),
         tuple(rows),
@@ -44,53 +43,64 @@ def comparison_grid(comparison: Comparison) -> Grid:
     )
 
 
-def _legend(comparison: Comparison) -> Iterator[str]:
-    """What the numbers of a comparison are, and what they cannot say."""
-    directed = measure(comparison.metric).better
-    yield (
-        f"Mean over seeds{', best first and in bold' if directed else ''}; Δ: mean of the differences to the baseline "
-        "at equal seeds, with Student's t-interval."
-    )
+def tables(comparison: Comparison) -> list[Table]:
+    """Return the one table; `tests_table` shows more of its tests."""
+    return [comparison_table(comparison)]
+
+
+def _legend(comparison: Comparison) -> list[str]:
+    """Say what the numbers of a comparison are, and what they cannot say."""
+    directed = bool(measure(comparison.metric).better)
     tested = [row for row in comparison.rows if row.evidence is not None and not row.why]
-    if tested:
-        families = sorted({row.evidence.family for row in tested if row.evidence and row.evidence.family})
-        allowing = f", which allows for {' or '.join(map(str, families))} variants," if families[-1:] > [1] else ""
-        words = "better or worse" if directed else "lower or higher"
-        equal = (
-            "" if comparison.margin is None else f"; equivalent: within ±{comparison.margin:g} by two t-tests at 5 %"
-        )
-        several = not one_family(comparison.rows)
-        over_all = f", q ≤ 0.05 over all {len(tested)} comparisons of the table" if several else ""
-        yield (
-            f"p: Dunnett's test{allowing} two-sided. Verdict: {words} where p ≤ 0.05{over_all} and the interval leaves "
-            f"out 0{equal}; else undecided."
-        )
-        if over_all:
-            yield (
-                "Dunnett's test allows for the variants of one baseline, at the seeds that they have in common; q is "
-                "Benjamini and Hochberg's, for all (--tests shows it; in p's place where there is no such test)."
-            )
-        smallest = max(row.evidence.sign_flip_smallest for row in tested if row.evidence)
-        if smallest > 0.05:
-            pairs = min(row.delta.n for row in tested if row.delta)
-            yield (
-                f"With {pairs} pairs the exact sign-flip test cannot give a p below {smallest:.3g}: the t-test takes "
-                "differences to be normal."
-            )
-        sizes = [row.evidence.detectable for row in tested if row.evidence and math.isfinite(row.evidence.detectable)]
-        if sizes:
-            low, high = (f"{size:.2g}" for size in (min(sizes), max(sizes)))
-            yield (
-                f"Detectable with these seeds: a difference of {low if low == high else f'{low} to {high}'} (80 % "
-                "power at 5 %, one comparison)."
-            )
-    for row in comparison.rows:
-        if row.why and row.why != "no baseline":
-            yield f"† not evaluable: {row.variant}: {row.why}."
+    evidence = [row.evidence for row in tested if row.evidence]
+    families = sorted({of.family for of in evidence if of.family})
+    several = not one_family(comparison.rows)
+    smallest = max((of.sign_flip_smallest for of in evidence), default=0.0)
+    pairs = min((row.delta.n for row in tested if row.delta), default=0)
+    sizes = [of.detectable for of in evidence if math.isfinite(of.detectable)]
+    least, most = (f"{bound(sizes, default=math.nan):.2g}" for bound in (min, max))
+
+    best_first = ", best first and in bold" if directed else ""
+    allowing = f", which allows for {' or '.join(map(str, families))} variants," if families[-1:] > [1] else ""
+    over_all = f", q ≤ 0.05 over all {len(tested)} comparisons of the table" if several else ""
+    margin = comparison.margin
+    equal = "" if margin is None else f"; equivalent: within ±{margin:g} by two t-tests at 5 %"
+    legend = [  # whether it applies, and the text
+        (
+            True,
+            f"Mean over seeds{best_first}; Δ: mean of the differences to the baseline at equal seeds, with Student's "
+            "t-interval.",
+        ),
+        (
+            bool(tested),
+            f"p: Dunnett's test{allowing} two-sided. Verdict: {'better or worse' if directed else 'lower or higher'} "
+            f"where p ≤ 0.05{over_all} and the interval leaves out 0{equal}; else undecided.",
+        ),
+        (
+            several,
+            "Dunnett's test allows for the variants of one baseline, at the seeds that they have in common; q is "
+            "Benjamini and Hochberg's, for all (--tests shows it; in p's place where there is no such test).",
+        ),
+        (
+            smallest > 0.05,
+            f"With {pairs} pairs the exact sign-flip test cannot give a p below {smallest:.3g}: the t-test takes "
+            "differences to be normal.",
+        ),
+        (
+            bool(sizes),
+            f"Detectable with these seeds: a difference of {least if least == most else f'{least} to {most}'} (80 % "
+            "power at 5 %, one comparison).",
+        ),
+    ]
+    lost = [row for row in comparison.rows if row.why and row.why != "no baseline"]
+    return [
+        *(text for applies, text in legend if applies),
+        *(f"† not evaluable: {row.variant}: {row.why}." for row in lost),
+    ]
 
 
-def tests_grid(comparison: Comparison) -> Grid:
-    """What was tested of each variant's difference to its baseline, test by test."""
+def tests_table(comparison: Comparison) -> Table:
+    """Show each test of each variant's difference to its baseline."""
     headings = ["pairs", "Δ", "sd of Δ", "p (t)", "p (sign flip)", "smallest", "p (Dunnett)", "for", "q (BH)"]
     if comparison.margin is not None:
         headings.append(f"p (within ±{comparison.margin:g})")
@@ -100,7 +110,7 @@ def tests_grid(comparison: Comparison) -> Grid:
         if row.evidence is None or row.delta is None:
             continue
         evidence = row.evidence
-        margin = [] if comparison.margin is None else [p_text(evidence.equivalence)]
+        margin = [] if comparison.margin is None else [format.p(evidence.equivalence)]
         gain = pairing_gain(evidence.correlation)
         rows.append(
             (
@@ -108,9 +118,9 @@ def tests_grid(comparison: Comparison) -> Grid:
                 str(row.delta.n),
                 or_dash(row.delta.mean, "+.4f"),
                 or_dash(evidence.sd, ".2g"),
-                *(p_text(p) for p in (evidence.p, evidence.sign_flip, evidence.sign_flip_smallest, evidence.dunnett)),
-                str(evidence.family or "–"),
-                p_text(evidence.q),
+                *(format.p(p) for p in (evidence.p, evidence.sign_flip, evidence.sign_flip_smallest, evidence.dunnett)),
+                str(evidence.family or DASH),
+                format.p(evidence.q),
                 *margin,
                 *(or_dash(value, ".2g") for value in (evidence.detectable, evidence.correlation, gain)),
             )
@@ -122,10 +132,10 @@ def tests_grid(comparison: Comparison) -> Grid:
         "over seeds; gain: how many times as many seeds an unpaired comparison would need.",
     )
     title = f"{comparison.study}: tests of {comparison.metric}"
-    return Grid(title, tuple(columns), tuple(rows), (False,) * len(rows), notes)
+    return Table(title, tuple(columns), tuple(rows), notes=notes)
 
 
-def measures_grid(title: str, comparisons: Sequence[Comparison], notes: Sequence[str]) -> Grid:
+def metrics_table(title: str, comparisons: Sequence[Comparison], notes: Sequence[str]) -> Table:
     """Several comparisons of one study in one table: a row for each measure, a column for each variant.
 
     A cell holds the mean and, in parentheses, the paired difference to the baseline with half the width of its
@@ -148,64 +158,37 @@ def measures_grid(title: str, comparisons: Sequence[Comparison], notes: Sequence
         notes = [*notes, f"0 for every variant and seed: {', '.join(zeros)}."]
     columns = [Column("measure"), *(Column(variant, numeric=True) for variant in order)]
     title = f"{comparisons[0].study}: {title}"
-    return Grid(title, tuple(columns), tuple(rows), (False,) * len(rows), (legend, *notes))
+    return Table(title, tuple(columns), tuple(rows), notes=(legend, *notes))
 
 
 def _mean_and_difference(row: ComparisonRow) -> str:
     if row.value.n == 0:
-        return "–"
+        return DASH
     mean = f"{row.value.mean:.{5 if abs(row.value.mean) >= 0.1 else 2}g}"
     if row.is_baseline or row.delta is None or row.delta.n == 0:
         return mean
     if row.delta.n == 1:
         return f"{mean} ({row.delta.mean:+.2g})"
     half = (row.delta.high - row.delta.low) / 2
-    verdict = f", {row.verdict}" if row.verdict not in ("undecided", "not evaluable") else ""
+    verdict = f", {row.verdict}" if row.verdict not in (Verdict.UNDECIDED, Verdict.NOT_EVALUABLE) else ""
     return f"{mean} ({row.delta.mean:+.2g} ± {half:.2g}{verdict})"
 
 
-def comparison_json(comparison: Comparison) -> str:
-    """A comparison for programs, with full precision; numbers that do not exist are null."""
-    return json.dumps(comparison_dict(comparison), indent=1)
-
-
-def comparison_dict(comparison: Comparison) -> dict[str, Any]:
-    """A comparison as JSON values; numbers that do not exist are None."""
-    rows = [{**asdict(row), "is_baseline": row.is_baseline} for row in comparison.rows]
-    whole: dict[str, Any] = finite({**asdict(comparison), "rows": rows})
-    return whole
-
-
-def comparison_csv(*comparisons: Comparison) -> str:
-    """Comparisons of one study for spreadsheets, with full precision; numbers that do not exist are empty."""
-    out = io.StringIO()
-    rows = [row for comparison in comparisons for row in comparison_records(comparison)]
-    writer = csv.DictWriter(out, list(rows[0]))
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: "" if cell is None or cell != cell else cell for name, cell in row.items()})
-    return out.getvalue()
-
-
 def _cells(row: ComparisonRow) -> list[str]:
-    value = "–" if math.isnan(row.value.mean) else number(row.value.mean)
-    if row.is_baseline or row.delta is None or row.delta.n == 0:
-        delta, interval = "–", "–"
-    else:
-        delta = f"{row.delta.mean:+.4f}"
-        interval = "–" if row.delta.n == 1 else f"[{row.delta.low:+.4f}, {row.delta.high:+.4f}]"
-    added = "–" if row.added_parameters is None else f"{row.added_parameters:+,}" if row.added_parameters else "0"
-    speed = "–" if math.isnan(row.tokens_per_second) else f"{row.tokens_per_second:,.0f}"
-    p = "–" if row.evidence is None or row.why else _adjusted_p(row.evidence)
-    verdict = f"{row.verdict}{'†' if row.why and row.baseline else ''}"
-    return [value, delta, interval, p, verdict, _seeds(row), f"{row.parameters:,}", added, speed]
+    difference = None if row.is_baseline else row.delta
+    added = DASH if row.added_parameters is None else f"{row.added_parameters:+,}" if row.added_parameters else "0"
+    return [
+        DASH if math.isnan(row.value.mean) else number(row.value.mean),
+        format.delta(difference),
+        format.interval(difference),
+        DASH if row.evidence is None or row.why else _adjusted_p(row.evidence),
+        f"{row.verdict}{'†' if row.why and row.baseline else ''}",
+        format.seeds(row.value.n, row.outcomes),
+        f"{row.parameters:,}",
+        added,
+        DASH if math.isnan(row.tokens_per_second) else f"{row.tokens_per_second:,.0f}",
+    ]
 
 
 def _adjusted_p(evidence: Evidence) -> str:
-    return p_text(evidence.dunnett) if not math.isnan(evidence.dunnett) else f"{p_text(evidence.q)} (q)"
-
-
-def _seeds(row: ComparisonRow) -> str:
-    """'3', or '2 + 1 diverged' where not all finished."""
-    others = [f"{count} {name}" for name, count in row.outcomes.items() if name != "finished"]
-    return " + ".join([str(row.value.n), *others])
+    return format.p(evidence.dunnett) if not math.isnan(evidence.dunnett) else f"{format.p(evidence.q)} (q)"

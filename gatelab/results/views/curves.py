@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gatelab.results.analyses.curves import Variants, curves_by_seed, unknown_metric
-from gatelab.results.statistics.series import Curve, averaged, differences_to_baselines
+from gatelab.results.statistics.series import Curve, bin_means, differences_to_baselines
 from gatelab.results.store.metric_specs import with_unit
-from gatelab.results.views.style import draw_curves, legend_below, tidy
+from gatelab.results.views.style import draw_curves, legend_below, style_axes
 
 INSIDE = 6
 """Lines of a figure whose names have room within it."""
@@ -25,7 +25,7 @@ def plot_curves(metrics: pa.Table, metric: str, variants: Variants, title: str) 
         title: above the figure.
 
     Lines are means over the seeds that have reached a step; bands reach from the lowest to the highest seed.
-    Non-finite values are left out. Raises NotRecorded.
+    Non-finite values are left out. Raises AnalysisUnavailable.
     """
     of_model = metrics.filter(pc.is_null(metrics["layer"]))
     rows = of_model.filter(pc.equal(of_model["name"], metric))
@@ -61,14 +61,14 @@ def plot_curves(metrics: pa.Table, metric: str, variants: Variants, title: str) 
         _focus(bottom, [curve for own in differences.values() for curve in own.values()])
     panels[-1, 0].set_xlabel("step")
     for panel in panels[:, 0]:
-        tidy(panel)
+        style_axes(panel)
     figure.align_ylabels()
     return figure
 
 
 def _by_seed(rows: pa.Table, last: int) -> dict[int, Curve]:
     """The curve of each seed, averaged over spans of steps where it has many points."""
-    return {seed: averaged(curve, last) for seed, curve in curves_by_seed(rows).items()}
+    return {seed: bin_means(curve, last) for seed, curve in curves_by_seed(rows).items()}
 
 
 def _focus(axes: Axes, curves: list[Curve]) -> None:

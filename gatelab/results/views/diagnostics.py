@@ -1,7 +1,8 @@
 """What attention and gates do, as a table and figures by layer, over training and by position."""
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -11,19 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gatelab.results.analyses.comparison import Comparison
+from gatelab.errors import AnalysisUnavailable
+from gatelab.results.analyses.comparison import Comparisons
 from gatelab.results.analyses.curves import Variants, curves_by_seed
-from gatelab.results.analyses.diagnostics import FLOORS, GATE_PANELS, LAYER_PANELS, TRAINING_PANELS, NoDiagnostics
+from gatelab.results.analyses.diagnostics import FLOORS, GATE_PANELS, LAYER_PANELS, TRAINING_PANELS, no_diagnostics
 from gatelab.results.statistics.series import Curve, differences_to_baselines
 from gatelab.results.store.metric_specs import measure, with_unit
 from gatelab.results.store.metrics import named
-from gatelab.results.views.comparison import measures_grid
-from gatelab.results.views.style import draw_curves, legend_below, panels, tidy
-from gatelab.results.views.table import Grid
+from gatelab.results.views.comparison import metrics_table
+from gatelab.results.views.style import draw_curves, legend_below, panels, style_axes
+from gatelab.results.views.table import Table
 
 
 def plot_by_layer(metrics: pa.Table, variants: Variants, title: str) -> Figure:
-    """Each measure by layer, at each trial's last evaluation. Raises NoDiagnostics."""
+    """Each measure by layer, at each trial's last evaluation. Raises AnalysisUnavailable."""
     last = _at_last_step(_of_diagnostics(metrics, layers=True))
     whole = _of_diagnostics(metrics, layers=False)
     names = [*LAYER_PANELS, *_gate_panels(last), *(f"weight_norm/gate_{position}" for position in _positions(last))]
@@ -37,7 +39,7 @@ def plot_by_layer(metrics: pa.Table, variants: Variants, title: str) -> Figure:
 
 
 def plot_over_training(metrics: pa.Table, variants: Variants, title: str) -> Figure:
-    """Each measure of the whole model over training. Raises NoDiagnostics."""
+    """Each measure of the whole model over training. Raises AnalysisUnavailable."""
     whole = _of_diagnostics(metrics, layers=False)
     names = [*TRAINING_PANELS, *_gate_panels(whole)]
 
@@ -88,11 +90,11 @@ def plot_gates(metrics: pa.Table, variants: Variants, title: str) -> Figure | No
 def plot_by_position(metrics: pa.Table, variants: Variants, title: str) -> Figure:
     """Loss by the number of tokens that a prediction sees, at the last evaluation, and below it the paired difference.
 
-    Raises NoDiagnostics.
+    Raises AnalysisUnavailable.
     """
     rows = _at_last_step(metrics.filter(named(metrics, "validation/position/*")))
     if not len(rows):
-        raise NoDiagnostics("no trial has been evaluated yet")
+        raise AnalysisUnavailable("no trial has been evaluated yet")
     seen = [float(np.sqrt(np.prod(_bounds(name)))) for name in rows["name"].to_pylist()]
     rows = rows.append_column("seen", pa.array(seen)).sort_by("seen")
     curves = {variant: curves_by_seed(rows.filter(pc.equal(rows["variant"], variant)), "seen") for variant in variants}
@@ -109,7 +111,7 @@ def plot_by_position(metrics: pa.Table, variants: Variants, title: str) -> Figur
             draw_curves(axes, index, own.get(variant, {}), variant, marker="o")
         axes.set_xscale("log", base=2)
         axes.set_ylabel(f"{label} [nats/token]")
-        tidy(axes)
+        style_axes(axes)
     grid[0].set_title(title, fontsize=10)
     handles, labels = grid[0].get_legend_handles_labels()
     legend_below(figure, dict(zip(labels, handles, strict=True)))
@@ -118,34 +120,17 @@ def plot_by_position(metrics: pa.Table, variants: Variants, title: str) -> Figur
     return figure
 
 
-def diagnosis_grid(comparisons: Sequence[Comparison], runs: pa.Table) -> Grid:
-    """Diagnostics for people: of each measure every variant that has it, with its difference to the baseline."""
-    notes = ["Of each trial's last evaluation, the mean over layers (attention/max_logit: the largest)."]
-    if lengths := _values(runs, "attention/sequence_length"):
-        notes.append(f"Sequences of {lengths} tokens.")
-    floors = [f"{name} {values}" for name, floor in FLOORS.items() if (values := _values(runs, floor))]
-    if floors:
-        notes.append(f"Attention uniform over the past would show: {', '.join(floors)}.")
-    return measures_grid("diagnostics", comparisons, notes)
-
-
-def _values(runs: pa.Table, name: str) -> str:
-    """The different values of a metric, for people."""
-    known = runs[name].to_pylist() if name in runs.column_names else []
-    return " or ".join(f"{value:.4g}" for value in sorted({value for value in known if value is not None}))
-
-
 def _of_diagnostics(metrics: pa.Table, layers: bool) -> pa.Table:
-    """The rows of layers, or of the whole model. Raises NoDiagnostics if no trial was measured."""
+    """The rows of layers, or of the whole model. Raises AnalysisUnavailable if no trial was measured."""
     of_autopsies = named(metrics, "autopsy/*")  # of no evaluation
     rows = metrics.filter(pc.and_not((pc.is_valid if layers else pc.is_null)(metrics["layer"]), of_autopsies))
     if not pc.any(pc.equal(rows["name"], "attention/entropy")).as_py():
-        raise NoDiagnostics("no trial has recorded diagnostics yet, or evaluation.diagnostic_tokens is 0")
+        raise no_diagnostics()
     return rows
 
 
 def _at_last_step(rows: pa.Table) -> pa.Table:
-    """Of each trial, the rows of its last evaluation."""
+    """Return the rows of each trial's last evaluation."""
     last = rows.group_by("trial").aggregate([("step", "max")])
     joined = rows.join(last, "trial", join_type="inner")
     return joined.filter(pc.equal(joined["step"], joined["step_max"])).drop_columns("step_max")
@@ -174,7 +159,7 @@ def _draw_variants(axes: Axes, name: str, rows: pa.Table, variants: Variants, ab
 
 
 def _draw_floor(axes: Axes, name: str, whole: pa.Table) -> None:
-    """What uniform attention shows, where the measure has such a floor."""
+    """Draw what uniform attention shows, where the measure has such a floor."""
     if name in FLOORS:
         for value in pc.unique(whole.filter(pc.equal(whole["name"], FLOORS[name]))["value"]).to_pylist():
             axes.axhline(value, color="#555555", linestyle=":", linewidth=1, label="uniform attention")
@@ -202,10 +187,25 @@ def _bounds(name: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
-FIGURES = {
+DRAWINGS = {
     "diagnostics-layers": plot_by_layer,
     "diagnostics-training": plot_over_training,
     "diagnostics-gates": plot_gates,
     "loss-by-position": plot_by_position,
 }
 """Name of a file -> how its figure is drawn."""
+
+
+def tables(found: Comparisons) -> list[Table]:
+    """Return one table: a row for each diagnostic, with each variant's difference to the baseline."""
+    return [metrics_table("diagnostics", found.comparisons, found.notes)]
+
+
+def figures(found: Comparisons, metrics: pa.Table, variants: Variants) -> dict[str, Figure]:
+    """Draw what `drawn_rows` keeps of the values of some variants: the figures that these values make."""
+    drawn: dict[str, Figure] = {}
+    for name, draw in DRAWINGS.items():
+        with contextlib.suppress(AnalysisUnavailable):
+            figure = draw(metrics, variants, found.study)
+            drawn |= {name: figure} if figure is not None else {}
+    return drawn

@@ -11,14 +11,15 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gatelab.results.analyses.divergence import Autopsy, measurements_of_event, place_of, ring_rows
+from gatelab.results.analyses.divergence import DivergenceTrace, measurements_of_event, place_of, ring_rows
 from gatelab.results.store.metric_specs import with_unit
+from gatelab.results.views.format import DASH
 from gatelab.results.views.style import panels
-from gatelab.results.views.table import Column, Grid
+from gatelab.results.views.table import Column, Table
 
 
-def autopsies_grid(study: str, found: Iterable[Autopsy]) -> Grid:
-    """Autopsies for people: a row for each event."""
+def traces_table(study: str, found: Iterable[DivergenceTrace]) -> Table:
+    """Divergence traces for people: a row for each event."""
     rows, notes = [], []
     for one in found:
         first = one.exits[0] if one.exits else None
@@ -29,10 +30,10 @@ def autopsies_grid(study: str, found: Iterable[Autopsy]) -> Grid:
                 "divergence" if one.diverged else "loss spike",
                 str(one.found),
                 str(one.steps),
-                "–" if one.loss_step is None else str(one.loss_step),
-                "–" if first is None else f"layer {first.layer}, {first.name}",
-                "–" if first is None else str(first.step),
-                "–" if first is None else f"{first.usual:.3g} → {first.value:.3g}",
+                DASH if one.loss_step is None else str(one.loss_step),
+                DASH if first is None else f"layer {first.layer}, {first.name}",
+                DASH if first is None else str(first.step),
+                DASH if first is None else f"{first.usual:.3g} → {first.value:.3g}",
             )
         )
         notes.append(f"{one.variant}, seed {one.seed}: {one.sentence}.")
@@ -47,19 +48,19 @@ def autopsies_grid(study: str, found: Iterable[Autopsy]) -> Grid:
         Column("at", numeric=True),
         Column("usual → then", numeric=True),
     )
-    return Grid(f"{study}: autopsies", columns, tuple(rows), (False,) * len(rows), tuple(notes))
+    return Table(f"{study}: autopsies", columns, tuple(rows), notes=tuple(notes))
 
 
-def plot_autopsy(metrics: pa.Table, autopsy: Autopsy) -> Figure:
+def plot_trace(metrics: pa.Table, trace: DivergenceTrace) -> Figure:
     """The ring of an event: the loss and, of each measurement, a line for each layer; a point marks where it left."""
-    rings = ring_rows(metrics.filter(pc.equal(metrics["trial"], autopsy.trial)))
-    ring = measurements_of_event(rings, autopsy.found)
+    rings = ring_rows(metrics.filter(pc.equal(metrics["trial"], trace.trial)))
+    ring = measurements_of_event(rings, trace.found)
     names = sorted(pc.unique(ring["name"]).to_pylist(), key=place_of)
     layers = sorted(pc.unique(ring["layer"]).to_pylist())
-    own = metrics.filter(pc.and_(pc.equal(metrics["trial"], autopsy.trial), pc.equal(metrics["name"], "train/loss")))
+    own = metrics.filter(pc.and_(pc.equal(metrics["trial"], trace.trial), pc.equal(metrics["name"], "train/loss")))
     losses = own.filter(pc.is_in(own["step"], pc.unique(ring["step"])))
     palette = colormaps["viridis"].resampled(max(2, len(layers) + 1))
-    exits = {(one.layer, one.name): one for one in autopsy.exits}
+    exits = {(one.layer, one.name): one for one in trace.exits}
 
     def draw(axes: Axes, name: str) -> None:
         if name == "train/loss":
@@ -74,13 +75,11 @@ def plot_autopsy(metrics: pa.Table, autopsy: Autopsy) -> Figure:
             left = exits.get((layer, name))
             if left is not None and math.isfinite(left.value):
                 axes.plot(left.step, left.value, color=colour, marker="o", markersize=5, markeredgecolor="black")
-        if autopsy.exits and autopsy.exits[0].name == name:
-            first = autopsy.exits[0]
+        if trace.exits and trace.exits[0].name == name:
+            first = trace.exits[0]
             axes.axhspan(first.low, first.high, color=palette(layers.index(first.layer)), alpha=0.15, linewidth=0)
-        if autopsy.loss_step is not None:
-            axes.axvline(
-                autopsy.loss_step, color="#D55E00", linestyle="--", linewidth=1, label="the loss left its band"
-            )
+        if trace.loss_step is not None:
+            axes.axvline(trace.loss_step, color="#D55E00", linestyle="--", linewidth=1, label="the loss left its band")
         axes.set_title(with_unit(name), fontsize=8)
         shown = (losses if name == "train/loss" else ring.filter(pc.equal(ring["name"], name)))["value"].to_numpy()
         shown = shown[np.isfinite(shown)]
@@ -88,5 +87,5 @@ def plot_autopsy(metrics: pa.Table, autopsy: Autopsy) -> Figure:
             axes.set_yscale("log")
 
     figure = panels(["train/loss", *names], draw, "step", "")
-    figure.suptitle("\n".join([f"{autopsy.variant}, seed {autopsy.seed}", *wrap(autopsy.sentence, 115)]), fontsize=9)
+    figure.suptitle("\n".join([f"{trace.variant}, seed {trace.seed}", *wrap(trace.sentence, 115)]), fontsize=9)
     return figure

@@ -1,56 +1,42 @@
-"""What a study's axes do, for people and programs: tables, CSV and JSON."""
+"""What a study's axes do, as tables."""
 
-import csv
-import io
 import math
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
-from gatelab.errors import Unavailable
 from gatelab.results.analyses.effects import Effects
-from gatelab.results.analyses.factorial import (
-    FACTORIAL,
-    FRACTION,
-    CellEffect,
-    Factorial,
-    LevelEffect,
-    Term,
-    effect_name,
-)
-from gatelab.results.statistics.aliasing import Alias
+from gatelab.results.analyses.effects_frame import alias_name, known_shares
+from gatelab.results.analyses.factorial import FACTORIAL, FRACTION, CellEffect, Factorial, LevelEffect, effect_name
+from gatelab.results.analyses.verdicts import Verdict
 from gatelab.results.statistics.importance import TOP, Importance
 from gatelab.results.statistics.linear_model import Effect
 from gatelab.results.store.metric_specs import measure, with_unit
 from gatelab.results.store.runs import short_axes
-from gatelab.results.views.table import Column, Grid, finite
+from gatelab.results.views.format import DASH, bounds
+from gatelab.results.views.table import Column, Table
 
 SHOWN = 20
 """Most partial aliases in a table for people."""
 
-HEADINGS = (
-    *("what", "name", "level", "mean", "effect", "low", "high"),
-    *("df", "ss", "share", "F", "p", "q", "verdict", "value"),
-)
-"""Of the CSV file."""
 
-
-def effects_grids(found: Effects) -> list[Grid]:
+def tables(found: Effects) -> list[Table]:
     """A report for people: of effects and tests, levels, interactions, aliases and importances those that there are."""
     grids, factorial = [], found.factorial
     if factorial is not None:
-        grids += [_terms_grid(found, factorial), _levels_grid(found, factorial), *_combination_grids(found, factorial)]
+        grids += [
+            _terms_table(found, factorial),
+            _levels_table(found, factorial),
+            *_combination_tables(found, factorial),
+        ]
     if found.aliases:
-        grids.append(_aliases_grid(found))
-    if found.importance is not None and (_shares(found.importance.fanova) or found.importance.ped_anova):
-        grids.append(_importance_grid(found, found.importance))
+        grids.append(_aliases_table(found))
+    if found.importance is not None and (known_shares(found.importance.fanova) or found.importance.ped_anova):
+        grids.append(_importance_table(found, found.importance))
     if not grids:
-        grids = [Grid(f"{found.study}: effects on {found.metric}", (Column("effect"),), (), ())]
+        grids = [Table(f"{found.study}: effects on {found.metric}", (Column("effect"),), ())]
     first = grids[0]
     legend = [_legend(factorial)] if factorial is not None else []
-    whole = Grid(first.title, first.columns, first.rows, first.emphasised, (*legend, *first.notes, *found.notes))
+    whole = Table(first.title, first.columns, first.rows, first.emphasised, (*legend, *first.notes, *found.notes))
     return [whole, *grids[1:]]
 
 
@@ -62,7 +48,7 @@ def _legend(factorial: Factorial) -> str:
     )
 
 
-def _terms_grid(found: Effects, factorial: Factorial) -> Grid:
+def _terms_table(found: Effects, factorial: Factorial) -> Table:
     unit = measure(found.metric).unit
     squares = f"SS [({unit})²]" if unit else "SS"
     columns = [
@@ -70,21 +56,21 @@ def _terms_grid(found: Effects, factorial: Factorial) -> Grid:
         *(Column(name, True) for name in ("df", squares, "η²", "F", "p", "q")),
         Column("verdict"),
     ]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for term in factorial.terms:
         squares_of = (term.name, str(term.df), f"{term.ss:.4g}", _or_dash(term.share, ".4f"))
         rows.append((*squares_of, _or_dash(term.f, ",.2f"), _chance(term.p), _chance(term.q), term.verdict))
-    untested = ("–",) * 4
+    untested = (DASH,) * 4
     if len(factorial.seeds) > 1:
         for error in factorial.errors:
             share = _or_dash(error.ss / factorial.total_ss if factorial.total_ss else math.nan, ".4f")
             rows.append((f"error: {error.name}", str(error.df), f"{error.ss:.4g}", share, *untested))
-        rows.append(("seeds (blocks)", str(len(factorial.seeds) - 1), f"{factorial.seeds_ss:.4g}", "–", *untested))
-    bold = [row[-1] == "effect" for row in rows]
-    return Grid(f"{found.study}: effects on {found.metric}", tuple(columns), tuple(rows), tuple(bold))
+        rows.append(("seeds (blocks)", str(len(factorial.seeds) - 1), f"{factorial.seeds_ss:.4g}", DASH, *untested))
+    bold = [row[-1] == Verdict.EFFECT for row in rows]
+    return Table(f"{found.study}: effects on {found.metric}", tuple(columns), tuple(rows), tuple(bold))
 
 
-def _levels_grid(found: Effects, factorial: Factorial) -> Grid:
+def _levels_table(found: Effects, factorial: Factorial) -> Table:
     names, digits = short_axes(list(factorial.axes)), _digits(factorial)
     rows = [(names[level.axis], level.level, *_estimate(level, digits)) for level in factorial.levels]
     notes = [
@@ -95,13 +81,13 @@ def _levels_grid(found: Effects, factorial: Factorial) -> Grid:
     if factorial.kind == FRACTION and any(len(term.effects) > 1 for term in factorial.terms):
         notes.append("In a fraction these are the effects of axes and of what is aliased with them.")
     columns = (Column("axis"), Column("level"), *_estimate_columns(found, "effect"))
-    return Grid(f"{found.study}: levels", columns, tuple(rows), (False,) * len(rows), tuple(notes))
+    return Table(f"{found.study}: levels", columns, tuple(rows), notes=tuple(notes))
 
 
-def _combination_grids(found: Effects, factorial: Factorial) -> list[Grid]:
+def _combination_tables(found: Effects, factorial: Factorial) -> list[Table]:
     """Of the interactions that are an effect, or else of the strongest: row x column, the effect in each cell."""
     shown = shown_interactions(factorial)
-    return [_combination_grid(found, factorial, pair, first=pair == shown[0]) for pair in shown]
+    return [_combination_table(found, factorial, pair, first=pair == shown[0]) for pair in shown]
 
 
 def shown_interactions(factorial: Factorial) -> list[Effect]:
@@ -110,10 +96,11 @@ def shown_interactions(factorial: Factorial) -> list[Effect]:
         return []
     pairs = [term for term in factorial.terms if term.effects and len(term.effects[0]) == 2]
     pairs.sort(key=lambda term: -term.ss / term.df)
-    return [term.effects[0] for term in pairs if term.verdict == "effect"] or [term.effects[0] for term in pairs[:1]]
+    found = [term.effects[0] for term in pairs if term.verdict == Verdict.EFFECT]
+    return found or [term.effects[0] for term in pairs[:1]]
 
 
-def _combination_grid(found: Effects, factorial: Factorial, pair: Effect, first: bool) -> Grid:
+def _combination_table(found: Effects, factorial: Factorial, pair: Effect, first: bool) -> Table:
     names, digits = short_axes(list(factorial.axes)), _digits(factorial)
     rows = [(*cell.levels, *_estimate(cell, digits)) for cell in factorial.combinations if cell.axes == pair]
     columns = (*(Column(names[axis]) for axis in pair), *_estimate_columns(found, "interaction"))
@@ -123,10 +110,10 @@ def _combination_grid(found: Effects, factorial: Factorial, pair: Effect, first:
         "the interaction says effect (q < 0.05) and the interval leaves out 0; else undecided."
     ]
     title = f"{found.study}: {effect_name(pair, names)}"
-    return Grid(title, columns, tuple(rows), (False,) * len(rows), tuple(notes) if first else ())
+    return Table(title, columns, tuple(rows), notes=tuple(notes) if first else ())
 
 
-def _aliases_grid(found: Effects) -> Grid:
+def _aliases_table(found: Effects) -> Table:
     """Alias strings of a regular fraction; of others, which pairs are how far from being told apart."""
     names = short_axes(found.axes)
     factorial, notes = found.factorial, []
@@ -142,12 +129,12 @@ def _aliases_grid(found: Effects) -> Grid:
             notes.append(f"{len(order) - SHOWN} more pairs of effects are in the CSV and JSON files.")
     columns = (Column("aliased effects"), Column("correlation", True))
     title = f"{found.study}: effects that these variants cannot tell apart"
-    return Grid(title, columns, tuple(rows), (False,) * len(rows), tuple(notes))
+    return Table(title, columns, tuple(rows), notes=tuple(notes))
 
 
-def _importance_grid(found: Effects, important: Importance) -> Grid:
+def _importance_table(found: Effects, important: Importance) -> Table:
     names, ped = short_axes(found.axes), important.ped_anova
-    methods = {"fANOVA": _shares(important.fanova), "PED-ANOVA": ped or {}}
+    methods = {"fANOVA": known_shares(important.fanova), "PED-ANOVA": ped or {}}
     methods = {method: shares for method, shares in methods.items() if shares}
     columns = [Column("axis"), *(Column(method, True) for method in methods)]
     first = next(iter(methods.values()))
@@ -175,12 +162,7 @@ def _importance_grid(found: Effects, important: Importance) -> Grid:
     if len(rows) < len(found.axes):
         notes.append("Axes with one level in all finished runs have no importance.")
     title = f"{found.study}: importance for {found.metric}"
-    return Grid(title, tuple(columns), tuple(rows), (False,) * len(rows), tuple(notes))
-
-
-def _shares(importances: dict[str, float] | Unavailable | None) -> dict[str, float]:
-    """Importances, if there are any."""
-    return importances if isinstance(importances, dict) else {}
+    return Table(title, tuple(columns), tuple(rows), notes=tuple(notes))
 
 
 def _ways(found: Effects) -> str:
@@ -188,11 +170,11 @@ def _ways(found: Effects) -> str:
 
 
 def _or_dash(value: float, form: str) -> str:
-    return "–" if math.isnan(value) else format(value, form)
+    return DASH if math.isnan(value) else format(value, form)
 
 
 def _chance(p: float) -> str:
-    return "–" if math.isnan(p) else "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+    return DASH if math.isnan(p) else "< 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
 def _estimate_columns(found: Effects, what: str) -> list[Column]:
@@ -202,8 +184,7 @@ def _estimate_columns(found: Effects, what: str) -> list[Column]:
 
 def _estimate(of: LevelEffect | CellEffect, digits: int) -> tuple[str, str, str, str]:
     """The cells of these columns."""
-    low, high = (f"{bound:+,.{digits}f}" for bound in (of.effect.low, of.effect.high))
-    interval = "–" if math.isnan(of.effect.low) else f"[{low}, {high}]"
+    interval = DASH if math.isnan(of.effect.low) else bounds(of.effect.low, of.effect.high, f"+,.{digits}f")
     return f"{of.mean:,.{digits}f}", f"{of.effect.mean:+,.{digits}f}", interval, of.verdict
 
 
@@ -213,63 +194,3 @@ def _digits(factorial: Factorial) -> int:
     widths = [effect.high - effect.mean for effect in effects if effect.high > effect.mean]
     widths = widths or [abs(effect.mean) for effect in effects if effect.mean]
     return int(np.clip(1 - math.floor(math.log10(min(widths))), 0, 9)) if widths else 4
-
-
-def effects_dict(found: Effects) -> dict[str, Any]:
-    """A report as JSON values; numbers that do not exist are None."""
-    values = asdict(found)
-    if (factorial := found.factorial) is not None:
-        values["factorial"]["errors"] = [
-            {"name": of.name, "ss": of.ss, "df": of.df, "ms": of.ms} for of in factorial.errors
-        ]
-        for of, term in zip(values["factorial"]["terms"], factorial.terms, strict=True):
-            of["verdict"] = term.verdict
-    for of, alias in zip(values["aliases"], found.aliases, strict=True):
-        of["complete"] = alias.is_complete
-    if found.importance is not None and isinstance(found.importance.fanova, Unavailable):
-        values["importance"]["fanova"] = None
-    whole: dict[str, Any] = finite(values)
-    return whole
-
-
-def effects_csv(found: Effects) -> str:
-    """A report for spreadsheets: a row for each effect, level, combination, alias and importance, at full precision.
-
-    Numbers that do not exist are empty.
-    """
-    rows: list[dict[str, Any]] = []
-    if (factorial := found.factorial) is not None:
-        rows += [_term_row(term) for term in factorial.terms]
-        rows += [{"what": "error", "name": of.name, "df": of.df, "ss": of.ss} for of in factorial.errors]
-        rows.append({"what": "blocks", "name": "seeds", "df": len(factorial.seeds) - 1, "ss": factorial.seeds_ss})
-        places: list[tuple[str, LevelEffect | CellEffect, str, str]] = [
-            ("level", of, of.axis, of.level) for of in factorial.levels
-        ]
-        places += [("combination", of, " × ".join(of.axes), " × ".join(of.levels)) for of in factorial.combinations]
-        for what, of, name, level in places:
-            numbers = {"mean": of.mean, "effect": of.effect.mean, "low": of.effect.low, "high": of.effect.high}
-            rows.append({"what": what, "name": name, "level": level, **numbers, "verdict": of.verdict})
-    full = {axis: axis for axis in found.axes}
-    rows += [{"what": "alias", "name": alias_name(of, full), "value": of.correlations[0]} for of in found.aliases]
-    if found.importance is not None:
-        for method, by_axis in (("fANOVA", found.importance.fanova), ("PED-ANOVA", found.importance.ped_anova)):
-            rows += [{"what": method, "name": axis, "value": value} for axis, value in _shares(by_axis).items()]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, HEADINGS)
-    writer.writeheader()
-    writer.writerows({name: cell for name, cell in row.items() if cell == cell} for row in rows)
-    return out.getvalue()
-
-
-def _term_row(term: Term) -> dict[str, Any]:
-    tests = {"F": term.f, "p": term.p, "q": term.q}
-    name = " = ".join(effect_name(effect, {axis: axis for axis in effect}) for effect in term.effects) or term.name
-    sums = {"df": term.df, "ss": term.ss, "share": term.share}
-    return {"what": "effect", "name": name, **sums, **tests, "verdict": term.verdict}
-
-
-def alias_name(alias: Alias, names: Mapping[str, str]) -> str:
-    """Return `position = granularity × sharing`, or with ~ where they are not wholly one."""
-    sign = "=" if alias.is_complete else "~"
-    first, second = (effect_name(effect, names) for effect in (alias.first, alias.second))
-    return f"{first} {sign} {second}"

@@ -14,9 +14,8 @@ from gatelab.results.statistics.linear_model import Effect
 from gatelab.results.store.metric_specs import with_unit
 from gatelab.results.store.runs import short_axes
 from gatelab.results.views.effects import shown_interactions
-from gatelab.results.views.style import line_style, tidy
+from gatelab.results.views.style import MARKERS, line_style, style_axes
 
-MARKERS = "osD^vPX"
 COLUMNS = 4
 """Most panels beside each other."""
 PANELS = 4
@@ -105,4 +104,10 @@ def _name_levels(axes: Axes, axis: str, levels: Sequence[str]) -> None:
     axes.set_xlim(-0.5, len(levels) - 0.5)
     axes.set_xlabel(axis, fontsize=8)
     axes.tick_params(which="both", labelsize=8)
-    tidy(axes)
+    style_axes(axes)
+
+
+def figures(found: Effects) -> dict[str, Figure]:
+    """Draw the means of levels and the strongest interactions, as far as there are any."""
+    drawn = {"effects": plot_effects(found), "effects-interaction": plot_interaction(found)}
+    return {name: figure for name, figure in drawn.items() if figure is not None}

@@ -1,4 +1,4 @@
-"""Evaluations after training, as figures: losses by length and position, retrieval."""
+"""Evaluations after training: a table, and figures of losses by length and position and of retrieval."""
 
 import re
 from collections.abc import Callable
@@ -8,9 +8,12 @@ import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gatelab.results.analyses.comparison import Comparisons
 from gatelab.results.analyses.curves import Variants, curves_by_seed
 from gatelab.results.store.metric_specs import measure
+from gatelab.results.views.comparison import metrics_table
 from gatelab.results.views.style import draw_curves, panels
+from gatelab.results.views.table import Table
 
 LENGTH = re.compile(r"length/(?P<length>\d+)/(?P<rope>[^/]+)/loss")
 
@@ -87,9 +90,20 @@ def _plot(
     return panels(sorted(units), draw, label, title, columns)
 
 
-FIGURES = {
+DRAWINGS = {
     "loss-by-length": plot_by_length,
     "loss-by-position-beyond": plot_by_position,
     "retrieval": plot_retrieval,
 }
 """Name of a file -> how its figure is drawn."""
+
+
+def tables(found: Comparisons) -> list[Table]:
+    """Return one table: a row for each question, with each variant's difference to the baseline."""
+    return [metrics_table("evaluation", found.comparisons, found.notes)]
+
+
+def figures(found: Comparisons, evaluations: pa.Table, variants: Variants) -> dict[str, Figure]:
+    """Draw the answers of some variants, in long form: a figure for each kind of question that was asked."""
+    drawn = {name: draw(evaluations, variants, found.study) for name, draw in DRAWINGS.items()}
+    return {name: figure for name, figure in drawn.items() if figure is not None}

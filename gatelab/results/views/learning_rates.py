@@ -1,11 +1,6 @@
-"""What a learning-rate search found, for people and programs: a table, JSON, and the plot of loss against rate."""
+"""What a learning-rate search found: a table, sentences, and the plots of loss against rate."""
 
-import csv
-import io
-import json
-import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gatelab.results.analyses.curves import curves_by_seed
-from gatelab.results.analyses.learning_rates import LOSS, OPTIMUM, RATE, STABLE, UPPER, Arm, Quantity, Tolerance
+from gatelab.results.analyses.learning_rates import Arm, LearningRates
+from gatelab.results.analyses.sweep_quantities import LOSS, OPTIMUM, STABLE, UPPER, Quantity
+from gatelab.results.analyses.sweeps import RATE
 from gatelab.results.statistics.paired import Interval
 from gatelab.results.store.metric_specs import measure, with_unit
 from gatelab.results.store.runs import AXIS, arm_of
-from gatelab.results.views.style import draw_curves, legend_below, line_style, panels, tidy
-from gatelab.results.views.table import Column, Grid, finite
+from gatelab.results.views.style import draw_curves, legend_below, line_style, panels, style_axes
+from gatelab.results.views.table import Column, Table
 
 SHOWN = 3  # margins above the worst arm's best loss that the lower panel shows
 
@@ -27,7 +24,7 @@ BY_RATE = ("attention/max_logit", "activation/ffn_residual", "attention/first_to
 """Measures of a trial that are drawn against its learning rate."""
 
 
-def tolerance_grid(found: Tolerance) -> Grid:
+def learning_rates_table(found: LearningRates) -> Table:
     """A row for each property, a column for each arm; beneath each value its difference to the baseline."""
     arms = sorted(found.arms, key=lambda arm: arm.sweep.arm != arm.sweep.baseline)
     rows = []
@@ -54,7 +51,7 @@ def tolerance_grid(found: Tolerance) -> Grid:
         *found.notes,
     ]
     columns = (Column("property"), *(Column(arm.sweep.arm, numeric=True) for arm in arms))
-    return Grid(f"{found.study}: learning rates", columns, tuple(rows), (False,) * len(rows), tuple(notes))
+    return Table(f"{found.study}: learning rates", columns, tuple(rows), notes=tuple(notes))
 
 
 def _value(quantity: Quantity) -> str:
@@ -97,81 +94,11 @@ def _difference(quantity: Quantity) -> str:
 
 
 def decided(delta: Interval) -> bool:
-    """Whether an interval does not hold 0."""
+    """Return whether an interval leaves out 0."""
     return delta.low > 0 or delta.high < 0
 
 
-def tolerance_dict(found: Tolerance) -> dict[str, Any]:
-    """All of it as JSON values: learning rates as such, their differences in decades, numbers that do not exist as
-    None."""
-    whole: dict[str, Any] = finite(
-        {
-            "study": found.study,
-            "study_hash": found.study_hash,
-            "window": list(found.window),
-            "margin": found.margin,
-            "arms": [_arm_dict(arm) for arm in found.arms],
-            "notes": list(found.notes),
-        }
-    )
-    return whole
-
-
-def _arm_dict(arm: Arm) -> dict[str, Any]:
-    sweep = arm.sweep
-    return {
-        "arm": sweep.arm,
-        "baseline": sweep.baseline,
-        "best_rate": arm.best_rate,
-        "first_unstable": arm.first_unstable,
-        "diverged": sweep.diverged,
-        "quantities": [_quantity_dict(quantity) for quantity in arm.quantities],
-        "rates": sweep.rates.tolist(),
-        "seeds": list(sweep.seeds),
-        "losses": sweep.losses.tolist(),
-        "stable": sweep.stable.tolist(),
-        "notes": list(arm.notes),
-    }
-
-
-def _quantity_dict(quantity: Quantity) -> dict[str, Any]:
-    def plain(value: float) -> float:
-        return 10**value if quantity.is_rate else value
-
-    interval = quantity.interval
-    return {
-        "name": quantity.name,
-        "unit": "" if quantity.is_rate else quantity.unit,
-        "mean": plain(interval.mean),
-        "low": None if quantity.bound else plain(interval.low),
-        "high": None if quantity.bound else plain(interval.high),
-        "bound": quantity.bound,
-        "by_seed": {str(seed): [plain(own.value), own.bound] for seed, own in quantity.by_seed.items()},
-        "difference": None if quantity.delta is None else vars(quantity.delta),
-        "difference_unit": "decades" if quantity.is_rate else quantity.unit,
-    }
-
-
-def tolerance_json(found: Tolerance) -> str:
-    """The same as text."""
-    return json.dumps(tolerance_dict(found), indent=1)
-
-
-def tolerance_csv(found: Tolerance) -> str:
-    """Every trial, for spreadsheets: arm, learning rate, seed, loss (at most the initial one), whether stable."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["arm", "learning_rate", "seed", "loss", "stable"])
-    for arm in found.arms:
-        sweep = arm.sweep
-        for row, seed in enumerate(sweep.seeds):
-            for rate, loss, stable in zip(sweep.rates, sweep.losses[row], sweep.stable[row], strict=True):
-                known = math.isfinite(loss)
-                writer.writerow([sweep.arm, f"{rate:g}", seed, loss if known else "", stable if known else ""])
-    return text.getvalue()
-
-
-def plot_tolerance(found: Tolerance) -> Figure:
+def plot_learning_rates(found: LearningRates) -> Figure:
     """Loss against learning rate: all of it above, and below what is near the best, with optimum and upper edge."""
     figure = Figure(figsize=(6.5, 6.6), layout="constrained")
     whole, near = figure.subplots(2, 1, sharex=True, height_ratios=[2, 3])
@@ -197,7 +124,7 @@ def plot_tolerance(found: Tolerance) -> Figure:
         fontsize=8,
     )
     for axes in (whole, near):
-        tidy(axes)
+        style_axes(axes)
     handles, labels = whole.get_legend_handles_labels()
     legend_below(figure, dict(zip(labels, handles, strict=True)))
     figure.align_ylabels()
@@ -205,7 +132,7 @@ def plot_tolerance(found: Tolerance) -> Figure:
 
 
 def plot_by_rate(runs: pa.Table, title: str) -> Figure | None:
-    """What training at each learning rate does to attention, activations and gradients, of the trials that finished.
+    """Draw attention, activations and gradients of the trials that finished against their learning rate.
 
     None if they recorded none of it.
     """
@@ -262,7 +189,7 @@ def _mark(axes: Axes, index: int, arm: Arm, margin: float) -> None:
         axes.plot(10**upper.interval.mean, height * (1 + margin), "|", color=colour, markersize=16, markeredgewidth=2)
 
 
-def summary(found: Tolerance) -> Iterator[str]:
+def sentences(found: LearningRates) -> Iterator[str]:
     """A sentence for each arm that is compared: what of its differences the seeds decide."""
     for arm in found.arms:
         told = [
@@ -272,3 +199,15 @@ def summary(found: Tolerance) -> Iterator[str]:
         ]
         if arm.sweep.baseline not in (None, arm.sweep.arm):
             yield f"{arm.sweep.arm} against {arm.sweep.baseline}: {'; '.join(told) or 'nothing is decided'}"
+
+
+def tables(found: LearningRates) -> list[Table]:
+    """Return the one table."""
+    return [learning_rates_table(found)]
+
+
+def figures(found: LearningRates, runs: pa.Table) -> dict[str, Figure]:
+    """Draw losses against learning rates and, if trials recorded any of it, what rates do to training."""
+    by_rate = plot_by_rate(runs, found.study)
+    more = {} if by_rate is None else {"tolerance-measures": by_rate}
+    return {"tolerance": plot_learning_rates(found), **more}

@@ -1,10 +1,7 @@
-"""How a study's arms scale, for people and programs: tables, CSV, JSON and the figure."""
+"""How a study's arms scale: tables and the figure."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,27 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gatelab.results.analyses.comparison import DEFAULT_METRIC
-from gatelab.results.analyses.scaling import (
-    BEYOND,
-    COMPUTE,
-    FORMULAS,
-    PARAMETERS_AND_TOKENS,
-    ArmFit,
-    Estimate,
-    Fit,
-    Rung,
-    Scaling,
-)
+from gatelab.results.analyses.scaling import Scaling
+from gatelab.results.analyses.scaling_fit import BEYOND, COMPUTE, FORMULAS, PARAMETERS_AND_TOKENS, Estimate, Fit, Rung
 from gatelab.results.statistics import power_law
 from gatelab.results.store.metric_specs import with_unit
-from gatelab.results.store.runs import STATUSES
-from gatelab.results.views.style import COLOURS, legend_below, tidy
-from gatelab.results.views.table import Column, Grid, finite
+from gatelab.results.views import format
+from gatelab.results.views.format import DASH
+from gatelab.results.views.style import COLOURS, MARKERS, legend_below, style_axes
+from gatelab.results.views.table import Column, Table
 
-MARKERS = "osD^vPX"
 
-
-def scaling_grids(report: Scaling) -> list[Grid]:
+def tables(report: Scaling) -> list[Table]:
     """A report for people: the rungs as they were measured and, if there is a fit, what it says."""
     headings = ("arm", "rung")
     numbers = ("parameters", "tokens", "compute [FLOPs]", with_unit(DEFAULT_METRIC), "seeds", "Δ to baseline")
@@ -54,130 +41,89 @@ def scaling_grids(report: Scaling) -> list[Grid]:
             "CEG: compute-equivalent gain, the factor of compute that would take the baseline from its loss to the "
             "arm's; in time: times the ratio of their tokens/s. What an arm computes in addition counts there only.",
         )
-    rungs = Grid(
+    rungs = Table(
         f"{report.study}: ladder of {', '.join(report.ladder)}",
         tuple(columns),
         tuple(_rung_cells(rung) for rung in report.rungs),
-        (False,) * len(report.rungs),
-        tuple(notes),
+        notes=tuple(notes),
     )
-    return [rungs] if report.fit is None else [rungs, _fit_grid(report, report.fit)]
+    return [rungs] if report.fit is None else [rungs, _fit_table(report, report.fit)]
 
 
 def _rung_cells(rung: Rung) -> tuple[str, ...]:
     row = rung.row
-    others = [f"{count} {name}" for name, count in row.outcomes.items() if name != "finished"]
-    delta, interval = "–", "–"
-    if not row.is_baseline and row.delta is not None and row.delta.n:
-        delta = f"{row.delta.mean:+.4f}"
-        interval = "–" if row.delta.n == 1 else f"[{row.delta.low:+.4f}, {row.delta.high:+.4f}]"
+    difference = None if row.is_baseline else row.delta
     return (
         rung.arm,
         rung.rung,
         f"{row.parameters:,}",
         f"{rung.tokens:,}",
         f"{rung.compute:.3g}",
-        "–" if math.isnan(row.value.mean) else f"{row.value.mean:.4f}",
-        " + ".join([str(row.value.n), *others]),
-        delta,
-        interval,
+        DASH if math.isnan(row.value.mean) else f"{row.value.mean:.4f}",
+        format.seeds(row.value.n, row.outcomes),
+        format.delta(difference),
+        format.interval(difference),
         row.verdict,
-        *(_cells_of(rung.gain, ".3f")),
-        _cells_of(rung.gain_in_time, ".3f")[0],
+        *_estimate_cells(rung.gain, ".3f"),
+        _estimate_cells(rung.gain_in_time, ".3f")[0],
     )
 
 
-def _cells_of(estimate: Estimate | None, form: str) -> tuple[str, str]:
+def _estimate_cells(estimate: Estimate | None, form: str) -> tuple[str, str]:
     """A number and its interval."""
     if estimate is None:
-        return "–", "–"
-    numbers = (estimate.value, estimate.low, estimate.high)
-    value, low, high = (f"{number:{form}}".replace("inf", "∞").replace("nan", "–") for number in numbers)
-    return value, f"[{low}, {high}]"
+        return DASH, DASH
+    value, interval = f"{estimate.value:{form}}", format.bounds(estimate.low, estimate.high, form)
+    return _infinite(value), _infinite(interval)
 
 
-def _fit_grid(report: Scaling, fit: Fit) -> Grid:
+def _infinite(text: str) -> str:
+    return text.replace("inf", "∞").replace("nan", DASH)
+
+
+def _fit_table(report: Scaling, fit: Fit) -> Table:
     """A row for each quantity of each arm."""
     rows = []
     for name, estimate in fit.shared.items():
         shown = None if name == "E" and fit.caveat else estimate
-        rows.append(("all arms", name, *_cells_of(shown, ".4g"), "–", "–"))
+        rows.append(("all arms", name, *_estimate_cells(shown, ".4g"), DASH, DASH))
     compared = [arm for arm in fit.arms if arm.better is not None]
     measured = [bound(rung.compute for rung in report.rungs if rung.losses) for bound in (min, max)]
     for arm in fit.arms:
-        rows.append((arm.arm, "A", *_cells_of(arm.scale, ".4g"), "–", "–"))
-        difference = _cells_of(arm.exponent_difference, "+.4f")
-        rows.append((arm.arm, "α", *_cells_of(arm.exponent, ".4f"), *difference))
+        rows.append((arm.arm, "A", *_estimate_cells(arm.scale, ".4g"), DASH, DASH))
+        difference = _estimate_cells(arm.exponent_difference, "+.4f")
+        rows.append((arm.arm, "α", *_estimate_cells(arm.exponent, ".4f"), *difference))
         if arm.better is not None:
-            rows.append((arm.arm, "own E", "–", "–", *_cells_of(arm.offset_difference, "+.3f")))
+            rows.append((arm.arm, "own E", DASH, DASH, *_estimate_cells(arm.offset_difference, "+.3f")))
             inside = arm.crossover is None or measured[0] <= arm.crossover.value <= measured[1]
             what = "crossover [FLOPs]" + ("" if inside else " (extrapolated)")
-            rows.append((arm.arm, what, *_cells_of(arm.crossover, ".2g"), "–", "–"))
+            rows.append((arm.arm, what, *_estimate_cells(arm.crossover, ".2g"), DASH, DASH))
             for multiple, share in zip(BEYOND, arm.better, strict=True):
                 what = f"P(lower loss) at {multiple}×" + (" (extrapolated)" if multiple > 1 else "")
-                rows.append((arm.arm, what, _share(share, report.bootstraps), "–", "–", "–"))
-    notes = []
-    if fit.caveat:
-        notes.append(f"{fit.caveat}.")
-    if compared:
-        at = "equal compute" if fit.kind == COMPUTE else "equal parameters and tokens, both grown alike"
-        notes.append(f"P: share of bootstrap replicates, at {at}, from the baseline's largest rung on.")
-    if any(arm.crossover is None for arm in compared):
-        notes.append("No crossover is given where the interval of the difference of exponents holds 0.")
-    if any(arm.offset_difference is None for arm in compared):
-        notes.append("No difference of own offsets is given where the rungs of either arm do not determine its own.")
+                rows.append((arm.arm, what, _share(share, report.bootstraps), DASH, DASH, DASH))
+    at = "equal compute" if fit.kind == COMPUTE else "equal parameters and tokens, both grown alike"
+    notes = [  # whether it applies, and the text
+        (bool(fit.caveat), f"{fit.caveat}."),
+        (bool(compared), f"P: share of bootstrap replicates, at {at}, from the baseline's largest rung on."),
+        (
+            any(arm.crossover is None for arm in compared),
+            "No crossover is given where the interval of the difference of exponents holds 0.",
+        ),
+        (
+            any(arm.offset_difference is None for arm in compared),
+            "No difference of own offsets is given where the rungs of either arm do not determine its own.",
+        ),
+    ]
     headings = ("value", "95 % interval", "Δ to baseline", "Δ 95 %")
     columns = (Column("arm"), Column("quantity"), *(Column(name, numeric=True) for name in headings))
     title = f"{report.study}: {FORMULAS[fit.kind]}"
-    return Grid(title, columns, tuple(rows), (False,) * len(rows), tuple(notes))
+    return Table(title, columns, tuple(rows), notes=tuple(text for applies, text in notes if applies))
 
 
 def _share(share: float, count: int) -> str:
     """A share of replicates; none of a thousand is no proof of never."""
     least = 1 / count
     return f"< {least:.2g}" if share < least else f"> {1 - least:.5g}" if share > 1 - least else f"{share:.3f}"
-
-
-def scaling_dict(report: Scaling) -> dict[str, Any]:
-    """A report as JSON values; numbers that do not exist are None."""
-    rungs = [{**asdict(rung), "verdict": rung.row.verdict} for rung in report.rungs]
-    values: dict[str, Any] = {name: getattr(report, name) for name in ("study", "study_hash", "ladder", "bootstraps")}
-    values |= {"baselines": report.baselines, "rungs": rungs, "fit": None, "notes": report.notes}
-    if (fit := report.fit) is not None:
-        shared = {name: asdict(estimate) for name, estimate in fit.shared.items()}
-        values["fit"] = {
-            "kind": fit.kind,
-            "formula": FORMULAS[fit.kind],
-            "caveat": fit.caveat,
-            "shared": {**shared, "E": {**shared["E"], "determined": not fit.caveat}},
-            "arms": [{**asdict(arm), "better": _better(arm)} for arm in fit.arms],
-        }
-    whole: dict[str, Any] = finite(values)
-    return whole
-
-
-def _better(arm: ArmFit) -> dict[str, float] | None:
-    return None if arm.better is None else {f"{at}x": share for at, share in zip(BEYOND, arm.better, strict=True)}
-
-
-def scaling_csv(report: Scaling) -> str:
-    """The rungs of a report for spreadsheets, with full precision; numbers that do not exist are empty."""
-    out = io.StringIO()
-    headings = ["arm", "rung", "baseline", "parameters", "tokens", "compute", "tokens_per_second", *STATUSES, "verdict"]
-    bounds = ("", "_low", "_high")
-    headings += [name + end for name in ("loss", "delta", "gain", "gain_in_time") for end in bounds]
-    writer = csv.writer(out)
-    writer.writerow(headings)
-    for rung in report.rungs:
-        row = rung.row
-        cells: list[Any] = [rung.arm, rung.rung, report.baselines[rung.arm], row.parameters, rung.tokens, rung.compute]
-        cells += [row.tokens_per_second, *(row.outcomes.get(name, 0) for name in STATUSES), row.verdict]
-        for interval in (row.value, row.delta):
-            cells += [None] * 3 if interval is None else [interval.mean, interval.low, interval.high]
-        for estimate in (rung.gain, rung.gain_in_time):
-            cells += [None] * 3 if estimate is None else [estimate.value, estimate.low, estimate.high]
-        writer.writerow("" if cell is None or cell != cell else cell for cell in cells)
-    return out.getvalue()
 
 
 def plot_scaling(report: Scaling, title: str) -> Figure:
@@ -217,7 +163,7 @@ def plot_scaling(report: Scaling, title: str) -> Figure:
         axes.axhline(0, color="#555555", linewidth=0.8)
         axes.set_ylabel("difference to\nbaseline [nats/token]")
     for axes in (above, *below):
-        tidy(axes)
+        style_axes(axes)
     (below or [above])[-1].set_xlabel("training compute [FLOPs]")
     handles, labels = above.get_legend_handles_labels()
     legend_below(figure, dict(zip(labels, handles, strict=True)))
@@ -248,3 +194,8 @@ def _draw_laws(axes: Axes, report: Scaling, fit: Fit, names: Sequence[str]) -> N
     law = "law" if fit.kind == COMPUTE else "law at optimal N, D"
     axes.plot([], [], color="#555555", linewidth=1.3, label=law)
     axes.plot([], [], color="#555555", linewidth=1.1, linestyle="--", label="extrapolated")
+
+
+def figures(report: Scaling) -> dict[str, Figure]:
+    """Draw losses against compute, with the laws."""
+    return {"scaling": plot_scaling(report, report.study)}

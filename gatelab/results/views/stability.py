@@ -1,11 +1,8 @@
 """Stability scores, as a table and figures."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gatelab.results.analyses.curves import Variants, curves_by_seed
-from gatelab.results.analyses.stability import GATES, SCORES, Spread, Stability, VariantStability, is_drawn, lines_of
-from gatelab.results.statistics.series import SPANS, Curve
+from gatelab.results.analyses.stability import SCORES, Spread, Stability, VariantStability, drawn_traces
+from gatelab.results.analyses.trial_stability import GATES, lines_of
+from gatelab.results.statistics.series import Curve, bin_maxima
 from gatelab.results.store.metric_specs import with_unit
-from gatelab.results.views.divergence import plot_autopsy
+from gatelab.results.views.divergence import plot_trace, traces_table
+from gatelab.results.views.format import DASH
 from gatelab.results.views.style import draw_curves, line_style, panels
-from gatelab.results.views.table import Column, Grid, finite
+from gatelab.results.views.table import Column, Table
 
 MOST_COLUMNS = 6
 """Variants beside each other in the table."""
@@ -29,7 +28,16 @@ MOST_LINES = 12
 """Variants in a figure over training."""
 
 
-def stability_grid(found: Stability) -> Grid:
+def tables(found: Stability) -> list[Table]:
+    """The table of a study's stability, and that of what went wrong in it."""
+    table = stability_table(found)
+    if len(found.variants) > MOST_LINES:
+        note = "Too many variants for a figure over training: choose some with --variant."
+        table = replace(table, notes=(*table.notes, note))
+    return [table, *([traces_table(found.study, found.traces)] if found.traces else [])]
+
+
+def stability_table(found: Stability) -> Table:
     """The table for people: a row for each number, a column for each variant, the baseline first; the other way round
     where there are many variants."""
     variants = sorted(found.variants, key=lambda one: one.baseline != one.variant)
@@ -62,37 +70,16 @@ def stability_grid(found: Stability) -> Grid:
         table = list(zip(*table, strict=True))
     head, *body = table
     columns = (Column(head[0]), *(Column(name, numeric=True) for name in head[1:]))
-    return Grid(f"{found.study}: stability", columns, tuple(body), (False,) * len(body), tuple(notes))
-
-
-def stability_dict(found: Stability) -> dict[str, Any]:
-    """All of it as JSON values; numbers that are not finite are None."""
-    sentences = [{**asdict(one), "sentence": one.sentence} for one in found.autopsies]
-    whole: dict[str, Any] = finite({**asdict(found), "autopsies": sentences})
-    return whole
-
-
-def stability_csv(found: Stability) -> str:
-    """The table for spreadsheets, a line for each variant and number; numbers that do not exist are empty."""
-    out = io.StringIO()
-    writer = csv.writer(out)
-    counts = ("trials", "diverged", "steps_to_divergence", "tokens_to_divergence")
-    writer.writerow(["variant", *counts, "measure", "mean", "low", "high", "n"])
-    for one in found.variants:
-        own = [getattr(one, name) for name in counts]
-        for name, spread in one.scores.items():
-            cells = [one.variant, *own, name, spread.mean, spread.low, spread.high, spread.n]
-            writer.writerow(["" if cell != cell else cell for cell in cells])
-    return out.getvalue()
+    return Table(f"{found.study}: stability", columns, tuple(body), notes=tuple(notes))
 
 
 def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    return DASH if math.isnan(value) else f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
 def _spread_cell(variant: VariantStability, spread: Spread | None) -> str:
     if spread is None:
-        return "–"
+        return DASH
     fewer = f"; n={spread.n}" if spread.n < variant.trials else ""
     if spread.n == 1 or spread.low == spread.high:
         return f"{spread.mean:.3g}" + (f" ({fewer.removeprefix('; ')})" if fewer else "")
@@ -117,7 +104,8 @@ def plot_stability(runs: pa.Table, metrics: pa.Table, variants: Variants, title:
         for index, variant in enumerate(variants):
             mine = pc.equal(rows["variant"], variant)
             ended, survived = (
-                _thinned(curves_by_seed(rows.filter(pc.and_(mine, those)))) for those in (lost, pc.invert(lost))
+                {seed: bin_maxima(curve) for seed, curve in curves_by_seed(rows.filter(pc.and_(mine, those))).items()}
+                for those in (lost, pc.invert(lost))
             )
             draw_curves(axes, index, survived, variant, "" if name.startswith("train/") else "o")
             _draw_lost(axes, index, ended, "" if survived else variant)
@@ -138,30 +126,12 @@ def _draw_lost(axes: Axes, index: int, curves: Mapping[int, Curve], label: str) 
         label = ""
 
 
-def _thinned(curves: Mapping[int, Curve]) -> dict[int, Curve]:
-    """Curves of many points as the largest of each span: what a mean would hide is what matters here."""
-    thin = {}
-    for seed, (steps, values) in curves.items():
-        span = math.ceil(int(steps[-1]) / SPANS)
-        starts = np.flatnonzero(np.diff((steps - 1) // span, prepend=-1))
-        begins = (steps[starts] - 1) // span * span + 1  # the same for all seeds, whatever is left of a span
-        thin[seed] = (steps, values) if len(steps) <= SPANS else (begins, np.maximum.reduceat(values, starts))
-    return thin
-
-
-def plot_all(runs: pa.Table, metrics: pa.Table, found: Stability) -> dict[str, Figure]:
-    """The figures of a study's stability by the names of their files: over training, and of the first trials with an
-    autopsy that of their divergence, or of their first spike."""
+def figures(found: Stability, runs: pa.Table, metrics: pa.Table) -> dict[str, Figure]:
+    """Draw training, unless there are too many variants, and the events of the first trials that diverged or spiked."""
     variants = {one.variant: one.baseline for one in found.variants}
-    training = (
-        {}
-        if len(variants) > MOST_LINES
-        else {"stability-training": plot_stability(runs, metrics, variants, found.study)}
-    )
-    return {
-        **training,
-        **{
-            f"stability-autopsy-{one.trial[:12]}-{one.found}": plot_autopsy(metrics, one)
-            for one in is_drawn(found.autopsies)
-        },
-    }
+    drawn = {}
+    if len(variants) <= MOST_LINES:
+        drawn["stability-training"] = plot_stability(runs, metrics, variants, found.study)
+    for trace in drawn_traces(found.traces):
+        drawn[f"stability-autopsy-{trace.trial[:12]}-{trace.found}"] = plot_trace(metrics, trace)
+    return drawn

@@ -17,6 +17,9 @@ from gatelab.results.statistics.series import Curve
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
+MARKERS = "osD^vPX"
+
+
 DASHES = ("-", "--", "-.", ":")
 
 
@@ -42,7 +45,7 @@ def draw_curves(axes: Axes, index: int, curves: Mapping[int, Curve], label: str,
     axes.fill_between(where, np.nanmin(grid, 0), np.nanmax(grid, 0), color=style["color"], alpha=0.18, linewidth=0)
 
 
-def tidy(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
     """A light grid and no frame."""
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
@@ -59,7 +62,7 @@ def panels(
     entries: dict[str, Any] = {}
     for axes, name in zip(grid.flat, names, strict=False):
         draw(axes, name)
-        tidy(axes)
+        style_axes(axes)
         axes.tick_params(which="both", labelsize=8)
         handles, labels = axes.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))

@@ -1,10 +1,13 @@
-"""A table, and how it is written as Markdown, LaTeX and HTML."""
+"""A table for people, and how it is written as Markdown, LaTeX and HTML; a frame as CSV."""
 
-import math
+import csv
+import io
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+
+import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -16,30 +19,33 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Grid:
+class Table:
     """A table as it is read."""
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
-    emphasised: tuple[bool, ...]  # by row
+    emphasised: tuple[bool, ...] = ()
+    """By row; (): none is."""
     notes: tuple[str, ...] = ()
 
+    @property
+    def styled_rows(self) -> Iterator[tuple[tuple[str, ...], bool]]:
+        """Yield each row, and whether it is emphasised."""
+        return zip(self.rows, self.emphasised or (False,) * len(self.rows), strict=True)
 
-def to_markdown(grid: Grid) -> str:
+
+def to_markdown(table: Table) -> str:
     """A GitHub-flavoured Markdown table, the title above and the notes below."""
 
     def line(cells: list[str]) -> str:
         return "| " + " | ".join(_markdown(cell) for cell in cells) + " |"
 
-    rows = [
-        line([f"**{cell}**" if bold and cell else cell for cell in row])
-        for row, bold in zip(grid.rows, grid.emphasised, strict=True)
-    ]
-    rule = line(["---:" if column.numeric else ":---" for column in grid.columns])
-    notes = [f"\n{_markup_off(note)}" for note in grid.notes]
+    rows = [line([f"**{cell}**" if bold and cell else cell for cell in row]) for row, bold in table.styled_rows]
+    rule = line(["---:" if column.numeric else ":---" for column in table.columns])
+    notes = [f"\n{_markup_off(note)}" for note in table.notes]
     return (
-        "\n".join([f"**{grid.title}**\n", line([column.heading for column in grid.columns]), rule, *rows, *notes])
+        "\n".join([f"**{table.title}**\n", line([column.heading for column in table.columns]), rule, *rows, *notes])
         + "\n"
     )
 
@@ -54,7 +60,7 @@ def _markup_off(text: str) -> str:
     return re.sub(r"<(?=[A-Za-z/!?])", r"\\<", text)
 
 
-def to_latex(grid: Grid) -> str:
+def to_latex(table: Table) -> str:
     """A LaTeX table with booktabs rules; notes as comments beneath."""
 
     def line(cells: list[str]) -> str:
@@ -63,32 +69,32 @@ def to_latex(grid: Grid) -> str:
     def bold(cells: tuple[str, ...]) -> str:
         return "  " + " & ".join(rf"\textbf{{{_latex(cell)}}}" if cell else "" for cell in cells) + r" \\"
 
-    rows = [bold(row) if best else line(list(row)) for row, best in zip(grid.rows, grid.emphasised, strict=True)]
-    alignment = "".join("r" if column.numeric else "l" for column in grid.columns)
+    rows = [bold(row) if best else line(list(row)) for row, best in table.styled_rows]
+    alignment = "".join("r" if column.numeric else "l" for column in table.columns)
     return (
         "\n".join(
             [
-                rf"% {grid.title}; needs \usepackage{{booktabs}}",
+                rf"% {table.title}; needs \usepackage{{booktabs}}",
                 rf"\begin{{tabular}}{{{alignment}}}",
                 r"  \toprule",
-                line([column.heading for column in grid.columns]),
+                line([column.heading for column in table.columns]),
                 r"  \midrule",
                 *rows,
                 r"  \bottomrule",
                 r"\end{tabular}",
-                *(f"% {text}" for note in grid.notes for text in note.splitlines()),
+                *(f"% {text}" for note in table.notes for text in note.splitlines()),
             ]
         )
         + "\n"
     )
 
 
-def to_html(grid: Grid) -> str:
+def to_html(table: Table) -> str:
     """An HTML table that scrolls within its own box where it is too wide, and the notes beneath.
 
     It needs no style sheet: columns of numbers are aligned to the right, emphasised rows are strong.
     """
-    aligned = [' style="text-align: right"' if column.numeric else "" for column in grid.columns]
+    aligned = [' style="text-align: right"' if column.numeric else "" for column in table.columns]
 
     def cells(row: tuple[str, ...], strong: bool) -> str:
         texts = [f"<strong>{escape(cell)}</strong>" if strong and cell else escape(cell) for cell in row]
@@ -97,41 +103,33 @@ def to_html(grid: Grid) -> str:
 
     heads = "".join(
         f'<th scope="col"{place}>{escape(column.heading).replace("/", "/<wbr>")}</th>'  # names of metrics may break
-        for place, column in zip(aligned, grid.columns, strict=True)
+        for place, column in zip(aligned, table.columns, strict=True)
     )
     rows = [
         ('<tr class="emphasised">' if strong else "<tr>") + cells(row, strong) + "</tr>"
-        for row, strong in zip(grid.rows, grid.emphasised, strict=True)
+        for row, strong in table.styled_rows
     ]
     return "\n".join(
         [
-            f'<div class="grid" role="group" tabindex="0" aria-label="{escape(grid.title)}" style="overflow-x: auto">',
-            f"<table>\n<caption>{escape(grid.title)}</caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>",
+            f'<div class="grid" role="group" tabindex="0" aria-label="{escape(table.title)}" style="overflow-x: auto">',
+            f"<table>\n<caption>{escape(table.title)}</caption>\n<thead><tr>{heads}</tr></thead>\n<tbody>",
             *rows,
             "</tbody>\n</table>\n</div>",
-            *(f'<p class="note">{escape(note)}</p>' for note in grid.notes),
+            *(f'<p class="note">{escape(note)}</p>' for note in table.notes),
         ]
     )
 
 
-def p_text(value: float) -> str:
-    """A p-value: 0.032, <0.001, – if there is none; one that rounding would put on the other side of 0.05 in full."""
-    if math.isnan(value) or value < 0.001:
-        return "–" if math.isnan(value) else "<0.001"
-    return f"{value:.3f}" if (value <= 0.05) == (round(value, 3) <= 0.05) else f"{math.ceil(value * 1e4) / 1e4:.4f}"
+def to_csv(frame: pa.Table) -> str:
+    """A frame as CSV, with numbers in full precision; null is an empty cell."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(frame.column_names)
+    writer.writerows(zip(*(column.to_pylist() for column in frame.columns), strict=True))
+    return out.getvalue()
 
 
-def or_dash(value: float, form: str) -> str:
-    """Format a number, or a dash where there is none."""
-    return f"{value:{form}}" if math.isfinite(value) else "–"
-
-
-def number(value: float) -> str:
-    """A mean for people."""
-    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:,.0f}"
-
-
-_LATEX = {
+LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
     "%": r"\%",
@@ -161,13 +159,4 @@ _LATEX = {
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
-
-
-def finite(value: Any) -> Any:
-    """JSON values with None in the place of numbers that are not finite."""
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return "".join(LATEX.get(character, character) for character in text)

@@ -16,14 +16,20 @@ from gatelab.ablations.claims import Claim
 from gatelab.ablations.loading import make_study
 from gatelab.ablations.pipeline import build_matrix
 from gatelab.orchestrator.preregistration import claim_changes, register_claims
-from gatelab.results.analyses.claims import ClaimResult, judge
+from gatelab.results.analyses.claims import ClaimResult, claims
 from gatelab.results.store.preregistration import RegisterChanged, read_entries, read_register
 from gatelab.results.store.records import ClaimRecord, write_json
-from gatelab.results.views.claims import claims_csv, claims_grid, claims_json
+from gatelab.results.views.claims import claims_table
+from gatelab.results.views.table import to_csv
 from tests.results.analyses.test_comparison import build_frame
 
 BASE = {seed: 2.0 + 0.3 * seed for seed in range(6)}
 NOISE = (0.6, -1.0, 0.2, -0.4, 1.0, -0.4)  # sums up to 0
+
+
+def recorded(entries: list[dict[str, Any]]) -> list[ClaimRecord]:
+    """Claims as a study's record holds them."""
+    return [ClaimRecord.from_json(entry, "study.json") for entry in entries]
 
 
 def beside(offset: float, spread: float = 0.01, seeds: int = 6) -> dict[int, float]:
@@ -34,7 +40,7 @@ def beside(offset: float, spread: float = 0.01, seeds: int = 6) -> dict[int, flo
 def claimed(runs: pa.Table, *variants: str, **claim: Any) -> ClaimResult:
     """What becomes of a claim about some variants of a frame."""
     entry = {"name": "it helps", **Claim(**claim).model_dump(mode="json"), "variants": variants}
-    [result] = judge(runs, [ClaimRecord(**entry)], ()).results
+    [result] = claims(runs, recorded([entry]), ()).results
     return result
 
 
@@ -292,21 +298,21 @@ def test_tables_of_claims_tell_people_and_programs_the_same(laboratory: Any) -> 
         {"name": "higher", **Claim(direction="higher", alpha=0.1).model_dump(mode="json"), "variants": ["lost"]},
         {"name": "any", **Claim().model_dump(mode="json"), "variants": ["gate"]},
     ]
-    found = judge(runs, [ClaimRecord(**entry) for entry in entries], ())
-    grid = claims_grid(found)
-    claims = {row[0]: dict(zip([column.heading for column in grid.columns], row, strict=True)) for row in grid.rows}
-    assert [row["claimed"] for row in claims.values()] == [
+    found = claims(runs, recorded(entries), ())
+    grid = claims_table(found)
+    shown = {row[0]: dict(zip([column.heading for column in grid.columns], row, strict=True)) for row in grid.rows}
+    assert [row["claimed"] for row in shown.values()] == [
         "Δ < -0.02, α = 0.05", "|Δ| < 0.02, α = 0.05", "Δ > 0, α = 0.1", "Δ < 0, α = 0.05",
     ]  # fmt: skip
-    assert [row["verdict"] for row in claims.values()] == ["supported", "refuted", "not evaluable", "supported"]
+    assert [row["verdict"] for row in shown.values()] == ["supported", "refuted", "not evaluable", "supported"]
     assert grid.emphasised == (True, False, False, True)
-    assert (claims["higher"]["Δ"], claims["higher"]["interval"], claims["higher"]["p"]) == ("–", "–", "–")
+    assert (shown["higher"]["Δ"], shown["higher"]["interval"], shown["higher"]["p"]) == ("–", "–", "–")
     assert "same, or nearly: of 2 variants the one that supports it least is shown: gate." in grid.notes
     assert "higher: not evaluable: no pairs." in grid.notes
-    assert claims["lower"]["made"] == "not registered"
+    assert shown["lower"]["made"] == "not registered"
 
-    rows = list(csv.DictReader(io.StringIO(claims_csv(found))))
-    whole = json.loads(claims_json(found))
+    rows = list(csv.DictReader(io.StringIO(to_csv(found.frame()))))
+    whole = json.loads(json.dumps(found.to_dict()))
     for row, entry, result in zip(rows, whole["results"], found.results, strict=True):
         assert (row["claim"], row["verdict"]) == (entry["claim"], entry["verdict"]) == (result.claim, result.verdict)
         for cell, value in (
@@ -356,7 +362,7 @@ def test_what_is_claimed_is_written_down_once(study: Any) -> None:
     launch(study, **FIRST)
     assert path.read_bytes() == before
     runs = build_frame({"base": BASE, "gate": beside(-0.1)})
-    found = judge(runs, study.record.claims, read_register(path))
+    found = claims(runs, study.record.claims, read_register(path))
     assert {result.registered for result in found.results} == {
         f"registered {entry.at[:10]}, before any trial had ended"
     }
@@ -385,7 +391,7 @@ def test_a_claim_that_changes_is_an_amendment_with_a_date(study: Any) -> None:
         "nothing else": "new",
     }
     runs = build_frame({"base": BASE, "gate": beside(-0.1)})
-    found = judge(runs, [ClaimRecord(name="it helps", **Claim().model_dump(mode="json"), variants=["gate"])],
+    found = claims(runs, recorded([{"name": "it helps", **Claim().model_dump(mode="json"), "variants": ["gate"]}]),
                   read_register(path))  # fmt: skip
     assert found.results[0].registered == f"amended {third.at[:10]}, after 3 of 4 trials"
     assert len(found.notes) == 2
@@ -394,9 +400,9 @@ def test_a_claim_that_changes_is_an_amendment_with_a_date(study: Any) -> None:
         f"Amended {when} UTC, after 3 of 4 trials: it helps: margin 0.01 -> 0.005, alpha 0.05 -> 0.1; "
         "nothing else: withdrawn; late: new."
     )
-    assert found.notes[0] in claims_grid(found).notes
-    none = judge(runs, [], read_register(path))
-    assert (none.results, claims_grid(none).notes) == ((), found.notes)  # what was withdrawn is not forgotten
+    assert found.notes[0] in claims_table(found).notes
+    none = claims(runs, [], read_register(path))
+    assert (none.results, claims_table(none).notes) == ((), found.notes)  # what was withdrawn is not forgotten
 
 
 def test_more_seeds_or_other_variants_are_an_amendment(study: Any) -> None:
@@ -443,9 +449,7 @@ def test_a_claim_that_was_not_touched_keeps_its_date(study: Any) -> None:
     entries = [
         {"name": name, **Claim().model_dump(mode="json"), "variants": ["gate"]} for name in ("it helps", "nothing else")
     ]
-    results = judge(
-        build_frame({"base": BASE, "gate": beside(-0.1)}), [ClaimRecord(**entry) for entry in entries], register
-    ).results
+    results = claims(build_frame({"base": BASE, "gate": beside(-0.1)}), recorded(entries), register).results
     assert [result.registered.partition(" ")[0] for result in results] == ["amended", "registered"]
 
 

@@ -17,12 +17,12 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import DescrStatsW
 
-from gatelab.results.analyses.comparison import DEFAULT_METRIC, Comparison, ComparisonRow, compare, comparison_records
+from gatelab.results.analyses.comparison import DEFAULT_METRIC, Comparison, ComparisonRow, compare
 from gatelab.results.statistics import blocks
 from gatelab.results.statistics.paired import t_interval
 from gatelab.results.store.runs import runs_schema
 from gatelab.results.views import comparison as comparison_view
-from gatelab.results.views.comparison import comparison_grid
+from gatelab.results.views.comparison import comparison_table
 
 SPEED = "train/mean_tokens_per_second"
 
@@ -438,7 +438,7 @@ def test_without_common_seeds_q_takes_dunnetts_place() -> None:
     assert last is not None
     assert (last.family, repr(last.dunnett)) == (0, "nan")
     assert (rows["v6"].verdict, last.q <= 0.05) == ("better", True)
-    grid = comparison_grid(compare(build_frame(values)))
+    grid = comparison_table(compare(build_frame(values)))
     at = [column.heading for column in grid.columns].index("p")
     cells = {cells[0]: cells[at] for cells in grid.rows}
     assert cells == {
@@ -473,7 +473,7 @@ def test_families_of_one_are_many_tests_all_the_same(baselines: int) -> None:
     assert row.evidence.dunnett == pytest.approx(row.evidence.p) and row.evidence.p < 0.05
     assert (row.evidence.q <= 0.05) == (baselines == 1)
     assert row.verdict == ("better" if baselines == 1 else "undecided")
-    said = [note for note in comparison_grid(comparison).notes if "q ≤ 0.05 over all 12 comparisons" in note]
+    said = [note for note in comparison_table(comparison).notes if "q ≤ 0.05 over all 12 comparisons" in note]
     assert len(said) == (baselines > 1)
 
 
@@ -491,12 +491,12 @@ def test_what_is_not_evaluable_is_no_test_among_others() -> None:
         assert rows[name].evidence is not None
         assert rows[name].evidence.p > 0  # it could be computed, of the seeds that are left
         assert math.isnan(rows[name].evidence.q)
-    grid = comparison_grid(after)
+    grid = comparison_table(after)
     at = [column.heading for column in grid.columns].index("p")
     cells = {cells[0]: cells[at] for cells in grid.rows}
     assert cells["gone"] == cells["few"] == "–"
     legend = [note for note in grid.notes if not note.startswith("†")]
-    assert legend == [*comparison_grid(before).notes]
+    assert legend == [*comparison_table(before).notes]
 
 
 @pytest.mark.parametrize(("margin", "verdict"), [(None, "better"), (0.05, "better"), (0.15, "equivalent")])
@@ -513,7 +513,7 @@ def test_the_legend_says_what_the_numbers_can_show() -> None:
     """How many variants are allowed for, which p a few pairs cannot reach, what would have been detected."""
     values = study_of({"a": 0.1, "b": 0.1}, seeds=4)
     comparison = compare(build_frame(values), margin=0.01)
-    notes = comparison_grid(comparison).notes
+    notes = comparison_table(comparison).notes
     [tests] = [note for note in notes if note.startswith("p: Dunnett's test")]
     assert "allows for 2 variants" in tests
     assert "within ±0.01" in tests
@@ -521,9 +521,9 @@ def test_the_legend_says_what_the_numbers_can_show() -> None:
     evidence = by_variant(comparison)["a"].evidence
     assert evidence is not None
     assert any(f"a difference of {evidence.detectable:.2g} " in note for note in notes)
-    enough = comparison_grid(compare(build_frame(study_of({"a": 0.1, "b": 0.1})))).notes
+    enough = comparison_table(compare(build_frame(study_of({"a": 0.1, "b": 0.1})))).notes
     assert not any("sign-flip" in note for note in enough)
-    lost = comparison_grid(compare(build_frame({**values, "lost": {0: "failed"}}))).notes
+    lost = comparison_table(compare(build_frame({**values, "lost": {0: "failed"}}))).notes
     assert "† not evaluable: lost: no pairs." in lost
 
 
@@ -532,19 +532,19 @@ def test_the_table_of_tests_and_records_have_every_number() -> None:
     values: dict[str, Any] = study_of({"a": 0.1, "b": 0.1}) | {"lost": {0: "failed"}, "once": {2: 1.0}}
     for margin in (None, 0.05):
         comparison = compare(build_frame(values), margin=margin)
-        grid = comparison_view.tests_grid(comparison)
+        grid = comparison_view.tests_table(comparison)
         headings = [column.heading for column in grid.columns]
         assert (f"p (within ±{margin})" in headings) == (margin is not None)
         shown = {row[0]: dict(zip(headings, row, strict=True)) for row in grid.rows}
         assert set(shown) == {"a", "b", "lost", "once"}
-        records = {record["variant"]: record for record in comparison_records(comparison)}
+        records = {record["variant"]: record for record in comparison.frame().to_pylist()}
         assert set(records) == {"base", *shown}
         for name, row in by_variant(comparison).items():
             record = records[name]
             assert (record["verdict"], record["why"], record["baseline"]) == (row.verdict, row.why, "base")
-            assert repr(record["margin"]) == ("nan" if margin is None else str(margin))
+            assert repr(record["margin"]) == str(margin)  # null: no such number
             if row.evidence is None:
-                assert math.isnan(record["p_dunnett"])
+                assert record["p_dunnett"] is None
                 continue
             evidence = row.evidence
             numbers = {
@@ -559,7 +559,9 @@ def test_the_table_of_tests_and_records_have_every_number() -> None:
                 "detectable": evidence.detectable,
                 "correlation": evidence.correlation,
             }
-            assert {key: repr(record[key]) for key in numbers} == {key: repr(value) for key, value in numbers.items()}
+            assert {key: repr(record[key]) for key in numbers} == {
+                key: repr(None if math.isnan(value) else value) for key, value in numbers.items()
+            }
             cell = shown[name]["p (Dunnett)"]
             assert cell == ("–" if math.isnan(evidence.dunnett) else f"{evidence.dunnett:.3f}")
         assert shown["a"]["pairs"] == "6"

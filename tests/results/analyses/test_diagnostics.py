@@ -18,17 +18,20 @@ import scipy.stats
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gatelab.results.analyses.comparison import Comparison
-from gatelab.results.analyses.diagnostics import NoDiagnostics, diagnosis
-from gatelab.results.report.write import publish, write_diagnosis
+from gatelab.errors import AnalysisUnavailable
+from gatelab.results.analyses.comparison import Comparisons
+from gatelab.results.analyses.diagnostics import diagnostics
+from gatelab.results.report.artifacts import write
+from gatelab.results.report.context import read_results
+from gatelab.results.report.write import write_study
 from gatelab.results.store.metrics import metrics_from_journals
 from gatelab.results.store.runs import runs_from_journals
 from gatelab.results.views.diagnostics import (
-    diagnosis_grid,
     plot_by_layer,
     plot_by_position,
     plot_gates,
     plot_over_training,
+    tables,
 )
 
 MEASURES = (
@@ -226,8 +229,8 @@ def test_a_study_without_gates_is_diagnosed(laboratory: Any, tmp_path: Path) -> 
         assert {line for lines in panels.values() for line in lines} == {lab.variants[0], "uniform attention"}
     [axes] = plot_by_position(metrics, variants(lab), "no gates").axes  # and nothing to compare with
     assert set(lines(axes)) == {lab.variants[0]}
-    found = write_diagnosis(lab.folder, lab.name, tmp_path / "out")
-    assert not any("gate/" in comparison.metric for comparison in found.comparisons)
+    found = write("diagnostics", read_results(lab.folder, lab.name), tmp_path / "out")
+    assert not any("gate/" in comparison.metric for comparison in found.result.comparisons)
     stems = {"diagnostics-layers", "diagnostics-training", "loss-by-position"}
     assert sorted((tmp_path / "out").iterdir()) == sorted([*found.plots, *found.tables])
     assert {path.stem for path in found.plots} == stems
@@ -293,17 +296,17 @@ def test_a_study_that_was_not_measured_says_so(laboratory: Any, tmp_path: Path) 
     why = r"no trial has recorded diagnostics yet, or evaluation\.diagnostic_tokens is 0"
     for frame in (empty, metrics):
         for draw in (plot_by_layer, plot_over_training):
-            with pytest.raises(NoDiagnostics, match=why):
+            with pytest.raises(AnalysisUnavailable, match=why):
                 draw(frame, variants(lab), "nothing")
-        with pytest.raises(NoDiagnostics, match="no trial has been evaluated yet"):
+        with pytest.raises(AnalysisUnavailable, match="no trial has been evaluated yet"):
             plot_by_position(frame, variants(lab), "nothing")
         assert plot_gates(frame, variants(lab), "nothing") is None
-    with pytest.raises(NoDiagnostics, match=why):
-        diagnosis(runs_from_journals(lab.folder, lab.name))
-    with pytest.raises(NoDiagnostics, match=why):
-        write_diagnosis(lab.folder, lab.name, tmp_path / "figures")
+    with pytest.raises(AnalysisUnavailable, match=why):
+        diagnostics(runs_from_journals(lab.folder, lab.name))
+    with pytest.raises(AnalysisUnavailable, match=why):
+        write("diagnostics", read_results(lab.folder, lab.name), tmp_path / "figures")
     assert not (tmp_path / "figures").exists()
-    assert "diagnostics" not in {path.stem for path in publish(lab.folder, lab.name).tables}
+    assert "diagnostics" not in {path.stem for path in write_study(lab.folder, lab.name).tables}
 
 
 @pytest.fixture
@@ -327,13 +330,13 @@ TABLE = [
 ]
 
 
-def compared(complete: Any) -> list[Comparison]:
-    return diagnosis(runs_from_journals(complete.folder, complete.name))
+def compared(complete: Any) -> Comparisons:
+    return diagnostics(runs_from_journals(complete.folder, complete.name))
 
 
 def test_each_measure_is_compared_by_a_paired_t_test(complete: Any) -> None:
     """Means over seeds and intervals of paired differences, as SciPy has them; a variant without the gate has none."""
-    comparisons = compared(complete)
+    comparisons = compared(complete).comparisons
     assert [comparison.metric for comparison in comparisons] == TABLE
     for comparison in comparisons:
         rows = {row.variant: row for row in comparison.rows}
@@ -367,7 +370,7 @@ def read(cell: str) -> tuple[float, float | None, float | None, bool]:
 def test_the_table_shows_means_and_differences(complete: Any) -> None:
     """Cell by cell: the baseline's mean first, then means with differences, and a verdict where sure."""
     comparisons = compared(complete)
-    grid = diagnosis_grid(comparisons, runs_from_journals(complete.folder, complete.name))
+    grid = tables(comparisons)[0]
     headings = [column.heading for column in grid.columns]
     assert headings[:2] == ["measure", "position=none"]
     assert set(headings[2:]) == {"position=sdpa", "position=value+sdpa"}
@@ -406,7 +409,7 @@ def test_the_table_of_one_seed_claims_nothing(laboratory: Any) -> None:
     for variant in (0, 1):
         finish(lab, variant, 0)
     runs = runs_from_journals(lab.folder, lab.name)
-    grid = diagnosis_grid(diagnosis(runs), runs)
+    grid = tables(diagnostics(runs))[0]
     [row] = [row for row in grid.rows if row[0].startswith("attention/max_logit")]
     own, base = (planted("attention/max_logit", variant, 0, 20) for variant in (1, 0))
     assert read(row[1]) == (pytest.approx(base, rel=1e-3), None, None, False)
@@ -415,7 +418,7 @@ def test_the_table_of_one_seed_claims_nothing(laboratory: Any) -> None:
 
 def test_a_published_study_has_its_diagnostics(complete: Any) -> None:
     """JSON and CSV hold the same numbers in full, Markdown and LaTeX a row for each measure, PNG and SVG no blanks."""
-    published = publish(complete.folder, complete.name)
+    published = write_study(complete.folder, complete.name)
     folder = complete.folder.study(complete.name).path
     written = {path.name: path.read_text(encoding="utf-8") for path in published.tables}
     assert {f"diagnostics.{suffix}" for suffix in ("md", "tex", "html", "csv", "json")} <= written.keys()

@@ -24,11 +24,11 @@ from statsmodels.stats.anova import anova_lm
 from gatelab.errors import AnalysisUnavailable
 from gatelab.results.analyses.effects import Effects, effects, shared_trunks
 from gatelab.results.analyses.factorial import Factorial
-from gatelab.results.store.layout import read_json, write_json
+from gatelab.results.store.records import read_json, write_json
 from gatelab.results.store.runs import runs_schema
-from gatelab.results.views.effects import effects_csv, effects_dict, effects_grids
+from gatelab.results.views.effects import tables
 from gatelab.results.views.effects_figures import plot_effects, plot_interaction
-from gatelab.results.views.table import Grid, to_latex, to_markdown
+from gatelab.results.views.table import Table, to_csv, to_latex, to_markdown
 
 Levels = tuple[str | None, ...]
 Truth = Callable[[Levels, int], float | None]
@@ -292,13 +292,13 @@ def test_without_error_there_are_effects_and_no_tests(seeds: int, said: str) -> 
     for term in factorial.terms:
         assert (math.isnan(term.f), math.isnan(term.q), term.verdict) == (True, True, "not evaluable")
     assert {of.verdict for of in (*factorial.levels, *factorial.combinations)} == {"not evaluable"}
-    grids = effects_grids(found)
+    grids = tables(found)
     assert cell(grids[0], "p", "a") == "–"
     assert cell(grids[1], "95 % interval", "a", "0") == "–"
-    json.dumps(effects_dict(found), allow_nan=False)
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
-def cell(grid: Grid, heading: str, *begins: str) -> str:
+def cell(grid: Table, heading: str, *begins: str) -> str:
     """The cell of the row that begins with these."""
     [row] = [row for row in grid.rows if row[: len(begins)] == begins]
     return row[[column.heading for column in grid.columns].index(heading)]
@@ -329,7 +329,7 @@ def test_variants_at_which_an_axis_makes_no_difference_are_left_out() -> None:
     assert any("no level there: none, None." in note for note in found.notes)
     assert found.importance is not None
     assert (found.importance.variants, found.importance.runs) == (5, 15)
-    assert [grid.title for grid in effects_grids(found)][-1] == "table: importance for validation/loss"
+    assert [grid.title for grid in tables(found)][-1] == "table: importance for validation/loss"
 
 
 def test_a_missing_combination_leaves_the_part_that_is_whole() -> None:
@@ -351,7 +351,7 @@ def test_a_study_that_nothing_can_be_told_of_says_so() -> None:
     found = effects(build_frame(axes, noisy(lambda levels: 2.0 * (levels[0] == "1")), keep=keep))
     assert found.factorial is None
     assert any("unbalanced: 4 of 8 combinations" in note and "No effect is tested" in note for note in found.notes)
-    grids = effects_grids(found)
+    grids = tables(found)
     assert "cannot tell apart" in grids[0].title
     assert any("No effect is tested" in note for note in grids[0].notes)
     assert cell(grids[0], "correlation", "a ~ b") == f"{1 / 3:.3f}"  # phi of the counts 2, 1, 1, 0
@@ -388,7 +388,7 @@ def test_a_regular_fraction_tests_each_string_once() -> None:
     assert string.p == pytest.approx(stats.f.sf(string.f, 1, 14))
     assert string.verdict == "effect"
     assert factorial.combinations == ()
-    aliases = next(grid for grid in effects_grids(found) if "cannot tell apart" in grid.title)
+    aliases = next(grid for grid in tables(found) if "cannot tell apart" in grid.title)
     assert [row[0] for row in aliases.rows] == ["A × B = C × D", "A × C = B × D", "A × D = B × C"]
     assert any("tested once" in note for note in found.notes)
 
@@ -410,7 +410,7 @@ def test_a_fraction_that_mixes_in_part_tests_main_effects_only() -> None:
         assert term.ss == pytest.approx(table.loc[term.name.replace("C", "C_"), "sum_sq"])
     assert factorial.errors[0].df == 22
     assert any("parts of interactions" in note for note in found.notes)
-    aliases = next(grid for grid in effects_grids(found) if "cannot tell apart" in grid.title)
+    aliases = next(grid for grid in tables(found) if "cannot tell apart" in grid.title)
     assert cell(aliases, "correlation", "A ~ B × C") == "0.333"
     assert any("more pairs" in note for note in aliases.notes)
 
@@ -524,14 +524,14 @@ def test_all_forms_are_complete_and_agree(frame: dict[str, Any], tmp_path: Path)
     """Tables have every cell, JSON no number that does not exist, and CSV the very numbers of the analysis."""
     found = effects(build_frame(value=noisy(lambda levels: 1.0 * (levels[0] in "0+")), **frame))
     factorial = taken_apart(found)
-    for grid in effects_grids(found):
+    for grid in tables(found):
         assert all(len(row) == len(grid.columns) for row in grid.rows)
         assert not any(text in ("nan", "inf", "") for row in grid.rows for text in row)
         assert grid.title in to_markdown(grid)
         table = to_latex(grid).partition("\n")[2].partition("\\end{tabular}")[0]
         assert not set("η²×–<") & set(table)
-    values = json.loads(json.dumps(effects_dict(found), allow_nan=False))
-    rows = list(csv.DictReader(io.StringIO(effects_csv(found))))
+    values = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    rows = list(csv.DictReader(io.StringIO(to_csv(found.frame()))))
     by_kind = {kind: [row for row in rows if row["what"] == kind] for kind in {row["what"] for row in rows}}
     for row, term, inner in zip(by_kind["effect"], factorial.terms, values["factorial"]["terms"], strict=True):
         assert (float(row["ss"]), int(row["df"]), row["verdict"]) == (term.ss, term.df, term.verdict)
@@ -578,8 +578,8 @@ def test_without_scikit_learn_the_table_says_what_to_install(monkeypatch: pytest
     axes = {"a": tuple("012345"), "b": ("x", "y")}
     found = effects(build_frame(axes, noisy(lambda levels: 9.0 * (levels[0] == "2")), keep=lambda of: of != ("1", "y")))
     assert any("pip install 'gatelab[importance]'" in note for note in found.notes)
-    grid = effects_grids(found)[-1]
+    grid = tables(found)[-1]
     assert [column.heading for column in grid.columns] == ["axis", "PED-ANOVA"]
     assert (grid.rows[0][0], len(grid.rows)) == ("a", 2)
-    assert effects_dict(found)["importance"]["fanova"] is None
-    assert "fANOVA" not in effects_csv(found)
+    assert found.to_dict()["importance"]["fanova"] is None
+    assert "fANOVA" not in to_csv(found.frame())

@@ -13,16 +13,16 @@ import scipy.stats
 from matplotlib.figure import Figure
 from mlflow.tracking import MlflowClient
 
+from gatelab.errors import AnalysisUnavailable
 from gatelab.results.analyses import evaluation
 from gatelab.results.analyses.comparison import compare
-from gatelab.results.analyses.evaluation import NotEvaluated
-from gatelab.results.report.write import write_evaluation
+from gatelab.results.report.artifacts import write
+from gatelab.results.report.context import read_results
 from gatelab.results.store.runs import evaluations_frame, metrics_of, runs_from_journals
 from gatelab.results.store.trials import study_evaluations
 from gatelab.results.tracking.runs import runs_from_mlflow
 from gatelab.results.tracking.sync import Mirror
 from gatelab.results.views import evaluation as evaluation_views
-from gatelab.results.views.comparison import comparison_json
 
 
 def evaluation_rows(lab: Any) -> Any:
@@ -32,7 +32,7 @@ def evaluation_rows(lab: Any) -> Any:
 
 def notes(lab: Any) -> list[str]:
     """What is said of a study's answers."""
-    return evaluation.notes_of_answers(study_evaluations(lab.folder, lab.record))
+    return evaluation.evaluation_notes(study_evaluations(lab.folder, lab.record))
 
 
 ROPES = ("plain", "yarn")
@@ -169,13 +169,13 @@ def test_what_was_not_asked_is_not_drawn(laboratory: Any) -> None:
         lab.finish(0, seed)
         lab.finish(1, seed)
         lab.answer(0, seed, "tasks", 1.0, {"tasks/trivia/acc": 0.25 + seed / 4})
-    found = write_evaluation(lab.folder, lab.name)
+    found = write("evaluation", read_results(lab.folder, lab.name))
     assert found.plots == []
-    [comparison] = found.comparisons
+    [comparison] = found.result.comparisons
     rows = {row.variant: row.value for row in comparison.rows}
     assert (rows["position=none"].mean, rows["position=none"].n) == (0.375, 2)
     assert rows["position=sdpa"].n == 0
-    assert found.grid.rows[0][1:] == ("0.375", "–")
+    assert found.shown[0].rows[0][1:] == ("0.375", "–")
 
 
 def test_the_newest_answer_wins(laboratory: Any) -> None:
@@ -214,7 +214,7 @@ def test_answers_come_with_their_trials(laboratory: Any) -> None:
 def test_each_answer_is_compared_with_the_baseline(laboratory: Any) -> None:
     """Means and intervals of paired differences, as SciPy has them; standard errors and counts are no rows."""
     lab = answered(laboratory)
-    comparisons = evaluation.beyond(runs_from_journals(lab.folder, lab.name))
+    comparisons = evaluation.evaluation(runs_from_journals(lab.folder, lab.name), {}).comparisons
     assert sorted(comparison.metric for comparison in comparisons) == sorted(ANSWERS)
     for comparison in comparisons:
         name = comparison.metric
@@ -239,7 +239,7 @@ def test_each_answer_is_compared_with_the_baseline(laboratory: Any) -> None:
 def test_tables_and_figures_lie_where_the_study_lies(laboratory: Any) -> None:
     """JSON and CSV have the numbers in full, Markdown a row for each answer; figures are PNG, SVG and PDF."""
     lab = answered(laboratory, seeds=2)
-    written = write_evaluation(lab.folder, lab.name)
+    written = write("evaluation", read_results(lab.folder, lab.name))
     folder = lab.folder.study(lab.name).path
     stems = ("loss-by-length", "loss-by-position-beyond", "retrieval")
     suffixes = ("png", "svg", "pdf")
@@ -265,14 +265,14 @@ def test_a_study_that_was_asked_nothing_says_so(laboratory: Any) -> None:
     """There is a message that names the command, and no file."""
     lab = laboratory(("none",), seeds=1)
     lab.finish(0, 0)
-    with pytest.raises(NotEvaluated, match="nothing was asked of this study's models yet: gatelab evaluate"):
-        evaluation.beyond(runs_from_journals(lab.folder, lab.name))
-    with pytest.raises(NotEvaluated):
-        write_evaluation(lab.folder, lab.name)
+    with pytest.raises(AnalysisUnavailable, match="nothing was asked of this study's models yet: gatelab evaluate"):
+        evaluation.evaluation(runs_from_journals(lab.folder, lab.name), {})
+    with pytest.raises(AnalysisUnavailable):
+        write("evaluation", read_results(lab.folder, lab.name))
     assert not list(lab.folder.study(lab.name).path.glob("evaluation*"))
     rows = evaluation_rows(lab)
     assert rows.column_names == ["trial", "variant", "seed", "name", "value"]
-    assert [draw(rows, {}, "") for draw in evaluation_views.FIGURES.values()] == [None] * 3
+    assert [draw(rows, {}, "") for draw in evaluation_views.DRAWINGS.values()] == [None] * 3
 
 
 def sync(lab: Any, uri: str | None = None) -> int:
@@ -285,7 +285,7 @@ def assert_agreed(lab: Any, uri: str | None = None) -> None:
     here, there = runs_from_journals(lab.folder, lab.name), runs_from_mlflow(uri or lab.folder.tracking_uri, lab.name)
     assert here.schema == there.schema
     assert repr(here.to_pylist()) == repr(there.to_pylist())  # by repr: nan is nan
-    assert [*map(comparison_json, evaluation.beyond(here))] == [*map(comparison_json, evaluation.beyond(there))]
+    assert evaluation.evaluation(here, {}).to_dict() == evaluation.evaluation(there, {}).to_dict()
 
 
 def test_journals_and_mlflow_agree_on_answers(tracked: Any, blank_store: str, monkeypatch: Any, tmp_path: Path) -> None:

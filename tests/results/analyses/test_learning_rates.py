@@ -12,23 +12,19 @@ import scipy.stats
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gatelab.results.analyses.learning_rates import (
+from gatelab.errors import AnalysisUnavailable
+from gatelab.results.analyses.learning_rates import Arm, LearningRates, learning_rates
+from gatelab.results.analyses.sweep_quantities import (
     CENTRED,
     LOSS,
     LOWER,
     OPTIMUM,
-    RATE,
     SENSITIVITY,
     STABLE,
     UPPER,
     WIDTH,
-    Arm,
-    NotSearched,
-    Tolerance,
-    centred_window,
-    sweeps,
-    tolerance,
 )
+from gatelab.results.analyses.sweeps import RATE, centred_window, sweeps
 from gatelab.results.statistics.optimum import (
     Bounded,
     largest_stable,
@@ -69,12 +65,12 @@ def build_frame(arms: Mapping[str, Cells], **common: Any) -> pa.Table:
     return pa.Table.from_pylist(rows, runs_schema(["arm", RATE], ["train/initial_loss"]))
 
 
-def judge(arms: Mapping[str, Cells], lattice: Sequence[float] = (), window: Sequence[float] = WINDOW) -> Tolerance:
+def judge(arms: Mapping[str, Cells], lattice: Sequence[float] = (), window: Sequence[float] = WINDOW) -> LearningRates:
     """What is said of such a search; its window is all that there is of the lattice unless told otherwise."""
-    return tolerance(build_frame(arms), lattice or window, window, 0.02)
+    return learning_rates(build_frame(arms), lattice or window, window, 0.02)
 
 
-def arm_of(found: Tolerance, name: str) -> Arm:
+def arm_of(found: LearningRates, name: str) -> Arm:
     """The arm of a name."""
     return next(arm for arm in found.arms if arm.sweep.arm == f"arm={name}")
 
@@ -270,7 +266,7 @@ def test_a_diverged_trial_without_an_initial_loss_takes_its_seeds() -> None:
 def test_a_study_without_learning_rates_is_no_search() -> None:
     """A search's report of another study is refused in words."""
     frame = build_frame({"a": {0.01: [1.0]}}).drop_columns([AXIS + RATE])
-    with pytest.raises(NotSearched, match=f"no axis {RATE}"):
+    with pytest.raises(AnalysisUnavailable, match=f"no axis {RATE}"):
         sweeps(frame)
 
 
@@ -357,7 +353,7 @@ def test_bounds_of_both_kinds_are_no_bound() -> None:
 
 def test_all_diverged_is_said() -> None:
     """There is little to be said of learning rates that were all too high, and that is what is said."""
-    with pytest.raises(NotSearched, match="no trial has finished or diverged yet"):
+    with pytest.raises(AnalysisUnavailable, match="no trial has finished or diverged yet"):
         judge({"a": {0.01: ["failed"], 0.1: ["waiting"], 1.0: ["waiting"]}})
     [wild] = judge({"a": {0.01: ["diverged"], 0.1: [6.0], 1.0: ["waiting"]}}).arms
     assert all(quantity.by_seed == {} for quantity in wild.quantities)

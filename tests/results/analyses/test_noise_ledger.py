@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gatelab.results.analyses.comparison import DEFAULT_METRIC
-from gatelab.results.analyses.noise_ledger import SCHEMA, KnownNoise, known_noise, remember
+from gatelab.results.analyses.noise_ledger import SCHEMA, KnownNoise, known_noise, update_ledger
 from gatelab.results.store.layout import RunsFolder
 from tests.results.analyses.test_comparison import build_frame
 
@@ -55,7 +55,7 @@ def test_a_study_leaves_its_noise(folder: RunsFolder) -> None:
     """A row for each metric that varied, with the sizes that a plan looks studies up by."""
     assert ask(folder) is None
     runs = study("first", 0.25, seeds=5)
-    remember(folder, runs)
+    update_ledger(folder, runs)
     [row] = ledger(folder)
     assert pq.read_schema(folder.noise).equals(SCHEMA)
     assert {name: row[name] for name in ("study", "baseline", "metric", "data", "parameters", "tokens")} == {
@@ -83,7 +83,7 @@ def test_every_metric_is_kept_beside_the_others(folder: RunsFolder) -> None:
     """A claim may be about speed: the noise of the loss says nothing of that."""
     rows = study("both", 0.25).to_pylist()
     runs = pa.Table.from_pylist([{**row, SPEED: 100.0 + row["seed"] ** 2 * (row["variant"] == "v0")} for row in rows])
-    remember(folder, runs.cast(study("both", 0.25).schema))
+    update_ledger(folder, runs.cast(study("both", 0.25).schema))
     assert {row["metric"] for row in ledger(folder)} == {DEFAULT_METRIC, SPEED}
     found = ask(folder, metric=SPEED)
     assert found is not None
@@ -92,10 +92,10 @@ def test_every_metric_is_kept_beside_the_others(folder: RunsFolder) -> None:
 
 
 def test_studies_are_pooled_by_their_degrees_of_freedom(folder: RunsFolder) -> None:
-    """A study of three seeds counts for less than one of nine; variances are averaged, not deviations."""
+    """A study of three seeds counts for less than one of nine; variances are bin_means, not deviations."""
     small, large = study("small", 0.5, seeds=3), study("large", 0.1, seeds=9)
     for runs in (small, large):
-        remember(folder, runs)
+        update_ledger(folder, runs)
     found = ask(folder)
     assert found is not None
     expected = math.sqrt((2 * sd_of_differences(small) ** 2 + 8 * sd_of_differences(large) ** 2) / 10)
@@ -107,9 +107,9 @@ def test_studies_are_pooled_by_their_degrees_of_freedom(folder: RunsFolder) -> N
 
 def test_the_same_data_come_first_then_the_nearest_scale(folder: RunsFolder) -> None:
     """Noise of other text, or of a model a thousand times as large, is used only where there is no other, and said."""
-    remember(folder, study("far", 0.3, parameters=30_000_000))
-    remember(folder, study("further", 0.2, parameters=1_000_000_000))
-    remember(folder, study("elsewhere", 0.1, data="other data"))
+    update_ledger(folder, study("far", 0.3, parameters=30_000_000))
+    update_ledger(folder, study("further", 0.2, parameters=1_000_000_000))
+    update_ledger(folder, study("elsewhere", 0.1, data="other data"))
 
     def found(**other: Any) -> tuple[tuple[str, ...], float, bool]:
         known = ask(folder, **other)
@@ -121,8 +121,8 @@ def test_the_same_data_come_first_then_the_nearest_scale(folder: RunsFolder) -> 
     assert found(parameters=500_000_000) == (("further",), 0.0, True)
     assert found(tokens=20_000_000) == (("far",), 0.0, True)  # compute counts, whichever of its parts is larger
     assert found(data="new data") == (("elsewhere",), 0.0, False)
-    remember(folder, study("near", 0.4, parameters=3_000_000))
-    remember(folder, study("here", 0.4))
+    update_ledger(folder, study("near", 0.4, parameters=3_000_000))
+    update_ledger(folder, study("here", 0.4))
     assert found() == (("near", "here"), 0.0, True)
     assert str(ask(folder, parameters=9_000_000_000)).endswith("in further (9 times less compute)")
     assert str(ask(folder, tokens=1000)).endswith("in here (1e+03 times more compute)")
@@ -131,14 +131,14 @@ def test_the_same_data_come_first_then_the_nearest_scale(folder: RunsFolder) -> 
 
 def test_a_study_that_is_published_again_counts_once(folder: RunsFolder) -> None:
     """More seeds replace what was known of a study; others stay as they were."""
-    remember(folder, study("other", 0.3))
+    update_ledger(folder, study("other", 0.3))
     other = ledger(folder)
-    remember(folder, study("mine", 0.5, seeds=3))
-    remember(folder, study("mine", 0.2, seeds=7))
+    update_ledger(folder, study("mine", 0.5, seeds=3))
+    update_ledger(folder, study("mine", 0.2, seeds=7))
     rows = {row["study"]: row for row in ledger(folder)}
     assert len(ledger(folder)) == 2
     assert (rows["mine"]["seeds"], rows["other"]) == (7, other[0])
-    remember(folder, build_frame({"base": {0: 1.0}}, study="mine", data="these data"))  # nothing to tell any more
+    update_ledger(folder, build_frame({"base": {0: 1.0}}, study="mine", data="these data"))  # nothing to tell any more
     assert ledger(folder) == other
 
 
@@ -147,7 +147,7 @@ def test_a_ledger_that_cannot_be_read_is_an_empty_one(
     content: str, folder: RunsFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A study's end must not fail for what other studies left there: it is said, and the ledger starts anew."""
-    remember(folder, study("lost", 0.3))
+    update_ledger(folder, study("lost", 0.3))
     if content == "another table":
         pq.write_table(pa.table({"study": [1.5]}), folder.noise)
     else:
@@ -155,7 +155,7 @@ def test_a_ledger_that_cannot_be_read_is_an_empty_one(
         folder.noise.write_bytes({"torn": whole[: len(whole) // 2], "no Parquet": b"x" * 100, "empty": b""}[content])
     assert ask(folder) is None
     assert f"{folder.noise} cannot be read" in caplog.text
-    remember(folder, study("next", 0.3))
+    update_ledger(folder, study("next", 0.3))
     assert [row["study"] for row in ledger(folder)] == ["next"]
     found = ask(folder)
     assert found is not None
@@ -166,7 +166,7 @@ def test_studies_that_end_at_once_are_all_kept(folder: RunsFolder) -> None:
     """Two studies that finish in one runs folder must not overwrite what the other wrote."""
     names = [f"study-{number}" for number in range(12)]
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda name: remember(folder, study(name, 0.2)), names))
+        list(pool.map(lambda name: update_ledger(folder, study(name, 0.2)), names))
     assert sorted(row["study"] for row in ledger(folder)) == sorted(names)
     assert not list(folder.root.glob("*.tmp"))
 
@@ -176,6 +176,6 @@ def test_studies_that_end_at_once_are_all_kept(folder: RunsFolder) -> None:
 )
 def test_what_has_no_noise_or_no_origin_leaves_nothing(row: dict[str, Any], folder: RunsFolder) -> None:
     """Without a baseline, data or values there is nothing that a plan could use."""
-    remember(folder, study("odd", 0.3, **row))
+    update_ledger(folder, study("odd", 0.3, **row))
     assert ledger(folder) == []
     assert ask(folder) is None

@@ -12,7 +12,8 @@ import pytest
 from gatelab.results.analyses.comparison import DEFAULT_METRIC, Comparison, compare
 from gatelab.results.analyses.pivot import pivot
 from gatelab.results.store.runs import runs_schema
-from gatelab.results.views.pivot import pivot_csv, pivot_grid, pivot_json
+from gatelab.results.views.pivot import pivot_table
+from gatelab.results.views.table import to_csv
 
 POSITION, GRANULARITY, SIZE = "model.gate.position", "model.gate.granularity", "size"
 
@@ -49,7 +50,7 @@ def test_every_variant_is_in_its_cell(comparison: Comparison) -> None:
     for (down, across), row in found.cells.items():
         assert down == (row.levels[POSITION],)
         assert across == (row.levels[GRANULARITY] or "–", row.levels[SIZE])
-    grid = pivot_grid(found)
+    grid = pivot_table(found)
     headings = [column.heading for column in grid.columns]
     assert headings[0] == "position"
     assert set(headings[1:]) == {
@@ -76,11 +77,11 @@ def test_every_variant_is_in_its_cell(comparison: Comparison) -> None:
 def test_programs_read_the_same_cells(comparison: Comparison) -> None:
     """CSV has the means with full precision and no more; JSON has a record for each variant."""
     found = pivot(comparison, ["position", "granularity"], ["size"])
-    rows = list(csv.reader(io.StringIO(pivot_csv(found))))
+    rows = list(csv.reader(io.StringIO(to_csv(found.frame()))))
     assert rows[0] in ([POSITION, GRANULARITY, "small", "big"], [POSITION, GRANULARITY, "big", "small"])
     assert len(rows) == 1 + 5
     means = {(*row[:2], size): float(cell) for row in rows[1:] for size, cell in zip(rows[0][2:], row[2:], strict=True)}
-    whole = json.loads(pivot_json(found))
+    whole = json.loads(json.dumps(found.to_dict()))
     assert (whole["rows"], whole["columns"]) == ([POSITION, GRANULARITY], [SIZE])
     assert {(cell[POSITION], cell[GRANULARITY], cell[SIZE]): cell["mean"] for cell in whole["cells"]} == means
     assert {cell["variant"]: (cell["mean"], cell["verdict"]) for cell in whole["cells"]} == {
@@ -90,10 +91,10 @@ def test_programs_read_the_same_cells(comparison: Comparison) -> None:
 
 def test_one_side_is_enough(comparison: Comparison) -> None:
     """All axes down gives one column, under the metric's name; all axes across one row."""
-    down = pivot_grid(pivot(comparison, ["position", "granularity", "size"], []))
+    down = pivot_table(pivot(comparison, ["position", "granularity", "size"], []))
     assert [column.heading for column in down.columns][3:] == ["validation/loss [nats/token]"]
     assert len(down.rows) == 10
-    across = pivot_grid(pivot(comparison, [], ["position", "granularity", "size"]))
+    across = pivot_table(pivot(comparison, [], ["position", "granularity", "size"]))
     assert (len(across.rows), len(across.columns)) == (1, 10)
 
 
@@ -101,16 +102,16 @@ def test_variants_without_a_value_say_why() -> None:
     """A hole in a pivot table may be a variant that failed: not the same as one that never was."""
     lost = compare(frame(POSITION, GRANULARITY, SIZE, drop=("sdpa, headwise, big",)))
     found = pivot(lost, ["position"], ["granularity", "size"])
-    grid = pivot_grid(found)
+    grid = pivot_table(found)
     place = [column.heading for column in grid.columns].index("granularity × size = headwise, big")
     assert {row[0]: row[place] for row in grid.rows} == {
         "none": "–",
         "value": next(row[place] for row in grid.rows if row[0] == "value"),
         "sdpa": "no pairs",
     }
-    cells = {cell["variant"]: cell for cell in json.loads(pivot_json(found))["cells"]}
+    cells = {cell["variant"]: cell for cell in json.loads(json.dumps(found.to_dict()))["cells"]}
     assert (cells["sdpa, headwise, big"]["mean"], cells["sdpa, headwise, big"]["delta"]) == (None, None)
-    rows = {row[0]: row for row in csv.reader(io.StringIO(pivot_csv(found)))}
+    rows = {row[0]: row for row in csv.reader(io.StringIO(to_csv(found.frame())))}
     assert rows["sdpa"][rows[POSITION].index("headwise, big")] == ""
 
 

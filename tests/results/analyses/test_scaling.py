@@ -12,11 +12,12 @@ import pyarrow as pa
 import pytest
 from matplotlib.figure import Figure
 
-from gatelab.results.analyses.scaling import NotScalable, Rung, Scaling, scaling
+from gatelab.errors import AnalysisUnavailable
+from gatelab.results.analyses.scaling import Rung, Scaling, scaling
 from gatelab.results.statistics.power_law import Law
 from gatelab.results.store.runs import runs_schema
-from gatelab.results.views.scaling import plot_scaling, scaling_csv, scaling_dict, scaling_grids
-from gatelab.results.views.table import Grid, to_latex, to_markdown
+from gatelab.results.views.scaling import plot_scaling, tables
+from gatelab.results.views.table import Table, to_csv, to_latex, to_markdown
 
 LADDER = ("size", "training.tokens")
 AXES = ["model.gate.position", *LADDER]
@@ -77,7 +78,7 @@ def rungs_of(found: Scaling, arm: str) -> list[Rung]:
     return [rung for rung in found.rungs if rung.arm == arm]
 
 
-def cell(grid: Grid, heading: str, *begins: str) -> str:
+def cell(grid: Table, heading: str, *begins: str) -> str:
     """The cell of the row that begins with these."""
     [row] = [row for row in grid.rows if row[: len(begins)] == begins]
     return row[[column.heading for column in grid.columns].index(heading)]
@@ -178,7 +179,7 @@ def test_lost_trials_are_counted_and_left_out() -> None:
     found = report(change={**change, ("value", 1, 2): "waiting"}, noise=1e-4)
     assert found.fit is not None
     assert found.fit.arms[1].exponent.value == pytest.approx(0.0906, rel=0.02)
-    rungs = scaling_grids(found)[0]
+    rungs = tables(found)[0]
     lost, cut = rungs_of(found, "position=sdpa")[0], rungs_of(found, "position=value")[4]
     assert (lost.gain, lost.losses) == (None, {})
     assert cell(rungs, "seeds", lost.arm, lost.rung) == "0 + 3 diverged"
@@ -239,10 +240,10 @@ def test_without_a_fit_the_rungs_are_left(frame: dict[str, Any], reason: str) ->
     assert found.fit is None
     assert all(rung.gain is None for rung in found.rungs)
     assert all(any(reason in note and note.startswith(arm) for note in found.notes) for arm in found.baselines)
-    [grid] = scaling_grids(found)
+    [grid] = tables(found)
     assert cell(grid, "CEG", "position=sdpa", found.rungs[0].rung) == "–"
     assert cell(grid, "Δ 95 %", "position=sdpa", found.rungs[0].rung).startswith("[")
-    assert scaling_dict(found)["fit"] is None
+    assert found.to_dict()["fit"] is None
     assert isinstance(plot_scaling(found, "t"), Figure)
 
 
@@ -251,11 +252,11 @@ def test_an_undetermined_offset_is_no_number() -> None:
     found = report(noise=5e-3, sizes=[1_000_000 * 2**power for power in range(4)])
     assert found.fit is not None
     assert "not determined" in found.fit.caveat
-    fit = scaling_grids(found)[1]
+    fit = tables(found)[1]
     assert cell(fit, "value", "all arms", "E") == "–"
     assert cell(fit, "Δ to baseline", "position=value", "own E") == "–"
     assert any("not determined" in note for note in fit.notes)
-    assert scaling_dict(found)["fit"]["shared"]["E"]["determined"] is False
+    assert found.to_dict()["fit"]["shared"]["E"]["determined"] is False
 
 
 def test_single_seeds_are_said() -> None:
@@ -264,7 +265,7 @@ def test_single_seeds_are_said() -> None:
     assert found.fit is not None
     assert any(note.startswith("A single seed at every rung") for note in found.notes)
     assert {rung.row.verdict for rung in found.rungs} == {"baseline", "not evaluable"}
-    assert cell(scaling_grids(found)[0], "Δ 95 %", "position=sdpa", found.rungs[0].rung) == "–"
+    assert cell(tables(found)[0], "Δ 95 %", "position=sdpa", found.rungs[0].rung) == "–"
     assert isinstance(plot_scaling(found, "t"), Figure)
 
 
@@ -292,7 +293,7 @@ def test_one_arm_or_no_baseline_compare_nothing() -> None:
     assert any("no baseline" in note for note in none.notes)
     for found in (one, none):
         assert all(rung.gain is None for rung in found.rungs)
-        assert not any("crossover" in row[1] for row in scaling_grids(found)[1].rows)
+        assert not any("crossover" in row[1] for row in tables(found)[1].rows)
         assert len(plot_scaling(found, "t").axes) == 1
 
 
@@ -317,7 +318,7 @@ NOT_SCALABLE: dict[str, tuple[Sequence[str], dict[str, Any], str]] = {
 @pytest.mark.parametrize(("ladder", "frame", "message"), NOT_SCALABLE.values(), ids=NOT_SCALABLE)
 def test_what_is_no_ladder_is_said(ladder: Sequence[str], frame: dict[str, Any], message: str) -> None:
     """Errors say what was expected and what there is."""
-    with pytest.raises(NotScalable, match=message):
+    with pytest.raises(AnalysisUnavailable, match=message):
         report(ladder, **frame)
 
 
@@ -333,7 +334,7 @@ def test_a_law_in_compute_says_what_it_mixes() -> None:
 def test_tables_and_values_are_complete() -> None:
     """Every form can be written, and JSON has no number that does not exist."""
     found = report(change={("sdpa", 0, -1): "diverged", ("value", 2, -1): {"train/mean_tokens_per_second": None}})
-    rungs, fit = scaling_grids(found)
+    rungs, fit = tables(found)
     for grid in (rungs, fit):
         assert all(len(row) == len(grid.columns) for row in grid.rows)
         assert grid.title in to_markdown(grid)
@@ -342,7 +343,7 @@ def test_tables_and_values_are_complete() -> None:
     third = rungs_of(found, "position=value")[2]
     assert cell(rungs, "CEG in time", third.arm, third.rung) == "–"
     assert cell(fit, "value", "position=sdpa", "P(lower loss) at 100× (extrapolated)")[0] in "0123456789><"
-    values = json.loads(json.dumps(scaling_dict(found), allow_nan=False))
+    values = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert values["fit"]["arms"][1]["better"].keys() == {"1x", "10x", "100x"}
     assert len(values["rungs"]) == 15
     assert values["rungs"][5]["row"]["value"]["mean"] is None
@@ -355,14 +356,14 @@ def test_a_loss_at_the_offset_is_worth_any_compute() -> None:
     top = rungs_of(found, "position=value")[4]
     assert top.gain is not None
     assert top.gain.value == math.inf
-    assert cell(scaling_grids(found)[0], "CEG", top.arm, top.rung) == "∞"
-    json.dumps(scaling_dict(found), allow_nan=False)
+    assert cell(tables(found)[0], "CEG", top.arm, top.rung) == "∞"
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
 def test_spreadsheets_have_a_row_for_each_rung() -> None:
     """With full precision, and empty where there is no number."""
     found = report(change={("sdpa", 0, -1): "diverged"})
-    rows = list(csv.DictReader(io.StringIO(scaling_csv(found))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(found.frame()))))
     assert len(rows) == 15
     for row, rung in zip(rows, found.rungs, strict=True):
         assert (row["arm"], row["rung"], row["baseline"]) == (rung.arm, rung.rung, "position=none")
@@ -375,13 +376,13 @@ def test_spreadsheets_have_a_row_for_each_rung() -> None:
 
 def test_no_share_of_replicates_is_certain() -> None:
     """All of 200 replicates are more than 199 of 200, not a certainty."""
-    fit = scaling_grids(report(noise=1e-4))[1]
+    fit = tables(report(noise=1e-4))[1]
     assert cell(fit, "value", "position=sdpa", "P(lower loss) at 1×") == "> 0.995"
 
 
 def test_a_seed_makes_a_report() -> None:
     """The same runs give the same report."""
-    one, other = (json.dumps(scaling_dict(report(bootstraps=50))) for _ in range(2))
+    one, other = (json.dumps(report(bootstraps=50).to_dict()) for _ in range(2))
     assert one == other
 
 

@@ -11,14 +11,19 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from gatelab.results.analyses.stability import NoSteps, Settings, settings_from, stability
+from gatelab.errors import AnalysisUnavailable
+from gatelab.results.analyses.divergence import place_of
+from gatelab.results.analyses.stability import stability
+from gatelab.results.analyses.trial_stability import Settings, settings_from
+from gatelab.results.report.artifacts import write
+from gatelab.results.report.context import read_results
 from gatelab.results.statistics.spikes import BAND, LASTING, WINDOW, band_exit, spike_score
 from gatelab.results.store.metrics import metrics_from_journals
 from gatelab.results.store.runs import runs_from_journals
 from gatelab.results.store.trials import study_descriptions
 from gatelab.results.views.diagnostics import plot_by_layer
-from gatelab.results.views.divergence import autopsies_grid, plot_autopsy
-from gatelab.results.views.stability import plot_stability, stability_dict, stability_grid
+from gatelab.results.views.divergence import plot_trace, traces_table
+from gatelab.results.views.stability import plot_stability, stability_table
 from gatelab.thresholds import MIN_VALUES
 
 
@@ -217,7 +222,7 @@ def test_the_table_counts_trials_that_diverged(shaken: Any) -> None:
 
 def test_the_first_layer_that_left_is_named(shaken: Any) -> None:
     """One sentence: which layer and measurement, when, how far, and how long before the loss."""
-    [autopsy] = found_in(shaken).autopsies
+    [autopsy] = found_in(shaken).traces
     assert (autopsy.variant, autopsy.seed, autopsy.found, autopsy.steps) == ("position=none", 1, 260, 256)
     assert (autopsy.diverged, autopsy.at, autopsy.loss_step) == (True, 255, 255)
     assert autopsy.sentence == (
@@ -240,10 +245,10 @@ def test_nothing_before_the_loss_and_too_little_to_say(laboratory: Any) -> None:
     lab = laboratory(("none",), seeds=2, steps=END)
     run(lab, 0, 0, lost=255, first=255)
     run(lab, 0, 1, lost=12, first=5)
-    late, early = found_in(lab).autopsies
+    late, early = found_in(lab).traces
     assert late.sentence == "diverged at step 255: nothing left its band before the loss did at step 255"
     assert early.sentence == "diverged at step 12: the 20 steps kept are too few to say what was usual"
-    grid = autopsies_grid("s", [late, early])
+    grid = traces_table("s", [late, early])
     assert [row[:6] for row in grid.rows] == [
         ("position=none", "0", "divergence", "260", "256", "255"),
         ("position=none", "1", "divergence", "20", "20", "–"),
@@ -260,7 +265,7 @@ def test_a_spike_shares_the_ring_of_the_divergence_after_it(laboratory: Any) -> 
         values[found] |= ring(found, steps, 214, 255)
     lab.plant(0, 0, values)
     lab.end(0, 0, "diverged", 260)
-    spike, divergence = found_in(lab).autopsies
+    spike, divergence = found_in(lab).traces
     assert (spike.diverged, spike.found, spike.at, spike.steps) == (False, 100, 100, 100)
     assert spike.sentence == "loss spike at step 100: no measurement of a layer left its band"
     assert (divergence.diverged, divergence.steps) == (True, 256)
@@ -269,9 +274,7 @@ def test_a_spike_shares_the_ring_of_the_divergence_after_it(laboratory: Any) -> 
 
 def test_texts_and_programs_get_the_same_numbers(shaken: Any, tmp_path: Path) -> None:
     """Markdown, LaTeX, CSV and JSON are written; JSON has no NaN; zeros are told in a note."""
-    from gatelab.results.report.write import write_stability
-
-    written = write_stability(shaken.folder, shaken.name, tmp_path / "out")
+    written = write("stability", read_results(shaken.folder, shaken.name), tmp_path / "out")
     assert sorted((tmp_path / "out").iterdir()) == sorted([*written.tables, *written.plots])
     text = (tmp_path / "out" / "stability.md").read_text(encoding="utf-8")
     assert "| trials diverged | 1 of 2 | 0 of 2 |" in text
@@ -324,14 +327,25 @@ def test_trials_that_diverged_are_drawn_to_their_end(shaken: Any) -> None:
 def test_an_autopsy_is_drawn_layer_by_layer(shaken: Any) -> None:
     """A panel for the loss and each measurement, in the order of the forward pass; a point where a layer left."""
     metrics = metrics_from_journals(shaken.folder, shaken.name)
-    [autopsy] = found_in(shaken).autopsies
-    figure = plot_autopsy(metrics, autopsy)
+    [autopsy] = found_in(shaken).traces
+    figure = plot_trace(metrics, autopsy)
     panels = {axes.get_title().partition(" [")[0]: axes for axes in figure.axes if axes.get_visible()}
     assert list(panels) == ["train/loss", *NAMES]
     points = [line for line in panels["activation/ffn_output"].get_lines() if line.get_marker() == "o"]
     assert [list(line.get_xdata()) for line in points] == [[214]]
     assert len(panels["gradient_norm"].get_lines()[0].get_xdata()) == 256
     assert autopsy.sentence[:40] in figure.get_suptitle()
+
+
+def test_an_unknown_measurement_comes_last() -> None:
+    """A trial may record what this version has no place for in the forward pass; its events are read all the same."""
+    names = ["a_new_measurement", "gradient_norm", "gate/sdpa/mean", "attention/max_logit"]
+    assert sorted(names, key=place_of) == [
+        "gate/sdpa/mean",
+        "attention/max_logit",
+        "gradient_norm",
+        "a_new_measurement",
+    ]
 
 
 def test_rings_are_no_evaluations(shaken: Any) -> None:
@@ -346,7 +360,7 @@ def test_what_is_unknown_is_left_out(laboratory: Any) -> None:
     """A trial that is still under way counts with what it has, and a note says so; without any there is a message."""
     lab = laboratory(("none",), seeds=2, steps=END)
     runs, metrics = (read(lab.folder, lab.name) for read in (runs_from_journals, metrics_from_journals))
-    with pytest.raises(NoSteps, match="no trial has trained yet"):
+    with pytest.raises(AnalysisUnavailable, match="no trial has trained yet"):
         stability(runs, metrics)
     lab.plant(0, 0, {step: {None: {"train/loss": loss(step), "train/gradient_norm": 2.0}} for step in range(1, 40)})
     found = found_in(lab)
@@ -355,9 +369,9 @@ def test_what_is_unknown_is_left_out(laboratory: Any) -> None:
     assert "train/loss_spike_share" not in only.scores
     assert only.scores["train/clipped_share"].mean == 100
     assert found.notes == ("2 trials have not finished: the table will change",)
-    assert not found.autopsies
-    assert [row[0] for row in stability_grid(found).rows][:1] == ["trials diverged"]
-    assert stability_dict(found)["variants"][0]["tokens_to_divergence"] is None
+    assert not found.traces
+    assert [row[0] for row in stability_table(found).rows][:1] == ["trials diverged"]
+    assert found.to_dict()["variants"][0]["tokens_to_divergence"] is None
     without = stability(runs_from_journals(lab.folder, lab.name), metrics_from_journals(lab.folder, lab.name))
     assert "train/clipped_share" not in without.variants[0].scores
     assert settings_from(study_descriptions(lab.folder, lab.record)) == {lab.id(0, 0): Settings(2, 1.0)}

@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 from gatelab.cli.console import console
 from gatelab.cli.main import app
-from gatelab.results.analyses.learning_rates import NotSearched, tolerance_of_record
-from gatelab.results.report.fits import FITS, fits
-from gatelab.results.report.parquet import export_study
+from gatelab.errors import AnalysisUnavailable
+from gatelab.results.analyses.fits import FITS
+from gatelab.results.analyses.learning_rates import learning_rates_from_record
+from gatelab.results.report.parquet import export_study, fits
 from gatelab.results.store.records import StudyRecord, write_json
 from gatelab.results.store.runs import runs_from_journals
 
@@ -134,8 +135,8 @@ def test_a_record_from_before_there_were_searches_has_none(laboratory: Any) -> N
     assert lab.record.tolerance is not None
     content = {name: value for name, value in lab.record.to_json().items() if name != "tolerance"}
     old = StudyRecord.from_json(content, "study.json")
-    with pytest.raises(NotSearched, match=f"{lab.name} was last run before there were searches"):
-        tolerance_of_record(old, runs)
+    with pytest.raises(AnalysisUnavailable, match=f"{lab.name} was last run before there were searches"):
+        learning_rates_from_record(old, runs)
     table = fits(old, runs)
     assert (table.num_rows, table.schema) == (0, FITS)
     write_json(lab.folder.study(lab.name).record, content)

@@ -16,11 +16,12 @@ import pytest
 from typer.testing import CliRunner
 
 from gatelab.cli.main import app
+from gatelab.errors import AnalysisUnavailable
 from gatelab.orchestrator.study_manifest import write_record
-from gatelab.results.analyses.comparison import compare, comparison_records
+from gatelab.results.analyses.comparison import compare
 from gatelab.results.report import parquet
 from gatelab.results.report.parquet import COMPARISONS, TABLES, export_study, runs_from_parquet
-from gatelab.results.report.write import publish, write_curves
+from gatelab.results.report.write import write_curves, write_study
 from gatelab.results.store.layout import NotFound
 from gatelab.results.store.metrics import metrics_from_journals
 from gatelab.results.store.runs import runs_from_journals
@@ -238,7 +239,7 @@ def test_comparisons_are_those_of_every_metric(studied: Any, out: Path) -> None:
         assert mine.loc["position=none", ["delta", "delta_low", "p_t"]].isna().all()
     assert dict(zip(rows["metric"], rows["unit"], strict=True))["validation/loss"] == "nats/token"
     axes, also = {"study", "model.gate.position"}, {"unit"}
-    assert set(comparison_records(compare(runs_from_journals(lab.folder, lab.name)))[0]) - axes | also == set(
+    assert set(compare(runs_from_journals(lab.folder, lab.name)).frame().column_names) - axes | also == set(
         COMPARISONS.names
     )
 
@@ -301,7 +302,7 @@ def test_a_study_without_results_can_be_exported(laboratory: Any, out: Path) -> 
 
 def test_a_study_is_published_in_its_folder(studied: Any) -> None:
     """At the end of a study its table, in every form, its curves and its Parquet files lie where the study lies."""
-    published = publish(studied.folder, studied.name)
+    published = write_study(studied.folder, studied.name)
     folder = studied.folder.study(studied.name).path
     assert {
         path.relative_to(folder).as_posix() for path in (*published.tables, *published.plots, *published.parquet)
@@ -324,16 +325,16 @@ def test_a_study_that_was_never_evaluated_is_published(laboratory: Any) -> None:
         lab.begin(variant, 0)
         lab.write(variant, 0, range(1, 4))
         lab.end(variant, 0, "diverged", 3, "the training loss was nan at step 3")
-    published = publish(lab.folder, lab.name)
+    published = write_study(lab.folder, lab.name)
     assert published.plots == []
-    assert [row.outcomes for row in published.comparison.rows] == [{"diverged": 1}] * 2
+    assert [row.outcomes for row in published.result.rows] == [{"diverged": 1}] * 2
     assert {path.stem for path in published.tables} == {"comparison"}
 
 
 def test_curves_of_an_unknown_metric_name_the_known(studied: Any, out: Path) -> None:
     """A typing mistake is no empty figure; a study that has not begun is no error."""
     with pytest.raises(
-        ValueError, match=r"'train/los' was not recorded .*: train/loss, validation/bits_per_byte, vali"
+        AnalysisUnavailable, match=r"'train/los' was not recorded .*: train/loss, validation/bits_per_byte, vali"
     ):
         write_curves(studied.folder, studied.name, "train/los", out)
     paths = write_curves(studied.folder, studied.name, "train/loss", out)

@@ -16,22 +16,23 @@ import yaml
 from matplotlib.figure import Figure
 
 from gatelab.orchestrator.preregistration import register_claims
-from gatelab.results.analyses.comparison import Comparison, ComparisonRow, Evidence, compare
-from gatelab.results.report.context import MOST_DRAWN, chosen, read_material
+from gatelab.results.analyses.comparison import Comparison, ComparisonRow, compare
+from gatelab.results.analyses.contrasts import Evidence
+from gatelab.results.report.context import MOST_DRAWN, chosen, read_context
 from gatelab.results.report.page import LARGEST_SVG, MOST_ROWS, to_page, write_report
 from gatelab.results.report.parts import Picture, Section
 from gatelab.results.report.provenance import common_configuration
 from gatelab.results.report.report import Report, report
-from gatelab.results.report.stamp import stamp_of
-from gatelab.results.report.summary import answer, short_names
+from gatelab.results.report.stamp import make_stamp
+from gatelab.results.report.summary import short_names, summary
 from gatelab.results.statistics.paired import Interval
 from gatelab.results.store.journal import Journal
 from gatelab.results.store.layout import NotFound
 from gatelab.results.store.records import write_json
 from gatelab.results.store.runs import SUMMARY, runs_from_journals
-from gatelab.results.views.comparison import comparison_grid
+from gatelab.results.views.comparison import comparison_table
 from gatelab.results.views.style import render_figure
-from gatelab.results.views.table import Column, Grid, to_html, to_markdown
+from gatelab.results.views.table import Column, Table, to_html, to_markdown
 
 NONE = Interval(float("nan"), float("nan"), float("nan"), 0)
 
@@ -87,7 +88,7 @@ class Tables(HTMLParser):
             self.tables[-1][-1][-1] += data
 
 
-def markdown_cells(grid: Grid) -> list[list[str]]:
+def markdown_cells(grid: Table) -> list[list[str]]:
     """The cells of a Markdown table, headings first, marks of emphasis aside."""
     lines = [line for line in to_markdown(grid).splitlines() if line.startswith("|")]
     cells = [[cell.strip().strip("*") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
@@ -104,23 +105,23 @@ def test_the_answer_counts_verdicts_and_names_variants(laboratory: Any) -> None:
     runs = runs_from_journals(lab.folder, lab.name)
     best = row("sdpa", 1.25, -0.25, "better", best=True)
     few = comparison(best, row("none", 1.5), row("key", 1.5625, 0.0625, "undecided"), row("value", None, None, "odd"))
-    said = answer(runs, few)
+    said = summary(runs, few)
     assert said == [
         "Of 3 variants compared with `none` by `validation/loss` (nats/token): 1 better (sdpa −0.2500); "
         "1 undecided (key +0.0625); 1 odd (value). Best mean: sdpa, 1.2500 over 3 seeds; the baseline's is 1.5000.",
         "Of 4 trials, 1 diverged, 1 not finished yet: they are counted beside the means, never in them.",
     ]
-    one = answer(runs, comparison(best, row("none", 1.5)))
+    one = summary(runs, comparison(best, row("none", 1.5)))
     assert one[0].startswith(
         "`sdpa` compared with `none` by `validation/loss` (nats/token): better (−0.2500). Best mean"
     )
     others = [row(f"gate{index}", 2.0 + index, 0.5 + index, "worse") for index in range(9)]
-    [many, _] = answer(runs, comparison(best, row("none", 1.5), *others))
+    [many, _] = summary(runs, comparison(best, row("none", 1.5), *others))
     assert "by `validation/loss` (nats/token): 1 better; 9 worse. Differences reach from sdpa −0.2500 to gate8" in many
     assert "gate4" not in many
-    alone = answer(runs, comparison(row("sdpa", 1.25, None, "", baseline=None, best=True)))
+    alone = summary(runs, comparison(row("sdpa", 1.25, None, "", baseline=None, best=True)))
     assert alone[0] == "Best mean: sdpa, 1.2500 over 3 seeds."
-    nothing = answer(runs, comparison(row("none", None)))
+    nothing = summary(runs, comparison(row("none", None)))
     assert nothing[0] == "No trial has finished with a value of `validation/loss` (nats/token)."
 
 
@@ -134,12 +135,12 @@ def test_the_answer_gives_no_difference_of_what_cannot_be_judged(laboratory: Any
     lab = laboratory()
     runs = runs_from_journals(lab.folder, lab.name)
     lost = row("lost", 0.5, -1.0, "not evaluable", why="2 of 3 seeds diverged")
-    [few, *_] = answer(runs, comparison(row("none", 1.5), row("sdpa", 1.25, -0.25, "better", best=True), lost))
+    [few, *_] = summary(runs, comparison(row("none", 1.5), row("sdpa", 1.25, -0.25, "better", best=True), lost))
     assert "1 better (sdpa −0.2500); 1 not evaluable (lost)." in few
-    [one, *_] = answer(runs, comparison(lost, row("none", 1.5, best=True)))
+    [one, *_] = summary(runs, comparison(lost, row("none", 1.5, best=True)))
     assert "not evaluable (2 of 3 seeds diverged)." in one
     others = [row(f"gate{index}", 2.0 + index, 0.5 + index, "worse") for index in range(9)]
-    [many, *_] = answer(runs, comparison(lost, row("none", 1.5, best=True), *others))
+    [many, *_] = summary(runs, comparison(lost, row("none", 1.5, best=True), *others))
     assert "Differences reach from gate0 +0.5000 to gate8 +8.5000." in many
 
 
@@ -153,11 +154,11 @@ def test_the_answer_counts_what_holds_over_several_baselines(laboratory: Any) ->
     rows += [row("v1", 0.9, -0.1, "better", baseline="b1", evidence=evidence(0.06))]
     rows += [row("v2", 0.9, -0.1, "equivalent", baseline="b1", evidence=evidence(0.01))]
     rows += [row("v3", 0.9, -0.1, "not evaluable", baseline="b1", evidence=evidence(0.01), why="single seed")]
-    [said, *_] = answer(runs, comparison(*rows))
+    [said, *_] = summary(runs, comparison(*rows))
     assert (
         "Each of 2 baselines is a family of its own: over all 3 comparisons together 1 differs with q ≤ 0.05." in said
     )
-    [one, *_] = answer(runs, comparison(*rows[:1], rows[2]))
+    [one, *_] = summary(runs, comparison(*rows[:1], rows[2]))
     assert "family" not in one
 
 
@@ -202,7 +203,7 @@ def test_a_study_that_has_not_begun_says_so(laboratory: Any) -> None:
     assert [section.id for section in found.sections] == ["comparison", "failures", "provenance"]
     assert found.question == "Which gate?"
     assert dict(found.facts)["Trials"] == "4 waiting"
-    [waiting] = found.sections[1].grids
+    [waiting] = found.sections[1].tables
     assert [cells[2] for cells in waiting.rows] == ["waiting"] * 4
     with pytest.raises(NotFound):
         report(lab.folder, "unheard-of")
@@ -231,7 +232,7 @@ def varied(laboratory: Any) -> Any:
 def test_failures_and_gaps_are_told_with_their_reasons(varied: Any) -> None:
     """Each trial that has no result is there once, and each combination that was excluded."""
     found = report(varied.folder, varied.name)
-    trials, untried = next(section for section in found.sections if section.id == "failures").grids
+    trials, untried = next(section for section in found.sections if section.id == "failures").tables
     assert {cells[:3] for cells in trials.rows} == {
         (varied.variants[2], "0", "diverged"),
         (varied.variants[2], "1", "waiting"),
@@ -257,7 +258,7 @@ def test_provenance_names_what_made_the_numbers(varied: Any) -> None:
     assert facts["Study hash"] == varied.record.hash
     assert facts["Data hash"] == "this data"
     assert (facts["First trial began"], facts["Last trial ended"]) == ("2023-11-14 22:13 UTC", "2023-11-14 22:15 UTC")
-    [environments] = section.grids
+    [environments] = section.tables
     assert [cells[0] for cells in environments.rows] == ["6"]
     assert "this device" in environments.rows[0]
     commands, configuration = section.listings
@@ -276,7 +277,7 @@ def test_trials_that_differ_in_their_machine_are_told_apart(laboratory: Any) -> 
     lab = laboratory(("none", "sdpa"), seeds=2)
     for variant, seed in itertools.product((0, 1), (0, 1)):
         lab.finish(variant, seed, device="another" if (variant, seed) == (1, 1) else "one", host=f"host {seed}")
-    [environments] = report(lab.folder, lab.name).sections[-1].grids
+    [environments] = report(lab.folder, lab.name).sections[-1].tables
     headings = [column.heading for column in environments.columns]
     counts = {cells[headings.index("device")]: (cells[0], cells[-1]) for cells in environments.rows}
     assert counts == {"one": ("3", "host 0, host 1"), "another": ("1", "host 1")}
@@ -315,7 +316,7 @@ def test_the_page_holds_the_tables_and_asks_for_nothing(varied: Any) -> None:
     """Cells are those of the Markdown table; tags are closed; every address is within the page or holds all of it."""
     html = to_page(report(varied.folder, varied.name))
     page = Tables(html)
-    table = comparison_grid(compare(runs_from_journals(varied.folder, varied.name)))
+    table = comparison_table(compare(runs_from_journals(varied.folder, varied.name)))
     assert page.tables[0] == markdown_cells(table)
     assert html.startswith('<!DOCTYPE html>\n<html lang="en">')
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -346,7 +347,7 @@ def test_whatever_names_and_reasons_contain_is_text(varied: Any) -> None:
     assert "the &lt;loss&gt; &amp; its | bound" in html
 
 
-GRID = Grid(
+GRID = Table(
     "a < b",
     (Column("name"), Column("x & y", numeric=True)),
     (("one", "1"), ("<i>two</i>", "2|3"), ("", "−")),
@@ -377,8 +378,8 @@ def test_long_tables_are_whole_behind_a_line() -> None:
     """They have to be opened, and hold every row; what is just short enough is shown."""
     for count in (MOST_ROWS, MOST_ROWS + 1):
         rows = tuple((f"row {index}", str(index)) for index in range(count))
-        grid = Grid("long", GRID.columns, rows, (False,) * count)
-        html = to_page(Report("s", "", ("said",), (), (Section("a", "A", grids=(grid,)),)))
+        grid = Table("long", GRID.columns, rows, (False,) * count)
+        html = to_page(Report("s", "", ("said",), (), (Section("a", "A", tables=(grid,)),)))
         assert Tables(html).tables[0][1:] == [list(cells) for cells in rows]
         assert ("<details>" in html) == (count > MOST_ROWS)
         assert (f"<summary>long: {count} rows</summary>" in html) == (count > MOST_ROWS)
@@ -409,7 +410,7 @@ def test_a_wide_study_draws_few_variants_and_says_which(laboratory: Callable[...
         lab.finish(index, 0)
     assert len(lab.variants) == 12
     found = {section.id: section for section in report(lab.folder, lab.name).sections}
-    assert len(found["comparison"].grids[0].rows) == 12
+    assert len(found["comparison"].tables[0].rows) == 12
     [said] = found["curves"].prose
     assert (
         said == "Figures show 10 of 12 variants: the best and the worst by `validation/loss`, each with its baseline."
@@ -429,8 +430,8 @@ def test_claims_come_first(laboratory: Any) -> None:
         lab.end(variant, seed, "finished", 20, metrics={"validation/loss": 2 + variant * (1 + 0.125 * seed)})
 
     def said() -> str:
-        material = read_material(lab.folder, lab.name, "validation/loss")
-        return answer(material.runs, material.comparison, material.claims)[0]
+        context = read_context(lab.folder, lab.name, "validation/loss")
+        return summary(context.runs, context.comparison, context.claims)[0]
 
     made.unlink()
     assert said() == "Claims: 1 refuted (`gates-help`, not registered)."
@@ -440,7 +441,7 @@ def test_claims_come_first(laboratory: Any) -> None:
     found = report(lab.folder, lab.name)
     assert found.answer[0] == "Claims: 1 refuted (`gates-help`)."
     assert found.sections[0].id == "claims"
-    [grid] = found.sections[0].grids
+    [grid] = found.sections[0].tables
     assert (grid.rows[0][0], "refuted" in grid.rows[0]) == ("gates-help", True)
     write_json(lab.folder.study(lab.name).claims, {"entries": [{"at": "2023", "hash": "forged"}]})
     edited = report(lab.folder, lab.name)
@@ -464,9 +465,9 @@ def test_the_page_has_a_stamp_and_the_margin_that_claims_state(laboratory: Any) 
     for variant, seed in itertools.product((0, 1), (0, 1)):
         lab.finish(variant, seed)
     found = report(lab.folder, lab.name)
-    margins = {metric: read_material(lab.folder, lab.name, metric).comparison.margin for metric in SUMMARY[:3]}
+    margins = {metric: read_context(lab.folder, lab.name, metric).comparison.margin for metric in SUMMARY[:3]}
     assert margins == {"validation/loss": 0.25, "validation/bits_per_byte": None, "train/final_loss": 0.0625}
-    stamp = stamp_of(runs_from_journals(lab.folder, lab.name), "comparison", metric="validation/loss", margin=0.25)
+    stamp = make_stamp(runs_from_journals(lab.folder, lab.name), "comparison", metric="validation/loss", margin=0.25)
     assert found.stamp == stamp
     footer = to_page(found).partition("<footer>")[2].partition("</footer>")[0]
     assert f"<p>{stamp}</p>" in footer
@@ -509,7 +510,7 @@ def test_what_figures_show_does_not_keep_the_journals_in_memory(laboratory: Any)
             for step in range(1, steps + 1):
                 journal.record(step, {"train/loss": 1 / step, "train/gradient_norm": 1.0})
         lab.end(variant, 0, "finished", steps, metrics={"validation/loss": 1.0 + variant})
-    values = read_material(lab.folder, lab.name, "validation/loss").values
+    values = read_context(lab.folder, lab.name, "validation/loss").values
     assert values.stability is not None
     for kept in (values.curves, values.diagnostics, values.stability[0]):
         assert kept.get_total_buffer_size() < 0.1 * 2 * steps * 8
@@ -536,7 +537,7 @@ def test_a_finished_search_of_the_study_is_told_of(laboratory: Any) -> None:
     found = report(lab.folder, lab.name)
     section = next(section for section in found.sections if section.id == "learning-rates")
     assert section.prose[0] == f"Of the search `{lab.name}-lr-tolerance`."
-    assert [column.heading for column in section.grids[0].columns] == ["property", "position=none", "position=sdpa"]
+    assert [column.heading for column in section.tables[0].columns] == ["property", "position=none", "position=sdpa"]
     assert any(line.startswith("Learning rates of position=sdpa against position=none: ") for line in found.answer)
     alone = report(lab.folder, f"{lab.name}-lr-tolerance")
     assert "learning-rates" in [section.id for section in alone.sections]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from gatelab.ablations.loading import make_study
@@ -17,13 +18,21 @@ from gatelab.orchestrator.preregistration import register_claims
 from gatelab.orchestrator.study_manifest import study_record, write_record
 from gatelab.results.analyses.comparison import compare
 from gatelab.results.report import write
-from gatelab.results.report.artifacts import KINDS, read_trials, render, write_table
-from gatelab.results.report.stamp import Stamp, read_stamp, stamp_of, stamped
-from gatelab.results.report.verify import check, same_text, tables_of
+from gatelab.results.report.artifacts import TABLES, render, write_table
+from gatelab.results.report.context import read_results
+from gatelab.results.report.stamp import (
+    Stamp,
+    json_with_provenance,
+    make_stamp,
+    read_stamp,
+    with_origin,
+    with_provenance,
+)
+from gatelab.results.report.verify import check, same_text, stamped_tables
 from gatelab.results.store.layout import NotFound
 from gatelab.results.store.records import read_json, write_json
 from gatelab.results.store.runs import runs_from_journals
-from gatelab.results.views.table import Column, Grid, to_html, to_latex, to_markdown
+from gatelab.results.views.table import Column, Table, to_csv, to_html, to_latex, to_markdown
 
 NASTY = ["a --> b", "--!><script>alert(1)</script>", "------", '"}{\\', "two\nlines\r\n", "% } gatelab-table {}", "Δ é"]
 STAMP = Stamp(
@@ -37,7 +46,7 @@ STAMP = Stamp(
     seeds=3,
     options={"metric": "validation/loss", "margin": 0.005, "rows": NASTY, "columns": []},
 )
-GRID = Grid("gates-1: a table", (Column("axis"), Column("loss", True)), (("a", "1.5"), ("b", "1.6")), (True, False))
+GRID = Table("gates-1: a table", (Column("axis"), Column("loss", True)), (("a", "1.5"), ("b", "1.6")), (True, False))
 TEXTS = {
     "md": to_markdown(GRID),
     "tex": to_latex(GRID),
@@ -46,6 +55,16 @@ TEXTS = {
     "json": json.dumps({"rows": [{"mean": 1.5}, {"mean": None}]}),
 }
 FORMS = sorted(TEXTS)
+
+
+def stamped(text: str, form: str, stamp: Stamp) -> str:
+    """A table that is given as text, with its stamp, as each form is given one."""
+    if form == "csv":
+        frame = pa.Table.from_pandas(pd.read_csv(io.StringIO(text)), preserve_index=False)
+        return to_csv(with_origin(frame, stamp))
+    if form == "json":
+        return json_with_provenance(json.loads(text), stamp)
+    return with_provenance(text, form, stamp)
 
 
 # --- Stamps ---
@@ -176,7 +195,7 @@ def test_a_stamp_is_of_the_trials(laboratory: Any) -> None:
     lab = laboratory(("none", "sdpa"), seeds=3)
     for seed, commit in enumerate(("b", "a", "b")):
         lab.finish(0, seed, commit=commit)
-    stamp = stamp_of(runs_from_journals(lab.folder, lab.name), "comparison", margin=0.5)
+    stamp = make_stamp(runs_from_journals(lab.folder, lab.name), "comparison", margin=0.5)
     assert stamp == Stamp("comparison", lab.name, lab.record.hash, ("a", "b"), ("this data",), 3, 6, 3, {"margin": 0.5})
 
 
@@ -201,7 +220,7 @@ def lab(laboratory: Callable[..., Any]) -> Any:
                 lab.finish(variant, seed)
     runs = runs_from_journals(lab.folder, lab.name)
     path = lab.folder.study(lab.name).path
-    trials = read_trials(lab.folder, lab.name)
+    trials = read_results(lab.folder, lab.name)
     made: dict[str, dict[str, Any]] = {  # kind -> options
         "comparison": {},
         "claims": {},
@@ -209,13 +228,13 @@ def lab(laboratory: Callable[..., Any]) -> Any:
         "pivot": {"metric": "train/seconds", "margin": 0.5, "rows": ["position"], "columns": ["warmup"]},
     }
     for kind, options in made.items():
-        write_table(KINDS[kind].make(trials, options), path / STEMS[kind], stamp_of(runs, kind, **options))
+        write_table(TABLES[kind].compute(trials, options), path / STEMS[kind], make_stamp(runs, kind, **options))
     return lab
 
 
 def problems(lab: Any, *paths: Path) -> dict[str, str]:
     """What is wrong with tables of a study, by file: with all of its own unless some are named."""
-    checked = check(lab.folder, lab.name, paths or tables_of(lab.folder, lab.name))
+    checked = check(lab.folder, lab.name, paths or stamped_tables(lab.folder, lab.name))
     return {each.path.name: each.problem for each in checked}
 
 
@@ -295,8 +314,8 @@ def test_what_cannot_be_checked_is_stale_and_says_why(lab: Any, laboratory: Any,
     path = lab.folder.study(lab.name).path
     other = laboratory(seeds=1)
     runs = runs_from_journals(other.folder, other.name)
-    write_table(compare(runs), tmp_path / "foreign", stamp_of(runs, "comparison"))
-    stamp = stamp_of(runs_from_journals(lab.folder, lab.name), "comparison")
+    write_table(compare(runs), tmp_path / "foreign", make_stamp(runs, "comparison"))
+    stamp = make_stamp(runs_from_journals(lab.folder, lab.name), "comparison")
     written = {
         "plain.md": "| a |\n|---|\n",
         "alone.csv": (path / "comparison.csv").read_text(encoding="utf-8"),
@@ -333,14 +352,14 @@ def test_what_cannot_be_checked_is_stale_and_says_why(lab: Any, laboratory: Any,
         "does not follow from the trials any more: no trial has 'validation/los', but for example validation/loss"
     )
     with pytest.raises(NotFound):
-        tables_of(lab.folder, "unheard-of")
+        stamped_tables(lab.folder, "unheard-of")
     with pytest.raises(NotFound):
         list(check(lab.folder, "unheard-of", []))
 
 
 def test_what_a_study_publishes_holds(lab: Any) -> None:
     """The very files that `gatelab run` leaves are found by their stamps, and all of them hold."""
-    published = write.publish(lab.folder, lab.name)
+    published = write.write_study(lab.folder, lab.name)
     assert {path.name for path in published.tables} >= {f"{stem}.{form}" for stem in ("comparison", "claim-verdicts")
                                                         for form in FORMS}  # fmt: skip
     register = lab.folder.study(lab.name).claims
@@ -357,7 +376,7 @@ def test_claims_that_were_withdrawn_still_show(lab: Any) -> None:
     matrix = build_matrix(make_study(raw, "test"), lambda config: lab.name)
     register_claims(lab.folder, matrix)
     write_record(lab.folder, study_record(matrix))
-    published = write.publish(lab.folder, lab.name)
+    published = write.write_study(lab.folder, lab.name)
     path = lab.folder.study(lab.name).path
     assert {path / f"claim-verdicts.{form}" for form in FORMS} <= set(published.tables)
     text = (path / "claim-verdicts.md").read_text(encoding="utf-8")
@@ -418,4 +437,4 @@ def test_all_forms_of_a_real_table_load(lab: Any) -> None:
         assert frame[name].dtype == float
     assert frame["unfinished"].sum() == 1
     runs = runs_from_journals(lab.folder, lab.name)
-    assert render(compare(runs), "md", stamp_of(runs, "comparison")) == (path / "comparison.md").read_text("utf-8")
+    assert render(compare(runs), "md", make_stamp(runs, "comparison")) == (path / "comparison.md").read_text("utf-8")

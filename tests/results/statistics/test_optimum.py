@@ -13,14 +13,15 @@ from matplotlib.figure import Figure
 
 from gatelab.results.analyses.curves import read_curves
 from gatelab.results.analyses.diagnostics import read_diagnostics
-from gatelab.results.analyses.stability import read_stability, settings_from, stability
-from gatelab.results.statistics.series import SPANS, averaged, extremes
+from gatelab.results.analyses.stability import read_stability, stability
+from gatelab.results.analyses.trial_stability import settings_from
+from gatelab.results.statistics.series import SPANS, bin_means, extremes
 from gatelab.results.store.metrics import metrics_from_journals
 from gatelab.results.store.runs import runs_from_journals
 from gatelab.results.store.trials import study_descriptions
 from gatelab.results.views.curves import plot_curves
-from gatelab.results.views.diagnostics import FIGURES
-from gatelab.results.views.stability import plot_all
+from gatelab.results.views.diagnostics import DRAWINGS
+from gatelab.results.views.stability import figures
 
 STEPS = 3 * SPANS + 50
 VALUES = st.sampled_from([-1.0, 0.0, 0.5, 2.0, math.inf, -math.inf, math.nan])
@@ -61,15 +62,15 @@ def test_no_extreme_is_lost(curve: tuple[npt.NDArray[np.int64], npt.NDArray[np.f
 def test_means_are_of_spans_that_are_over_and_taken_once() -> None:
     """By hand: 650 steps make spans of 4; a trial that stopped at step 398 has 99 of them, and no half one."""
     steps = np.arange(1, STEPS + 1)
-    ends, means = averaged((steps, steps.astype(float)), STEPS)
+    ends, means = bin_means((steps, steps.astype(float)), STEPS)
     assert (ends[0], means[0], ends[-1], means[-1]) == (4, 2.5, 650, 649.5)
     assert len(ends) == 163
-    ends, means = averaged((steps[:398], steps[:398].astype(float)), STEPS)
+    ends, means = bin_means((steps[:398], steps[:398].astype(float)), STEPS)
     assert (len(ends), ends[-1], means[-1]) == (99, 396, 394.5)
-    again = averaged((ends, means), STEPS)
+    again = bin_means((ends, means), STEPS)
     assert (again[0] is ends, again[1] is means) == (True, True)
     few = steps[::50]
-    assert averaged((few, few.astype(float)), STEPS)[0] is few
+    assert bin_means((few, few.astype(float)), STEPS)[0] is few
 
 
 @pytest.fixture
@@ -136,11 +137,11 @@ def test_diagnostics_keep_each_last_evaluation_and_means_before(long: Any) -> No
     whole = metrics_from_journals(long.folder, long.name)
     assert len(rows) < len(whole) / 5
     for name in ("diagnostics-layers", "loss-by-position"):
-        ours, theirs = (FIGURES[name](each, variants(long), "long") for each in (rows, whole))
+        ours, theirs = (DRAWINGS[name](each, variants(long), "long") for each in (rows, whole))
         assert ours is not None
         assert theirs is not None
         assert_same(ours, theirs)
-    figure = FIGURES["diagnostics-training"](rows, variants(long), "long")
+    figure = DRAWINGS["diagnostics-training"](rows, variants(long), "long")
     assert figure is not None
     axes = next(axes for axes in figure.axes if axes.get_title().startswith("attention/entropy"))
     line = next(line for line in axes.get_lines() if line.get_label() == "position=none")
@@ -159,7 +160,7 @@ def test_stability_is_that_of_all_values(long: Any) -> None:
     assert runs.equals(every[0])
     assert repr(found) == repr(stability(*every, settings_from(study_descriptions(long.folder, long.record))))
     assert len(rows) < len(every[1]) / 1.5
-    ours, theirs = plot_all(runs, rows, found), plot_all(*every, found)
+    ours, theirs = figures(found, runs, rows), figures(found, *every)
     assert ours.keys() == theirs.keys() == {"stability-training"}
     assert_same(ours["stability-training"], theirs["stability-training"])
 

@@ -1,6 +1,7 @@
 """Frames: the same from journals and from MLflow, whatever has become of the trials."""
 
 import fnmatch
+import json
 import math
 import tempfile
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatelab.results.analyses.comparison import compare
-from gatelab.results.report.write import publish
+from gatelab.results.report.write import write_study
 from gatelab.results.store import metrics, records
 from gatelab.results.store.journal import Journal, read_journal
 from gatelab.results.store.layout import NotFound, RunsFolder
@@ -24,8 +25,8 @@ from gatelab.results.store.runs import SUMMARY, axes_of, runs_from_journals, run
 from gatelab.results.store.trials import PROVENANCE
 from gatelab.results.tracking.runs import runs_from_mlflow
 from gatelab.results.tracking.sync import Mirror
-from gatelab.results.views.comparison import comparison_csv, comparison_grid, comparison_json
-from gatelab.results.views.table import to_markdown
+from gatelab.results.views.comparison import comparison_table
+from gatelab.results.views.table import to_csv, to_markdown
 
 
 def agreed(lab: Any) -> list[dict[str, Any]]:
@@ -38,9 +39,9 @@ def agreed(lab: Any) -> list[dict[str, Any]]:
         }
     for metric in SUMMARY:
         own, mirrored = compare(here, metric), compare(there, metric)
-        assert comparison_json(own) == comparison_json(mirrored)
-        assert comparison_csv(own) == comparison_csv(mirrored)
-        assert to_markdown(comparison_grid(own)) == to_markdown(comparison_grid(mirrored))
+        assert json.dumps(own.to_dict()) == json.dumps(mirrored.to_dict())
+        assert to_csv(own.frame()) == to_csv(mirrored.frame())
+        assert to_markdown(comparison_table(own)) == to_markdown(comparison_table(mirrored))
     return here.to_pylist()
 
 
@@ -331,7 +332,7 @@ def test_answers_are_read_once(laboratory: Any, monkeypatch: Any) -> None:
     opened: list[Path] = []
     read_json = records.read_json
     monkeypatch.setattr(records, "read_json", lambda path: opened.append(path) or read_json(path))
-    publish(lab.folder, lab.name)
+    write_study(lab.folder, lab.name)
     assert sorted(path for path in opened if path.parent.name == "evaluations") == sorted(
         lab.trial(variant, 0).evaluations / "far.json" for variant in (0, 1)
     )

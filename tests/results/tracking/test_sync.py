@@ -373,20 +373,20 @@ def test_verdicts_are_tags_of_trials_and_follow_the_comparison(tracked: Any) -> 
     for variant, seed in ((0, 0), (0, 1), (1, 0), (1, 1)):
         lab.finish(variant, seed)
 
-    def publish(*words: str) -> dict[tuple[str, str], str | None]:
+    def write_study(*words: str) -> dict[tuple[str, str], str | None]:
         assert add_to_mlflow(lab.folder, lab.name, None, [], dict(zip(lab.variants, words, strict=True))) == ""
         found = [run.data.tags for run in runs_in(lab).values()]
         return {(tags["gatelab.variant"], tags["gatelab.seed"]): tags.get("gatelab.verdict") for tags in found}
 
     none, sdpa, _ = lab.variants
-    first = publish("baseline", "undecided", "no pairs")
+    first = write_study("baseline", "undecided", "no pairs")
     assert first == {
         (none, "0"): "baseline",
         (none, "1"): "baseline",
         (sdpa, "0"): "undecided",
         (sdpa, "1"): "undecided",
     }
-    assert publish("baseline", "worse", "no pairs") == first | {(sdpa, "0"): "worse", (sdpa, "1"): "worse"}
+    assert write_study("baseline", "worse", "no pairs") == first | {(sdpa, "0"): "worse", (sdpa, "1"): "worse"}
     assert add_to_mlflow(lab.folder, lab.name, None, []) == ""  # by a command that compares nothing
     assert {run.data.tags["gatelab.verdict"] for run in runs_in(lab).values()} == {"baseline", "worse"}
 

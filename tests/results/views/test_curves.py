@@ -14,6 +14,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gatelab.errors import AnalysisUnavailable
 from gatelab.results.store.metrics import metrics_from_journals
 from gatelab.results.views.curves import plot_curves
 from gatelab.results.views.style import save_figure
@@ -152,9 +153,11 @@ def test_trials_of_different_length_are_averaged_over_the_same_spans(reached: in
 def test_an_unknown_metric_is_answered_with_the_known() -> None:
     """A typing mistake is answered with what was recorded, layers' metrics apart."""
     curves = pa.concat_tables([frame(SMALL), frame(SMALL, "train/loss"), frame(SMALL, "gradient_norm", layer=0)])
-    with pytest.raises(ValueError, match=r"'train/los' was not recorded \(there are: train/loss, validation/loss\)"):
+    with pytest.raises(
+        AnalysisUnavailable, match=r"'train/los' was not recorded \(there are: train/loss, validation/loss\)"
+    ):
         plot_curves(curves, "train/los", PAIR, "gates")
-    with pytest.raises(ValueError, match="none yet"):
+    with pytest.raises(AnalysisUnavailable, match="none yet"):
         plot_curves(curves.slice(0, 0), LOSS, PAIR, "gates")
 
 

@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 
 from gatelab.ablations.learning_rates import LEARNING_RATE, ToleranceConfig
-from gatelab.results.analyses.learning_rates import RATE, NotSearched, Tolerance
-from gatelab.results.report.write import read_tolerance, write_tolerance
+from gatelab.errors import AnalysisUnavailable
+from gatelab.results.analyses.learning_rates import LearningRates, read_learning_rates
+from gatelab.results.analyses.sweeps import RATE
+from gatelab.results.report.artifacts import write
+from gatelab.results.report.context import read_results
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.views.learning_rates import (
-    plot_tolerance,
-    summary,
-    tolerance_csv,
-    tolerance_dict,
-    tolerance_grid,
-    tolerance_json,
+    learning_rates_table,
+    plot_learning_rates,
+    sentences,
 )
-from gatelab.results.views.table import to_latex, to_markdown
+from gatelab.results.views.table import to_csv, to_latex, to_markdown
 from tests.results.analyses.test_learning_rates import Cells, judge
 
 CLEAR: dict[str, Cells] = {
@@ -39,10 +39,10 @@ ONE_SEED: dict[str, Cells] = {
 LOST: dict[str, Cells] = {"lost": {0.01: ["waiting", "failed"]}, "a": {0.001: [2.0], 0.01: [1.5], 0.1: [2.0]}}
 
 
-def cells_of(found: Tolerance) -> dict[str, tuple[str, ...]]:
+def cells_of(found: LearningRates) -> dict[str, tuple[str, ...]]:
     """Rows of the table by their first cell; those that are repeated get a number."""
     rows: dict[str, tuple[str, ...]] = {}
-    for first, *rest in tolerance_grid(found).rows:
+    for first, *rest in learning_rates_table(found).rows:
         name = first.strip()
         rows[name if name not in rows else f"{name} {sum(key.startswith(name) for key in rows) + 1}"] = tuple(rest)
     return rows
@@ -51,7 +51,7 @@ def cells_of(found: Tolerance) -> dict[str, tuple[str, ...]]:
 def test_the_table_has_the_baseline_first_and_a_row_for_each_property() -> None:
     """What others are compared with stands beside the names of the rows, wherever the study has it."""
     found = judge({"b": CLEAR["b"], "a": CLEAR["a"]})
-    grid = tolerance_grid(found)
+    grid = learning_rates_table(found)
     assert [column.heading for column in grid.columns] == ["property", "arm=b", "arm=a"]
     rows = cells_of(found)
     for name in ("optimal learning rate", "loss at the optimum [nats/token]", "sensitivity S, window [nats/token]"):
@@ -101,7 +101,7 @@ def test_bounds_and_single_seeds_are_marked() -> None:
 
 def test_what_a_mark_means_is_said_beneath() -> None:
     """A table is read without its documentation."""
-    notes = "\n".join(tolerance_grid(judge(ONE_SEED)).notes)
+    notes = "\n".join(learning_rates_table(judge(ONE_SEED)).notes)
     for said in ("≥", "*", "95 % t-interval", "min(loss, initial loss)", "2%", "the end of what was tried"):
         assert said in notes
     assert "†" in notes
@@ -112,8 +112,8 @@ def test_what_a_mark_means_is_said_beneath() -> None:
 def test_json_is_json_and_holds_everything(arms: dict[str, Cells]) -> None:
     """Programs read it: numbers that do not exist are null, not NaN, which is no JSON."""
     found = judge(arms)
-    whole = json.loads(tolerance_json(found), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert whole == tolerance_dict(found)
+    whole = json.loads(json.dumps(found.to_dict()), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert whole == found.to_dict()
     assert (whole["study"], whole["window"], whole["margin"]) == ("s", [0.001, 0.01, 0.1], 0.02)
     for arm, entry in zip(found.arms, whole["arms"], strict=True):
         assert (entry["arm"], entry["rates"]) == (arm.sweep.arm, arm.sweep.rates.tolist())
@@ -133,7 +133,7 @@ def test_json_is_json_and_holds_everything(arms: dict[str, Cells]) -> None:
 
 def test_the_spreadsheet_has_a_row_for_each_trial() -> None:
     """Whoever wants other measures can make them from the losses."""
-    rows = list(csv.DictReader(io.StringIO(tolerance_csv(judge(CLEAR | {"c": LOST["lost"]})))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(judge(CLEAR | {"c": LOST["lost"]}).frame()))))
     assert len(rows) == 26
     by_cell = {(row["arm"], row["learning_rate"], row["seed"]): (row["loss"], row["stable"]) for row in rows}
     assert by_cell["arm=a", "0.001", "1"] == ("2.01", "True")
@@ -151,7 +151,7 @@ def test_the_plot_shows_what_is_known(arms: dict[str, Cells], tmp_path: Path) ->
     found = judge(arms)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = plot_tolerance(found)
+        figure = plot_learning_rates(found)
         figure.savefig(tmp_path / "plot.png")
     whole, near = figure.axes
     best = min(float(arm.sweep.losses[np.isfinite(arm.sweep.losses)].min()) for arm in found.arms if arm.best_rate)
@@ -168,16 +168,16 @@ def test_the_plot_shows_what_is_known(arms: dict[str, Cells], tmp_path: Path) ->
 
 def test_the_summary_says_what_is_decided() -> None:
     """The terminal's last lines: a sentence for each arm that is compared, and no more than its seeds decide."""
-    [line] = summary(judge(CLEAR))
+    [line] = sentences(judge(CLEAR))
     assert line.startswith("arm=b against arm=a: ")
     assert "loss at the optimum -0.1000 [" in line
-    assert list(summary(judge(ONE_SEED))) == ["arm=b against arm=a: nothing is decided"]
-    assert list(summary(judge({"a": CLEAR["a"]}))) == []
+    assert list(sentences(judge(ONE_SEED))) == ["arm=b against arm=a: nothing is decided"]
+    assert list(sentences(judge({"a": CLEAR["a"]}))) == []
 
 
 def test_markdown_and_latex_are_whole() -> None:
     """Every row has every cell, and LaTeX finds no character that it would trip over."""
-    grid = tolerance_grid(judge(ONE_SEED))
+    grid = learning_rates_table(judge(ONE_SEED))
     table = [line for line in to_markdown(grid).splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
     body = [line for line in to_latex(grid).splitlines() if not line.startswith("%")]
@@ -196,12 +196,12 @@ def test_files_of_a_search(laboratory: Callable[..., Any]) -> None:
             metrics = {"validation/loss": rate_loss + seed / 8, "train/initial_loss": 4.0}
             lab.begin(variant, seed)
             lab.end(variant, seed, "finished", 20, metrics=metrics)
-    written = write_tolerance(lab.folder, lab.name)
+    written = write("tolerance", read_results(lab.folder, lab.name))
     names = {path.name for path in (*written.tables, *written.plots)}
     assert names == {f"tolerance.{suffix}" for suffix in ("md", "tex", "html", "csv", "json", "png", "svg", "pdf")}
     assert all(path.stat().st_size > 100 for path in (*written.tables, *written.plots))
     assert {path.parent for path in written.tables} == {lab.folder.study(lab.name).path}
-    found = read_tolerance(lab.folder, lab.name)
+    found = read_learning_rates(lab.folder, lab.name)
     assert (found.window, found.margin) == ((0.001, 0.01, 0.1), 0.05)
     assert lab.record.tolerance.lattice == ToleranceConfig(**how).lattice
     [arm] = found.arms
@@ -213,7 +213,7 @@ def test_files_of_a_search(laboratory: Callable[..., Any]) -> None:
 def test_a_plain_study_has_no_such_report(laboratory: Callable[..., Any], tmp_path: Path) -> None:
     """Asking for it says why, instead of inventing one."""
     lab = laboratory()
-    with pytest.raises(NotSearched, match=f"no axis {RATE}"):
-        write_tolerance(lab.folder, lab.name)
+    with pytest.raises(AnalysisUnavailable, match=f"no axis {RATE}"):
+        write("tolerance", read_results(lab.folder, lab.name))
     with pytest.raises(LookupError, match="no study 'unheard-of'"):
-        read_tolerance(RunsFolder(tmp_path), "unheard-of")
+        read_learning_rates(RunsFolder(tmp_path), "unheard-of")

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from gatelab.results.analyses.comparison import Comparison, ComparisonRow, Evidence
+from gatelab.results.analyses.comparison import Comparison, ComparisonRow
+from gatelab.results.analyses.contrasts import Evidence
 from gatelab.results.statistics.paired import Interval
-from gatelab.results.views.comparison import comparison_csv, comparison_grid, comparison_json
-from gatelab.results.views.table import Column, Grid, p_text, to_latex, to_markdown
+from gatelab.results.views import format
+from gatelab.results.views.comparison import comparison_table
+from gatelab.results.views.table import Column, Table, to_csv, to_latex, to_markdown
 
 NAN = math.nan
 
@@ -70,9 +72,9 @@ SMALL = comparison(
 
 
 @pytest.mark.parametrize(("render", "name"), [(to_markdown, "comparison.md"), (to_latex, "comparison.tex")])
-def test_a_small_table_is_as_it_was_checked(render: Callable[[Grid], str], name: str) -> None:
+def test_a_small_table_is_as_it_was_checked(render: Callable[[Table], str], name: str) -> None:
     """Cell by cell, with alignment, marks, dashes, escapes and notes: for reading, and for a paper."""
-    assert render(comparison_grid(SMALL)) == (Path(__file__).parent / "golden" / name).read_text(encoding="utf-8")
+    assert render(comparison_table(SMALL)) == (Path(__file__).parent / "golden" / name).read_text(encoding="utf-8")
 
 
 NASTY = comparison(
@@ -90,7 +92,7 @@ NASTY = comparison(
 
 def test_latex_compiles_whatever_levels_and_errors_contain() -> None:
     """Names and tracebacks are free text: neither may break the paper that includes the table."""
-    text = to_latex(comparison_grid(NASTY))
+    text = to_latex(comparison_table(NASTY))
     table, _, after = text.partition("\\end{tabular}")
     assert all(line.startswith("%") for line in after.strip().splitlines())
     rows = [line for line in table.splitlines() if line.endswith(r"\\")]
@@ -105,7 +107,7 @@ def test_latex_compiles_whatever_levels_and_errors_contain() -> None:
 
 def test_markdown_keeps_its_columns_whatever_levels_contain() -> None:
     """A pipe in a level's name is not a border."""
-    lines = [line for line in to_markdown(comparison_grid(NASTY)).splitlines() if line.startswith("|")]
+    lines = [line for line in to_markdown(comparison_table(NASTY)).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(NASTY.rows)
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {12}
 
@@ -113,7 +115,7 @@ def test_markdown_keeps_its_columns_whatever_levels_contain() -> None:
 def test_markdown_runs_nothing_and_breaks_no_row() -> None:
     """A level is text: as a tag it would run where the table is shown, and a line break would end the table."""
     name = "a < b <script>alert(1)</script> <!-- </td> <3\nsecond | line"
-    grid = Grid("t", (Column("v"), Column("n", True)), ((name, "1"), ("b", "2")), (True, False), (f"{name}, seed 0",))
+    grid = Table("t", (Column("v"), Column("n", True)), ((name, "1"), ("b", "2")), (True, False), (f"{name}, seed 0",))
     text = to_markdown(grid)
     assert re.search(r"(?<!\\)<[A-Za-z/!?]", text) is None
     assert r"a < b \<script>alert(1)\</script> \<!-- \</td> <3" in text
@@ -141,7 +143,7 @@ def test_markdown_runs_nothing_and_breaks_no_row() -> None:
 )
 def test_a_p_value_stands_on_its_side_of_5_percent(value: float, text: str) -> None:
     """A reader compares it with 0.05: rounding must not turn an undecided row into a decided one."""
-    assert p_text(value) == text
+    assert format.p(value) == text
 
 
 def test_q_stands_in_for_dunnetts_test_and_says_so() -> None:
@@ -149,15 +151,15 @@ def test_q_stands_in_for_dunnetts_test_and_says_so() -> None:
     evidence = Evidence(0.02, 0.006, 0.25, 0.25, NAN, 0, q=0.012)
     shown = row("sdpa", Interval(1.5, 1.2, 1.8, 3), Interval(-0.1, -0.2, -0.01, 3), {"finished": 3}, evidence=evidence)
     lost = row("key", shown.value, shown.delta, {"finished": 3, "diverged": 1}, evidence=evidence, why="1 diverged")
-    grid = comparison_grid(comparison(shown, lost))
+    grid = comparison_table(comparison(shown, lost))
     at = [column.heading for column in grid.columns].index("p")
     assert [cells[at] for cells in grid.rows] == ["0.012 (q)", "–"]
 
 
 def test_csv_and_json_lose_no_digit() -> None:
     """Whoever calculates on gets the very numbers, and nothing where there is no number."""
-    csv_rows = list(csv.DictReader(io.StringIO(comparison_csv(SMALL))))
-    loaded = json.loads(comparison_json(SMALL), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    csv_rows = list(csv.DictReader(io.StringIO(to_csv(SMALL.frame()))))
+    loaded = json.loads(json.dumps(SMALL.to_dict()), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert (loaded["study"], loaded["study_hash"], loaded["metric"]) == ("gates", "abc", "validation/loss")
     assert loaded["notes"] == ["trials differ in device: a, b"]
     assert [cells["variant"] for cells in csv_rows] == [cells["variant"] for cells in loaded["rows"]]
@@ -190,7 +192,7 @@ def test_a_table_says_how_it_is_sorted() -> None:
         row("sdpa", Interval(1e4, 1e4, 1e4, 3), Interval(-1e4, -2e4, -1e3, 3), {"finished": 3}),
         metric="train/mean_tokens_per_second",
     )
-    grid = comparison_grid(fast)
+    grid = comparison_table(fast)
     assert "train/mean_tokens_per_second [tokens/s]" in [column.heading for column in grid.columns]
     assert "lowest first" not in " ".join(grid.notes)
 
@@ -201,11 +203,13 @@ def test_axes_without_a_level_anywhere_are_left_out() -> None:
     known = [
         Comparison("s", "h", "validation/loss", None, axes, tuple(rows), ()) for axes in (("a.b", "c.b"), ("a.b",))
     ]
-    assert [comparison_grid(each).columns[0].heading for each in known] == ["b", "variant"]
-    assert [comparison_grid(each).rows[0][0] for each in known] == ["x", "none"]
+    assert [comparison_table(each).columns[0].heading for each in known] == ["b", "variant"]
+    assert [comparison_table(each).rows[0][0] for each in known] == ["x", "none"]
     both = [row("none", Interval(1.6, 1.3, 1.9, 3), None, {"finished": 3}, levels={"a.b": "y", "c.b": "x"})]
     headings = [
         c.heading
-        for c in comparison_grid(Comparison("s", "h", "validation/loss", None, ("a.b", "c.b"), tuple(both), ())).columns
+        for c in comparison_table(
+            Comparison("s", "h", "validation/loss", None, ("a.b", "c.b"), tuple(both), ())
+        ).columns
     ]
     assert headings[:2] == ["a.b", "c.b"]

@@ -1,0 +1,52 @@
+"""How numbers are written in tables and sentences: means, differences, intervals, p-values."""
+
+import math
+
+from gatelab.results.statistics.paired import Interval
+
+DASH = "–"
+"""Stands where there is no number."""
+
+
+def number(value: float) -> str:
+    """Write a mean: four decimals, or a whole number where it is large."""
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def or_dash(value: float, form: str) -> str:
+    """Format a number; a dash where it is not finite."""
+    return f"{value:{form}}" if math.isfinite(value) else DASH
+
+
+def p(value: float) -> str:
+    """Write a p-value: 0.032, <0.001, – if there is none; one that rounding would put on the other side of 0.05 in
+    full."""
+    if math.isnan(value) or value < 0.001:
+        return DASH if math.isnan(value) else "<0.001"
+    return f"{value:.3f}" if (value <= 0.05) == (round(value, 3) <= 0.05) else f"{math.ceil(value * 1e4) / 1e4:.4f}"
+
+
+def delta(difference: Interval | None, form: str = "+.4f") -> str:
+    """Write the mean of paired differences; a dash where there are none."""
+    return DASH if difference is None or math.isnan(difference.mean) else f"{difference.mean:{form}}"
+
+
+def interval(difference: Interval | None, form: str = "+.4f") -> str:
+    """Write the interval of a mean; a dash where fewer than two values give none."""
+    return DASH if difference is None or difference.n < 2 else bounds(difference.low, difference.high, form)
+
+
+def bounds(low: float, high: float, form: str) -> str:
+    """Write both ends of an interval: [low, high]."""
+    return f"[{low:{form}}, {high:{form}}]"
+
+
+def seeds(finished: int, outcomes: dict[str, int]) -> str:
+    """Write how many seeds a mean is over: '3', or '2 + 1 diverged' where not all finished."""
+    others = [f"{count} {name}" for name, count in outcomes.items() if name != "finished"]
+    return " + ".join([str(finished), *others])
+
+
+def signed(value: float) -> str:
+    """Write a difference in a sentence, with a minus sign that is not a hyphen."""
+    return f"{value:+.4f}".replace("-", "−")
