@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import gatelab
 from gatelab.ablations.loading import load_study
-from gatelab.ablations.matrix import build_matrix
+from gatelab.ablations.pipeline import build_matrix
 from gatelab.ablations.template import study_template
 from gatelab.cli.main import app
 

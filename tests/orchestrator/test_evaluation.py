@@ -33,7 +33,7 @@ from gatelab.orchestrator.study_manifest import study_record, write_record
 from gatelab.orchestrator.study_run import run_trial
 from gatelab.results.store.layout import NotFound, RunsFolder
 from gatelab.results.store.records import read_json, write_json
-from gatelab.results.store.trials import provenance
+from gatelab.results.store.trials import provenance, read_description
 
 REQUEST = EvalRequest(lengths=(16, 32), tokens=256)
 
@@ -102,7 +102,7 @@ def test_a_study_is_asked_once(folder: RunsFolder) -> None:
             assert entry["metrics"] == pytest.approx(model.evaluate(question), rel=1e-6)
             assert entry["step"] == outcome["step"] == 20
             assert entry["evaluated"] > outcome["ended"]
-            origin = provenance(folder.trial(job.trial_id))
+            origin = provenance(read_description(folder.trial(job.trial_id)))
             assert all(entry["provenance"][name] == origin[name] for name in ("data", "device"))
             assert entry["provenance"]["code"]
         loss = by_length[16]["metrics"]["length/000016/plain/loss"]
@@ -165,7 +165,7 @@ def test_only_finished_trials_are_asked(folder: RunsFolder) -> None:
     assert [job.name for job in found] == ["position=none, seed=0", "position=sdpa, seed=0"]
     assert [job.questions for job in found] == [(), ()]
     assert [job.config.model.gate.position for job in found] == ["none", "sdpa"]
-    only = eval_jobs(folder, "tiny", lambda trial: trial["variant"] == "position=sdpa")
+    only = eval_jobs(folder, "tiny", lambda trial: trial.variant == "position=sdpa")
     assert only == found[1:]
     files = folder.trial(found[0].trial_id)
     outcome = read_json(files.outcome)

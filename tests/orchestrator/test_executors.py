@@ -17,7 +17,7 @@ from gatelab.orchestrator.inline import InlineExecutor
 from gatelab.orchestrator.progress import Progress
 from gatelab.orchestrator.ray_executor import RayExecutor
 from gatelab.orchestrator.study_run import RunOptions, run_matrix
-from gatelab.orchestrator.workflow import Reported, make_executor, run_study, search_learning_rates
+from gatelab.orchestrator.workflow import AnalysisReport, make_executor, run_study, search_learning_rates
 from gatelab.results.analyses.comparison import compare
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.metrics import metrics_from_journals
@@ -39,13 +39,13 @@ import torch
 torch.set_num_threads(1)
 from gatelab.ablations.loading import load_study
 from gatelab.orchestrator.study_run import RunOptions
-from gatelab.orchestrator.workflow import Reported, make_executor, run_study, search_learning_rates
+from gatelab.orchestrator.workflow import AnalysisReport, make_executor, run_study, search_learning_rates
 from gatelab.results.store.layout import RunsFolder
 
 executor = make_executor("inline")
 result = run_study(load_study(Path("tiny.yaml")), RunsFolder(Path("inline")), executor, RunOptions())
 assert not (result.interrupted or result.failed)
-assert [path.name for path in result.studies[0].published.tables if path.suffix == ".md"]
+assert [path.name for path in result.studies[0].written.tables if path.suffix == ".md"]
 assert result.studies[0].tracking_problem == ""
 assert "ray" not in sys.modules
 """
@@ -157,10 +157,10 @@ def test_learning_rates_are_searched_in_this_process(tiny_study: Build, tmp_path
     assert report.search is not None
     assert (report.search.unfinished, report.interrupted, report.parents.studies) == ("", False, ())
     assert len(report.search.progress.trials) == 6
-    assert isinstance(report.found, Reported)
+    assert isinstance(report.found, AnalysisReport)
     assert report.found.tracking_problem == ""
     assert all(path.exists() for path in [*report.found.written.tables, *report.found.written.plots])
-    assert [arm.sweep.rates.tolist() for arm in report.found.written.report.arms] == [rates, rates]
+    assert [arm.sweep.rates.tolist() for arm in report.found.written.result.arms] == [rates, rates]
 
 
 def test_executors_have_names() -> None:
