@@ -1,4 +1,4 @@
-"""What the commands that show an analysis have in common: it is written, added to MLflow and shown."""
+"""What commands that show an analysis share: write it, add it to MLflow, show it."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def show_analysis(
     output: Path | None = None,
     **options: Any,
 ) -> None:
-    """Write a kind of table of a study, with its figures, and show it. Exits where the study has none."""
+    """Write a kind of table of a study, with its figures, and show it. Exit if the study has none."""
     from gatelab.orchestrator.workflow import write_analysis
 
     with reporting_errors():

@@ -14,7 +14,7 @@ from gatelab.results.store.layout import DEFAULT_ROOT, RunsFolder
 
 
 class Format(enum.StrEnum):
-    """How a table is written."""
+    """The format of a table."""
 
     terminal = "terminal"
     markdown = "md"
@@ -24,18 +24,18 @@ class Format(enum.StrEnum):
     json = "json"
 
 
-TableFormat = Annotated[Format, typer.Option("--format", "-f", help="How to write the table.")]
+TableFormat = Annotated[Format, typer.Option("--format", "-f", help="Format of the table.")]
 StudyFile = Annotated[Path | None, typer.Argument(help="A study file (YAML).", show_default=False)]
 StudyName = Annotated[str, typer.Argument(help="A study's name, or its file.", show_default=False)]
 StudyToRun = Annotated[
-    str | None, typer.Argument(help="A study file, which is run first; or the name of a study.", show_default=False)
+    str | None, typer.Argument(help="A study file, which is run first, or a study's name.", show_default=False)
 ]
 Preset = Annotated[str | None, typer.Option(help="A named study or base instead of a file (see: gatelab presets).")]
-Axes = Annotated[list[str], typer.Option("--axis", help="PATH=LEVEL,LEVEL,… Adds or replaces an axis; repeatable.")]
-Sets = Annotated[list[str], typer.Option("--set", help="PATH=VALUE in the base configuration; repeatable.")]
-Seeds = Annotated[str | None, typer.Option(help="How many seeds, or which: 3, or 0,1,5.")]
-Baseline = Annotated[list[str], typer.Option("--baseline", help="PATH=LEVEL to compare with; repeatable.")]
-Match = Annotated[str | None, typer.Option(help="none, parameters or flops: what every variant has in common.")]
+Axes = Annotated[list[str], typer.Option("--axis", help="PATH=LEVEL,LEVEL,…: add or replace an axis; repeatable.")]
+Sets = Annotated[list[str], typer.Option("--set", help="PATH=VALUE: set a base configuration field; repeatable.")]
+Seeds = Annotated[str | None, typer.Option(help="Number of seeds, or a list: 3, or 0,1,5.")]
+Baseline = Annotated[list[str], typer.Option("--baseline", help="PATH=LEVEL: compare with this level; repeatable.")]
+Match = Annotated[str | None, typer.Option(help="Match variants by width: none, parameters or flops.")]
 Name = Annotated[str | None, typer.Option(help="Name of the study.")]
 Runs = Annotated[Path, typer.Option("--runs", envvar="GATELAB_RUNS", help="The folder of studies, trials and data.")]
 TrackingUri = Annotated[
@@ -43,14 +43,14 @@ TrackingUri = Annotated[
     typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store \\[default: SQLite in the runs folder]."),
 ]
 Concurrency = Annotated[int | None, typer.Option(min=1, help="Trials at a time \\[default: one for each core or GPU].")]
-GpusPerTrial = Annotated[float | None, typer.Option(min=0, max=1, help="A GPU, or a part of one.")]
-Retries = Annotated[int, typer.Option(min=0, help="How often a trial that fails is tried again.")]
-CheckpointSeconds = Annotated[float, typer.Option(min=1, help="Time between two checkpoints.")]
+GpusPerTrial = Annotated[float | None, typer.Option(min=0, max=1, help="GPUs for each trial: 1, or a fraction.")]
+Retries = Annotated[int, typer.Option(min=0, help="Number of times to retry a trial that fails.")]
+CheckpointSeconds = Annotated[float, typer.Option(min=1, help="Seconds between two checkpoints.")]
 SystemMetrics = Annotated[
     bool, typer.Option("--system-metrics", help="Record processor, memory and GPU as trials train.")
 ]
 Address = Annotated[
-    str | None, typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster \\[default: Ray is started here].")
+    str | None, typer.Option(envvar="RAY_ADDRESS", help="Address of a Ray cluster \\[default: start Ray here].")
 ]
 Variants = Annotated[list[str], typer.Option("--variant", help="Only this variant; repeatable.")]
 OutputFolder = Annotated[Path | None, typer.Option("--output", "-o", help="Folder \\[default: the study's].")]
@@ -60,7 +60,7 @@ DEFAULT_RUNS = DEFAULT_ROOT
 
 
 def study_name(given: str) -> str:
-    """The name of a study that is given by name or by file. Exits where a file cannot be read."""
+    """Return the name of a study that is given by name or by file. Exit if the file cannot be read."""
     if is_file(given):
         with reporting_errors():
             return study_from_flags(Path(given)).study.name
@@ -68,19 +68,19 @@ def study_name(given: str) -> str:
 
 
 def refuse_with_name(study: str, **flags: Any) -> None:
-    """Exit where flags that say what a study is come with the name of one that has been run."""
+    """Exit if flags that define a study come with the name of one that has been run."""
     given = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value not in (None, [])]
     if given:
         fail(f"{', '.join(given)}: needs the file of the study; {study!r} is the name of one that has been run")
 
 
 def is_file(given: str | None) -> bool:
-    """Whether a study is given by file, not by name."""
+    """Return whether a study is given by file, not by name."""
     return given is not None and given.endswith((".yaml", ".yml"))
 
 
 def check_variants(folder: RunsFolder, study: str, given: Collection[str]) -> None:
-    """Exit where a study has not a variant that is asked for. Raises NotFound."""
+    """Exit if a study lacks one of the given variants. Raises NotFound."""
     known = list(folder.study(study).read().variants)
     for variant in given:
         if variant not in known:

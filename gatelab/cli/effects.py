@@ -1,4 +1,4 @@
-"""gatelab effects: what each axis of a study does, and which two depend on each other."""
+"""gatelab effects: the effect of each axis of a study, and interactions between axes."""
 
 from typing import Annotated
 
@@ -10,14 +10,14 @@ from gatelab.cli.analysis import show_analysis
 
 def effects(
     study: args.StudyName,
-    metric: Annotated[str, typer.Option(help="The summary metric that axes have an effect on.")] = "validation/loss",
+    metric: Annotated[str, typer.Option(help="The summary metric to analyse.")] = "validation/loss",
     format: args.TableFormat = args.Format.terminal,
     output: args.OutputFolder = None,
     runs: args.Runs = args.DEFAULT_RUNS,
     tracking_uri: args.TrackingUri = None,
     json: args.Json = False,
 ) -> None:
-    """Show what each axis does and which depend on each other: effects, interactions, F tests, aliases, importance.
+    """Show the effect of each axis and their interactions, with F tests, aliases and importance.
 
     Example: gatelab effects gate-position --metric validation/bits_per_byte -o figures/
     """

@@ -1,4 +1,4 @@
-"""gatelab evaluate and gatelab attention-map: questions to trained models."""
+"""gatelab evaluate and gatelab attention-map: evaluations of trained models."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -37,14 +37,14 @@ def evaluate(
     ] = None,
     tokens: Annotated[str, typer.Option(help="Held-out tokens for each length.")] = "64k",
     retrieval: Annotated[
-        str | None, typer.Option(help="Synthetic tasks, or none \\[default: all that the lengths hold].")
+        str | None, typer.Option(help="Synthetic retrieval tasks, or none \\[default: all that fit the lengths].")
     ] = None,
-    examples: Annotated[int, typer.Option(min=2, help="Of each synthetic task at each length.")] = 64,
+    examples: Annotated[int, typer.Option(min=2, help="Examples of each synthetic task at each length.")] = 64,
     tasks: Annotated[
         str | None, typer.Option(help="Tasks of lm-eval: hellaswag,arc_easy (pip install 'gatelab\\[evaluation]').")
     ] = None,
     include: Annotated[Path | None, typer.Option(help="A folder of lm-eval task files of your own.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most documents of each lm-eval task.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of documents of each lm-eval task.")] = None,
     variant: args.Variants = [],
     runs: args.Runs = args.DEFAULT_RUNS,
     concurrency: args.Concurrency = None,
@@ -53,9 +53,9 @@ def evaluate(
     tracking_uri: args.TrackingUri = None,
     json: args.Json = False,
 ) -> None:
-    """Ask the trained models of a study: loss beyond the training length, synthetic retrieval, lm-eval's tasks.
+    """Evaluate the trained models of a study: loss beyond the training length, synthetic retrieval, lm-eval tasks.
 
-    Answers are kept with the trials: the same question is asked once.
+    Results are kept with the trials: the same evaluation runs once.
 
     Example: gatelab evaluate quickstart --lengths 128,256,512 --ropes plain,ntk,yarn
     Example: gatelab evaluate quickstart --lengths none --retrieval none --tasks hellaswag --limit 200
@@ -95,14 +95,14 @@ def evaluate(
 
 
 def _each(flag: str, text: str, read: Callable[[str], Value]) -> list[Value]:
-    """The values of a comma-separated option; none of them for "none". Exits where one cannot be read."""
+    """Parse the values of a comma-separated option; "none" gives none. Exit if one cannot be read."""
     if text == "none":
         return []
     return [_one(flag, part.strip(), read) for part in text.split(",")]
 
 
 def _one(flag: str, text: str, read: Callable[[str], Value]) -> Value:
-    """The value of an option. Exits where it cannot be read."""
+    """Parse the value of an option. Exit if it cannot be read."""
     try:
         return read(text)
     except ValueError as error:
@@ -125,7 +125,7 @@ def _retrieval_task(name: str) -> str:
 
 
 def _leave_out(refused: "Mapping[EvalSpec, str]", by_name: Mapping[str, bool]) -> None:
-    """What was asked for by name is an error where it cannot be had; what only comes along is left out, and said."""
+    """Exit if an evaluation that the user named is impossible; skip a default that does not apply, with a note."""
     for question, reason in refused.items():
         if by_name[question.kind]:
             fail(f"{question.stem}: {reason}")
@@ -143,7 +143,7 @@ def _check_tasks(request: "EvalRequest") -> None:
 
 
 def _trained(folder: RunsFolder, study: str, variants: list[str]) -> "list[EvalJob]":
-    """The finished trials of a study, or of some of its variants."""
+    """Return the finished trials of a study, or of some of its variants."""
     from gatelab.orchestrator.evaluation import eval_jobs
 
     args.check_variants(folder, study, variants)
@@ -158,7 +158,7 @@ def _trained(folder: RunsFolder, study: str, variants: list[str]) -> "list[EvalJ
 
 
 class _Printer:
-    """Says now and then how many questions have been answered."""
+    """Prints now and then how many evaluations are done."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -173,19 +173,19 @@ class _Printer:
 
 def attention_map(
     study: args.StudyName,
-    text: Annotated[str | None, typer.Option(help="The text to look at.")] = None,
-    file: Annotated[Path | None, typer.Option(help="A file with the text instead.")] = None,
+    text: Annotated[str | None, typer.Option(help="The text to show attention on.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A file with the text, instead of --text.")] = None,
     variant: args.Variants = [],
-    seed: Annotated[int | None, typer.Option(min=0, help="Which seed's models \\[default: the first].")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the models shown \\[default: the first].")] = None,
     layers: Annotated[
         str | None, typer.Option(help="Layers, from 0: 0,3 or all \\[default: all, or six of them].")
     ] = None,
     heads: Annotated[str, typer.Option(help="Heads, from 0: 0,1; mean of all; or all.")] = "mean",
-    tokens: Annotated[int, typer.Option(min=2, help="At most so many tokens of the text.")] = 256,
+    tokens: Annotated[int, typer.Option(min=2, help="Maximum number of tokens of the text.")] = 256,
     output: args.OutputFolder = None,
     runs: args.Runs = args.DEFAULT_RUNS,
 ) -> None:
-    """Draw where trained models look in a text, variants side by side, as PNG, SVG and PDF.
+    """Draw attention maps of trained models on a text, variants side by side, as PNG, SVG and PDF.
 
     Example: gatelab attention-map quickstart --text "def add(a, b):" --layers 0,3
     Example: gatelab attention-map quickstart --file notes.txt --variant gate=none --variant "gate=sdpa elementwise"
@@ -236,7 +236,7 @@ def _of_one_seed(jobs: "list[EvalJob]", seed: int | None) -> "list[EvalJob]":
 
 
 def _spread(count: int) -> list[int]:
-    """Layers from the first to the last: all, or evenly spaced ones."""
+    """Return layers from the first to the last: all, or evenly spaced ones."""
     shown = min(count, SHOWN_LAYERS)
     return [round(index * (count - 1) / max(1, shown - 1)) for index in range(shown)]
 
@@ -246,7 +246,7 @@ def _heads(given: str, count: int) -> list[str]:
 
 
 def _chosen(flag: str, given: str, count: int) -> list[int]:
-    """Numbers below a count: the given ones, or all."""
+    """Return numbers below a count: the given ones, or all."""
 
     def number(text: str) -> int:
         if not text.isdigit() or int(text) >= count:

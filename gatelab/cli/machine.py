@@ -1,4 +1,4 @@
-"""gatelab presets, data, doctor: what there is to work with."""
+"""gatelab presets, data, doctor: bases and studies, data, and this machine."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from gatelab.results.views.table import Column, Table
 
 
 def presets(
-    name: Annotated[str | None, typer.Argument(help="Print this one's YAML.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(help="Print the YAML of this one.", show_default=False)] = None,
     json: args.Json = False,
 ) -> None:
     """List the bases and studies that come with gatelab, or print one.
@@ -52,7 +52,7 @@ def data(
     runs: args.Runs = args.DEFAULT_RUNS,
     json: args.Json = False,
 ) -> None:
-    """Prepare the data that a study trains on, and say what they are made of and what was skipped.
+    """Prepare the data that a study trains on, and report their sources and what was skipped.
 
     Example: gatelab data studies/quickstart.yaml
     """
@@ -83,7 +83,7 @@ def data(
 
 
 def doctor(runs: args.Runs = args.DEFAULT_RUNS, json: args.Json = False) -> None:
-    """Say what this machine can do: devices, attention backends, versions, disk.
+    """Report what this machine supports: devices, attention backends, versions, disk.
 
     Example: gatelab doctor
     """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyFlags:
-    """What a study is, where no file says it or beside what its file says."""
+    """What defines a study, without a file or in addition to one."""
 
     preset: args.Preset = None
     axis: args.Axes = field(default_factory=list)
@@ -74,7 +74,7 @@ class RunFlags:
         return RayExecutor(self.address, self.gpus_per_trial, self.concurrency)
 
     def options(self) -> "RunOptions":
-        """Return how to run a study, wherever it runs."""
+        """Return the options of a run that do not depend on the executor."""
         from gatelab.orchestrator.study_run import RunOptions
 
         return RunOptions(self.tracking_uri, self.retries, self.checkpoint_seconds, self.system_metrics)

@@ -32,7 +32,7 @@ def plan(
     study: args.StudyFile = None,
     flags: StudyFlags,
     runs: args.Runs = args.DEFAULT_RUNS,
-    estimate: Annotated[bool, typer.Option(help="Time a few real training steps here.")] = True,
+    estimate: Annotated[bool, typer.Option(help="Estimate the time from a few real steps on this machine.")] = True,
     json: args.Json = False,
 ) -> None:
     """Show what a study would run, without running it.
@@ -147,7 +147,7 @@ def _summary(matrix: Matrix, cost: "Estimate | None") -> list[str]:
 
 
 def _claim(power: "ClaimPower", claim: Claim) -> str:
-    """What a study can decide of a claim, in a line."""
+    """Return one line: what a study can decide about a claim."""
     head = f"[bold]claim[/] {escape(power.claim)} ({escape(power.metric)}, {plural(power.seeds, 'pair')}): "
     if power.obstacle:
         return f"{head}[yellow]cannot be supported[/]: {power.obstacle}"
@@ -169,7 +169,7 @@ def _claim(power: "ClaimPower", claim: Claim) -> str:
 
 
 def _continued(matrix: Matrix, waiting: list[int]) -> list[str]:
-    """A line for each study that is run before this one; `waiting`: how many of its trials have still to run."""
+    """Return a line for each study that runs before this one; `waiting` counts its trials that are still to run."""
     return [
         f"continues [bold]{escape(parent.plan.study.name)}[/]: {left} of its {plural(len(parent.trials), 'trial')} "
         "still to run, before this study's"

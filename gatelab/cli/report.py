@@ -19,19 +19,19 @@ def report(
     ] = None,
     metric: Annotated[str, typer.Option(help="The summary metric to compare variants by.")] = "validation/loss",
     check: Annotated[
-        bool, typer.Option("--check", help="Whether written tables still follow from the trials.")
+        bool, typer.Option("--check", help="Check that written tables still follow from the trials.")
     ] = False,
     file: Annotated[
         list[Path],
-        typer.Option(help="A table to check, in a paper's folder, say; repeatable \\[default: the study's]."),
+        typer.Option(help="A table to check, for instance in a paper; repeatable \\[default: the study's]."),
     ] = [],
-    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     runs: args.Runs = args.DEFAULT_RUNS,
     tracking_uri: args.TrackingUri = None,
 ) -> None:
     """Write a study as one HTML page that needs no network: verdicts, tables, figures, failures, provenance.
 
-    Its figures are written into the study's folder, too, as SVG, PDF and PNG.
+    The figures are also written into the study's folder, as SVG, PDF and PNG.
 
     With --check nothing is written: each table is made again and compared, and the exit code is 1 if one differs.
 
@@ -60,7 +60,7 @@ def report(
 
 
 def _check(folder: RunsFolder, study: str, files: list[Path]) -> None:
-    """Report tables that do not follow from the trials any more; exit with 1 if there is one."""
+    """Report tables that no longer follow from the trials; exit with 1 if there is one."""
     from gatelab.results.report.verify import check, stamped_tables
 
     with reporting_errors():

@@ -1,4 +1,4 @@
-"""gatelab status, compare, claims, curves, diagnose, export, ui: looking at what came out."""
+"""gatelab status, compare, claims, curves, diagnose, export, ui: show results."""
 
 import enum
 import math
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Source(enum.StrEnum):
-    """Where results are read from."""
+    """The source of results."""
 
     journal = "journal"
     mlflow = "mlflow"
@@ -30,7 +30,7 @@ class Source(enum.StrEnum):
 
 
 def status(study: args.StudyName, runs: args.Runs = args.DEFAULT_RUNS, json: args.Json = False) -> None:
-    """Show how far each trial of a study is.
+    """Show the progress of each trial of a study.
 
     Example: gatelab status quickstart
     """
@@ -64,7 +64,7 @@ def compare(
     study: args.StudyName,
     metric: Annotated[str, typer.Option(help="The summary metric to compare.")] = "validation/loss",
     source: Annotated[
-        Source, typer.Option("--from", help="The trials' journals, MLflow, or what was exported.")
+        Source, typer.Option("--from", help="Where to read trials: their own files, MLflow, or an export.")
     ] = Source.journal,
     parquet: Annotated[
         Path | None, typer.Option(help="Folder of an export, for --from parquet \\[default: the study's].")
@@ -72,11 +72,11 @@ def compare(
     format: args.TableFormat = args.Format.terminal,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to a file instead.")] = None,
     margin: Annotated[
-        float | None, typer.Option(min=0, help="A difference within it, in the metric's unit, counts as none.")
+        float | None, typer.Option(min=0, help="A smaller difference, in the metric's unit, counts as equivalent.")
     ] = None,
-    tests: Annotated[bool, typer.Option("--tests", help="Show each test of each difference, too.")] = False,
-    rows: Annotated[str | None, typer.Option(help="A pivot table: AXIS,… down, with --columns AXIS,… across.")] = None,
-    columns: Annotated[str | None, typer.Option(help="AXIS,… across a pivot table.")] = None,
+    tests: Annotated[bool, typer.Option("--tests", help="Also show each test of each difference.")] = False,
+    rows: Annotated[str | None, typer.Option(help="Axes of the rows of a pivot table: AXIS,…; with --columns.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Axes of the columns of a pivot table: AXIS,…")] = None,
     runs: args.Runs = args.DEFAULT_RUNS,
     tracking_uri: args.TrackingUri = None,
     json: args.Json = False,
@@ -121,7 +121,7 @@ def compare(
 def _check_flags(
     form: args.Format, margin: float | None, tests: bool, parquet: Path | None, source: Source, output: Path | None
 ) -> None:
-    """Exit where flags of a comparison do not go together."""
+    """Exit if flags of a comparison contradict each other."""
     wrong = {
         f"--margin {margin}: expected a number": margin is not None and not math.isfinite(margin),
         "--tests is for the terminal: csv and json hold all tests": tests and form is not args.Format.terminal,
@@ -136,7 +136,7 @@ def _check_flags(
 def _read_runs(
     folder: RunsFolder, study: str, source: Source, parquet: Path | None, tracking_uri: str | None
 ) -> "pa.Table":
-    """The `runs` of a study, from journals, MLflow or an export. Exits where there are none."""
+    """Return the `runs` of a study, from its trials, MLflow or an export. Exit if there are none."""
     from gatelab.results.report.parquet import runs_from_parquet
     from gatelab.results.store.runs import runs_from_journals
 
@@ -157,7 +157,7 @@ def claims(
     tracking_uri: args.TrackingUri = None,
     json: args.Json = False,
 ) -> None:
-    """Show what became of a study's claims: supported, refuted, equivalent, undecided or not evaluable.
+    """Show the verdict on each claim: supported, refuted, equivalent, undecided or not evaluable.
 
     Example: gatelab claims quickstart
     """
@@ -198,7 +198,7 @@ def diagnose(
     tracking_uri: args.TrackingUri = None,
     json: args.Json = False,
 ) -> None:
-    """Show what a gate does to attention, activations and itself: plots by layer and over training, and a table.
+    """Show diagnostics of attention, activations and gates: plots by layer and over training, and a table.
 
     Example: gatelab diagnose gate-diagnostics -o figures/
     """
@@ -212,7 +212,7 @@ def export(
 ) -> None:
     """Write a study's results as Parquet: runs, metrics, layers, evaluations, comparisons, fits.
 
-    Studies that are exported into one folder lie side by side in it.
+    Several studies can be exported into one folder.
 
     Example: gatelab export quickstart -o results/
     """
@@ -230,7 +230,7 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
     host: Annotated[str, typer.Option()] = "127.0.0.1",
 ) -> None:
-    """Open MLflow's own pages on the tracking store; Ctrl-C ends it.
+    """Serve MLflow's own pages on the tracking store; Ctrl-C stops them.
 
     Example: gatelab ui --port 5001
     """

@@ -1,4 +1,4 @@
-"""gatelab run and gatelab train: carrying trials out."""
+"""gatelab run and gatelab train: run trials."""
 
 import functools
 import signal
@@ -39,7 +39,7 @@ WRITTEN = ("tables", "plots", "parquet")
 
 @with_groups
 def run(*, study: args.StudyFile = None, flags: StudyFlags, run: RunFlags, json: args.Json = False) -> None:
-    """Run a study: what is finished is kept, what was interrupted goes on, what is new runs.
+    """Run a study. Finished trials are kept, interrupted ones resume, new ones start.
 
     Example: gatelab run studies/quickstart.yaml
     Example: gatelab run --axis model.gate.position=none,value,sdpa --seeds 3 --set training.tokens=2M
@@ -57,7 +57,7 @@ def run(*, study: args.StudyFile = None, flags: StudyFlags, run: RunFlags, json:
 
 
 def end_politely() -> None:
-    """Take a polite kill (SIGTERM) as an interrupt."""
+    """Treat SIGTERM as an interrupt."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
@@ -68,7 +68,7 @@ def exit_code(result: "workflow.RunResult") -> int:
 
 @contextmanager
 def watch(start: "workflow.StudyStart") -> "Iterator[LiveView]":
-    """Say what is about to run, and yield its live view."""
+    """Announce what is about to run, and yield its live view."""
     from gatelab.cli.live import LiveView
 
     if start.chain > 1:
@@ -84,7 +84,7 @@ def watch(start: "workflow.StudyStart") -> "Iterator[LiveView]":
 
 
 def show_study(folder: RunsFolder, tracking_uri: str | None, result: "workflow.StudyResult") -> None:
-    """Show what came out of a study, and where it lies."""
+    """Show the results of a study, and the paths of their files."""
     for table in result.written.shown:
         print_table(table)
     _where(folder, result.matrix.plan.study.name, result.written.plots, tracking_uri)
@@ -95,7 +95,7 @@ def show_study(folder: RunsFolder, tracking_uri: str | None, result: "workflow.S
 
 
 def _report(studies: "Sequence[workflow.StudyResult]") -> dict[str, Any]:
-    """Return what a program reads of studies that were run, that of the last with the one before it within."""
+    """Return the JSON of studies that were run: that of the last, which contains the one before it."""
     report: dict[str, Any] = {}
     for result in studies:
         counts = {str(state): result.progress.count(state) for state in COUNTED}
@@ -159,7 +159,7 @@ def train(
 
 
 def _refuse_without_parent(matrix: Matrix, trial: Trial, folder: RunsFolder) -> None:
-    """A trial that continues another cannot be trained before that one is."""
+    """Exit if a trial continues one that has not been trained."""
     if matrix.parent is None:
         return
     parent = next(entry for entry in matrix.parent.trials if entry.id == trial.parent)

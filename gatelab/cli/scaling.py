@@ -1,4 +1,4 @@
-"""gatelab scaling: how loss falls with size and training, for each variant."""
+"""gatelab scaling: scaling laws of each variant."""
 
 import functools
 from pathlib import Path
@@ -17,16 +17,16 @@ def scaling(
     *,
     study: args.StudyToRun = None,
     flags: StudyFlags,
-    bootstraps: Annotated[int, typer.Option(min=100, help="Resamples behind the intervals.")] = 4000,
+    bootstraps: Annotated[int, typer.Option(min=100, help="Bootstrap replicates for the intervals.")] = 4000,
     run: RunFlags,
     json: args.Json = False,
 ) -> None:
-    """Fit how loss falls with size and training: exponents, compute-equivalent gain, crossover, with intervals.
+    """Fit scaling laws: exponents, compute-equivalent gain and crossover, with intervals.
 
-    The ladder is made of the axes that set sizes of the model or training.tokens; all others are compared on it.
+    Axes that set model sizes or training.tokens make the ladder. Levels of all other axes are compared on it.
 
     Example: gatelab scaling studies/scaling.yaml
-    Example: gatelab scaling scaling    (what has been run so far of the study of that name)
+    Example: gatelab scaling scaling    (fit the trials that this study has so far)
     """
     from gatelab.orchestrator.workflow import report_scaling, run_scaling
 

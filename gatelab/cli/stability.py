@@ -1,4 +1,4 @@
-"""gatelab stability: how stable training was, and what led to a divergence."""
+"""gatelab stability: the stability of training, and divergence traces."""
 
 from gatelab.cli import arguments as args
 from gatelab.cli.analysis import show_analysis
@@ -15,7 +15,7 @@ def stability(
     tracking_uri: args.TrackingUri = None,
     json: args.Json = False,
 ) -> None:
-    """Show how stable training was: spike scores, divergence, what grew, and which layer left its band first.
+    """Show the stability of training: spike scores, divergence, growth, and which layer left its band first.
 
     Example: gatelab stability quickstart -o figures/
     Example: gatelab stability learning-rates-lr-tolerance --variant "arm=none, learning_rate=1"

@@ -1,4 +1,4 @@
-"""gatelab lr-tolerance: which learning rates each variant bears."""
+"""gatelab lr-tolerance: search each variant's learning rates."""
 
 import functools
 from pathlib import Path
@@ -33,21 +33,21 @@ def lr_tolerance(
     study: args.StudyToRun = None,
     flags: StudyFlags,
     rates: Annotated[
-        str | None, typer.Option(help="The window: 1e-3,3e-3,… \\[default: the study's, or 3e-4 to 3e-1].")
+        str | None, typer.Option(help="Window of rates: 1e-3,3e-3,… \\[default: the study's, or 3e-4 to 3e-1].")
     ] = None,
-    extend: Annotated[int | None, typer.Option(help="Most rates beyond it on each side \\[default: 3].")] = None,
-    margin: Annotated[float | None, typer.Option(help="Tolerated excess of the loss \\[default: 0.02].")] = None,
-    resolution: Annotated[float | None, typer.Option(help="Decades to locate within \\[default: 0.15].")] = None,
+    extend: Annotated[int | None, typer.Option(help="Most rates beyond the window, each side \\[default: 3].")] = None,
+    margin: Annotated[float | None, typer.Option(help="Tolerated share of extra loss \\[default: 0.02].")] = None,
+    resolution: Annotated[float | None, typer.Option(help="Precision in decades \\[default: 0.15].")] = None,
     run: RunFlags,
     json: args.Json = False,
 ) -> None:
     """Search the learning rates of each variant: optimum, sensitivity, edges, with intervals over seeds.
 
-    Every variant is trained at each learning rate of a window; then its optimum and the edges of what it tolerates
-    are located. The same command again goes on where it was.
+    Train every variant at each learning rate of a window, then locate its optimum and the edges of what it
+    tolerates. Run the command again to resume.
 
     Example: gatelab lr-tolerance studies/learning-rates.yaml
-    Example: gatelab lr-tolerance learning-rates    (what has been found so far for the study of that name)
+    Example: gatelab lr-tolerance learning-rates    (show what the search of this study has so far)
     Example: gatelab lr-tolerance --axis model.gate.position=none,sdpa --seeds 3 --rates 1e-3,1e-2,1e-1
     """
     from gatelab.orchestrator.workflow import report_learning_rates, search_learning_rates
@@ -81,7 +81,7 @@ def lr_tolerance(
 
 
 def _numbers(text: str | None) -> list[Any] | None:
-    """The numbers of a comma-separated option; what is none stays, for the check of the study to refuse."""
+    """Parse the numbers of a comma-separated option; leave other text, which the study's check refuses."""
 
     def number(part: str) -> Any:
         try:
@@ -102,7 +102,7 @@ def _announce(next_round: "Round") -> None:
 
 
 def _show(report: "AnalysisReport", run: RunFlags, json: bool) -> None:
-    """Show what was found, and where Optuna's account of it lies."""
+    """Show the results of a search, and the path of Optuna's account of it."""
     from gatelab.results.views.learning_rates import sentences
 
     show_written(report.written, args.Format.json if json else args.Format.terminal, report.tracking_problem)

@@ -1,4 +1,6 @@
-"""The journal: the append-only record that a trial writes as it trains, and the truth behind every table.
+"""The journal: the append-only record that a trial writes as it trains, and the source of every curve.
+
+Tables that compare trials are made from outcome.json, which sums a trial up.
 
 Each attempt at a trial writes a segment of its own, an Arrow IPC stream. A crash leaves at worst a torn last batch,
 which readers leave out. Steps never decrease within a segment, and a batch never ends within a step.
