@@ -17,8 +17,8 @@ def show_analysis(
     output: Path | None = None,
     **options: Any,
 ) -> None:
-    """Write a kind of table of a study, with its figures, and show it. Exit if the study has none."""
-    from gatelab.orchestrator.workflow import write_analysis
+    """Write a kind of table of a study, with its figures, and show it. Exits where the study has none."""
+    from gatelab.orchestrator.reporting import write_analysis
 
     with reporting_errors():
         report = write_analysis(kind, RunsFolder(runs), args.study_name(study), tracking_uri, output, **options)

@@ -100,25 +100,3 @@ def print_json(value: Any) -> None:
 def plural(count: int, noun: str) -> str:
     """1 trial, 2 trials."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def duration(seconds: float | None) -> str:
-    """5 s, 3 min 20 s, 2 h 05 min, 3.2 days."""
-    if seconds is None:
-        return "–"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 48 * 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{seconds / 86400:.1f} days"
-
-
-def quantity(value: float, unit: str = "") -> str:
-    """1.23 k, 4.56 M, … with a unit."""
-    for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g} {suffix}{unit}"
-    return f"{value:.3g} {unit}".strip()

@@ -8,8 +8,9 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from gatelab.cli.console import console, duration
+from gatelab.cli.console import console
 from gatelab.orchestrator.progress import Progress, TrialProgress
+from gatelab.results.views.format import duration
 from gatelab.status import Status
 
 LINE_SECONDS = 15.0  # between two lines where there is no terminal

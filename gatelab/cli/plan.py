@@ -10,14 +10,15 @@ from gatelab.ablations.claims import Claim
 from gatelab.ablations.ladder import ladder
 from gatelab.ablations.matrix import Matrix
 from gatelab.ablations.shared_prefix import forks
+from gatelab.api.plan import plan_table
 from gatelab.cli import arguments as args
-from gatelab.cli.console import console, duration, plural, print_json, print_table, quantity, reporting_errors
+from gatelab.cli.console import console, plural, print_json, print_table, reporting_errors
 from gatelab.cli.options import StudyFlags, with_groups
 from gatelab.orchestrator.study_manifest import trial_entry
 from gatelab.results.analyses.analysis import to_jsonable
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.trials import is_over
-from gatelab.results.views.table import Column, Table
+from gatelab.results.views.format import duration
 
 if TYPE_CHECKING:
     from gatelab.orchestrator.planning import Estimate
@@ -51,7 +52,7 @@ def plan(
     if json:
         print_json({**_as_json(matrix, cost, waiting), "claims": to_jsonable([asdict(power) for power in powers])})
         return
-    print_table(_grid(matrix, cost))
+    print_table(plan_table(matrix, None if cost is None else cost.seconds))
     console.print()
     for line in [*_summary(matrix, cost), *_continued(matrix, waiting)]:
         console.print(line)
@@ -67,38 +68,6 @@ def _powers(matrix: Matrix, folder: RunsFolder) -> "list[ClaimPower]":
     from gatelab.orchestrator.power import claim_powers  # loads the statistics of results
 
     return list(claim_powers(matrix, folder))
-
-
-def _grid(matrix: Matrix, cost: "Estimate | None") -> Table:
-    axes = [axis.name for axis in matrix.plan.axes]
-    columns = [Column(name) for name in matrix.plan.short_names.values()] or [Column("variant")]
-    columns += [
-        Column(heading, numeric=True)
-        for heading in ("parameters", "added", "FLOPs/token", "memory", "tokens", "time/trial")
-    ]
-    rows = []
-    for variant in matrix.variants:
-        added = variant.added_parameters
-        training = variant.config.training
-        rows.append(
-            (
-                *([variant.levels.get(axis, "–") for axis in axes] or [variant.label]),
-                f"{variant.parameters:,}",
-                "–" if added is None else f"{added:+,}" if added else "0",
-                quantity(variant.flops_per_token),
-                quantity(variant.memory, "B"),
-                quantity(training.steps * training.tokens_per_step),
-                duration(cost.seconds.get(variant.label)) if cost else "–",
-            )
-        )
-    baselines = {variant.baseline for variant in matrix.variants}
-    return Table(
-        f"{matrix.plan.study.name}: {plural(len(matrix.variants), 'variant')}",
-        tuple(columns),
-        tuple(rows),
-        tuple(variant.label in baselines for variant in matrix.variants),
-        ("bold: baseline; – in an axis: it makes no difference to this variant",),
-    )
 
 
 def _summary(matrix: Matrix, cost: "Estimate | None") -> list[str]:

@@ -24,7 +24,7 @@ from gatelab.status import Status
 
 if TYPE_CHECKING:
     from gatelab.orchestrator.learning_rates import Round
-    from gatelab.orchestrator.workflow import AnalysisReport
+    from gatelab.orchestrator.reporting import AnalysisReport
 
 
 @with_groups

@@ -46,6 +46,17 @@ class Progress:
         return sum(trial.state == state for trial in self.trials.values())
 
     @property
+    def is_over(self) -> bool:
+        """Return whether no trial is waiting or running."""
+        return not any(trial.state in (Status.WAITING, Status.RUNNING) for trial in self.trials.values())
+
+    def __str__(self) -> str:
+        counts = {state: self.count(state) for state in Status}
+        told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+        left = self.seconds_left
+        return f"of {len(self.trials)} trials {told}" + ("" if left is None else f"; about {left / 60:.0f} min left")
+
+    @property
     def running(self) -> list[TrialProgress]:
         """The trials that are being trained."""
         return [trial for trial in self.trials.values() if trial.state is Status.RUNNING]

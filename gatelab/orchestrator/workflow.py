@@ -6,8 +6,7 @@ Commands and the Python API call these. Nothing is rendered here: results are re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from gatelab.ablations.ladder import ladder
 from gatelab.ablations.learning_rate_grid import SUFFIX
@@ -20,11 +19,11 @@ from gatelab.orchestrator.inline import InlineExecutor
 from gatelab.orchestrator.learning_rates import Round, SearchResult, search, window_matrix
 from gatelab.orchestrator.progress import Progress
 from gatelab.orchestrator.ray_executor import RayExecutor
+from gatelab.orchestrator.reporting import AnalysisReport, write_analysis
 from gatelab.orchestrator.study_manifest import changed_since
 from gatelab.orchestrator.study_run import RunOptions, run_matrix
 from gatelab.orchestrator.tracking import add_to_mlflow
-from gatelab.results.report.artifacts import Artifacts, write
-from gatelab.results.report.context import read_results
+from gatelab.results.report.artifacts import Artifacts
 from gatelab.results.report.write import write_study
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.trials import is_over
@@ -81,16 +80,6 @@ class RunResult:
     def failed(self) -> int:
         """Count the trials that failed, of all studies."""
         return sum(study.progress.count(Status.FAILED) for study in self.studies)
-
-
-@dataclass(frozen=True)
-class AnalysisReport:
-    """An analysis of a study that was written and added to MLflow."""
-
-    study: str
-    written: Artifacts
-    tracking_problem: str
-    """What kept it from MLflow, or ''."""
 
 
 @dataclass(frozen=True)
@@ -220,27 +209,6 @@ def run_scaling(
 def report_scaling(folder: RunsFolder, study: str, bootstraps: int, tracking_uri: str | None) -> AnalysisReport:
     """Fit scaling laws to what has been run so far of a study. Raises NotFound, AnalysisUnavailable."""
     return write_analysis("scaling", folder, study, tracking_uri, bootstraps=bootstraps)
-
-
-def write_analysis(
-    kind: str, folder: RunsFolder, study: str, tracking_uri: str | None, target: Path | None = None, **options: Any
-) -> AnalysisReport:
-    """Write one analysis of a study, its tables and its figures, and add them to MLflow.
-
-    Args:
-        kind: see `gatelab.results.report.artifacts.TABLES`.
-        folder: where the study's trials are.
-        study: its name.
-        tracking_uri: of an MLflow store; None: that of the runs folder, if there is one.
-        target: the folder of the files. Default: the study's.
-        options: what beside the trials makes the table.
-
-    Raises:
-        NotFound: there is no such study.
-        AnalysisUnavailable: the study has no such table.
-    """
-    written = write(kind, read_results(folder, study), target, **options)
-    return AnalysisReport(study, written, add_to_mlflow(folder, study, tracking_uri, written.files))
 
 
 def preflight(chain: Sequence[Matrix], folder: RunsFolder, concurrency: int | None) -> None:

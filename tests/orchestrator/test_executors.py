@@ -16,8 +16,9 @@ from gatelab.orchestrator.evaluation import EvalProgress, EvalRequest, assign, e
 from gatelab.orchestrator.inline import InlineExecutor
 from gatelab.orchestrator.progress import Progress
 from gatelab.orchestrator.ray_executor import RayExecutor
+from gatelab.orchestrator.reporting import AnalysisReport
 from gatelab.orchestrator.study_run import RunOptions, run_matrix
-from gatelab.orchestrator.workflow import AnalysisReport, make_executor, run_study, search_learning_rates
+from gatelab.orchestrator.workflow import make_executor, run_study, search_learning_rates
 from gatelab.results.analyses.comparison import compare
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.metrics import metrics_from_journals
@@ -39,7 +40,8 @@ import torch
 torch.set_num_threads(1)
 from gatelab.ablations.loading import load_study
 from gatelab.orchestrator.study_run import RunOptions
-from gatelab.orchestrator.workflow import AnalysisReport, make_executor, run_study, search_learning_rates
+from gatelab.orchestrator.reporting import AnalysisReport
+from gatelab.orchestrator.workflow import make_executor, run_study, search_learning_rates
 from gatelab.results.store.layout import RunsFolder
 
 executor = make_executor("inline")

@@ -50,3 +50,25 @@ def seeds(finished: int, outcomes: dict[str, int]) -> str:
 def signed(value: float) -> str:
     """Write a difference in a sentence, with a minus sign that is not a hyphen."""
     return f"{value:+.4f}".replace("-", "−")
+
+
+def duration(seconds: float | None) -> str:
+    """Write a time: 5 s, 3 min 20 s, 2 h 05 min, 3.2 days; a dash for None."""
+    if seconds is None:
+        return DASH
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{seconds / 86400:.1f} days"
+
+
+def quantity(value: float, unit: str = "") -> str:
+    """Write a large number: 1.23 k, 4.56 M, … with a unit."""
+    for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {suffix}{unit}"
+    return f"{value:.3g} {unit}".strip()
