@@ -88,9 +88,9 @@ def test_a_study_runs_without_mlflow_and_says_so(tmp_path: Path) -> None:
     """What keeps a store up to date ends with a message, not with a traceback in a thread."""
     code = """
 from pathlib import Path
-from gatelab.orchestrator.tracking import MirrorThread
+from gatelab.orchestrator.tracking import SyncThread
 from gatelab.results.store.layout import RunsFolder
-with MirrorThread(RunsFolder(Path("runs")), {}, "sqlite:///runs/mlflow.db") as mirror:
+with SyncThread(RunsFolder(Path("runs")), {}, "sqlite:///runs/mlflow.db") as mirror:
     pass
 print(mirror.problem)
 """
