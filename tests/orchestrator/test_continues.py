@@ -78,14 +78,14 @@ def test_each_trial_starts_from_the_final_weights_of_its_own(build: Build, tmp_p
         assert first_losses[trial.id] < math.log(257) - 0.5  # far from a model that knows nothing
 
     first, last = folder.study("first").read(), folder.study("next").read()
-    assert (last["continues"], "continues" in first) == ("first", False)
-    assert not any("parent" in trial for trial in first["trials"])
-    known = {trial["id"]: (trial["variant"], trial["seed"]) for trial in first["trials"]}
-    for entry in last["trials"]:
-        assert known[entry["parent"]] == (entry["variant"], entry["seed"])
-        description = read_json(folder.trial(entry["id"]).description)
+    assert (last.continues, "continues" in first.to_json()) == ("first", False)
+    assert not any("parent" in trial.to_json() for trial in first.trials)
+    known = {trial.id: (trial.variant, trial.seed) for trial in first.trials}
+    for entry in last.trials:
+        assert known[entry.parent or ""] == (entry.variant, entry.seed)
+        description = read_json(folder.trial(entry.id).description)
         assert description is not None
-        assert description["parent"] == entry["parent"]
+        assert description["parent"] == entry.parent
 
 
 def test_what_it_continues_diverged_or_has_not_finished(build: Build, tmp_path: Path) -> None:

@@ -292,14 +292,15 @@ def assert_account_agrees(folder: RunsFolder) -> None:
 def test_a_search_runs_to_its_end_and_then_no_more(found: RunsFolder, copy: RunsFolder, tiny: Plan) -> None:
     """All cells trained once, the account kept; the same command again trains nothing and finds the same."""
     record = found.study("tiny" + SUFFIX).read()
-    assert segments(found) == len(record["trials"]) == len(list(found.root.glob("trials/*")))
+    assert segments(found) == len(record.trials) == len(list(found.root.glob("trials/*")))
     for sweep in known(found).values():
         assert set(RATES) <= set(sweep.rates)
         assert propose(sweep, ToleranceConfig(**HOW)) == []
         assert sweep.complete.all()
     assert_account_agrees(found)
     assert sorted(account(found)) == ["position=none", "position=sdpa"]
-    assert record["tolerance"]["lattice"] == ToleranceConfig(**HOW).lattice
+    assert record.tolerance is not None
+    assert record.tolerance.lattice == ToleranceConfig(**HOW).lattice
     ours = runs_from_journals(found, "tiny" + SUFFIX).to_pylist()
     assert repr(ours) == repr(runs_from_mlflow(found.tracking_uri, "tiny" + SUFFIX).to_pylist())
 
