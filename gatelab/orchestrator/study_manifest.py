@@ -4,7 +4,7 @@ from typing import Any
 
 from gatelab.ablations.identity import digest
 from gatelab.ablations.ladder import ladder
-from gatelab.ablations.learning_rates import LEARNING_RATE
+from gatelab.ablations.learning_rates import LEARNING_RATE, ToleranceConfig
 from gatelab.ablations.matrix import Matrix, Trial, claimed_of
 from gatelab.orchestrator.preregistration import claim_changes
 from gatelab.results.store.layout import RunsFolder
@@ -81,10 +81,10 @@ def _changes(before: StudyRecord, now: StudyRecord) -> list[str]:
             found.append(f"{what}: {', '.join(sorted(f'{axis}={level}' for axis, level in levels))}")
     changed = claim_changes(*(_claims(record) for record in (before, now)))
     found += [f"claim {name}: {change}" for name, change in changed.items()]
-    rules = {} if before.tolerance is None else before.tolerance.to_json()
-    for name, value in (now.tolerance.to_json() if now.tolerance else {}).items():
-        if name != "lattice" and rules.get(name, value) != value:
-            found.append(f"tolerance.{name}: {rules[name]} -> {value}")
+    rules, rules_now = (record.tolerance.to_json() if record.tolerance else {} for record in (before, now))
+    for name in ToleranceConfig.model_fields:
+        if name in rules and name in rules_now and rules[name] != rules_now[name]:
+            found.append(f"tolerance.{name}: {rules[name]} -> {rules_now[name]}")
     ids = {(trial.variant, trial.seed): trial.id for trial in before.trials}
     others = {trial.variant for trial in now.trials if ids.get((trial.variant, trial.seed)) not in (None, trial.id)}
     if others:
