@@ -6,7 +6,7 @@ from typing import Any
 
 from gatelab.ablations.matrix import Matrix, claimed_of
 from gatelab.results.store.layout import RunsFolder
-from gatelab.results.store.preregistration import chained, read_entries
+from gatelab.results.store.preregistration import chain_hash, read_entries
 from gatelab.results.store.records import write_json
 from gatelab.results.store.trials import is_over
 
@@ -30,7 +30,7 @@ def register_claims(folder: RunsFolder, matrix: Matrix) -> None:
         "changes": changes,
         "claims": claims,
     }
-    write_json(path, {"entries": [*entries, {**entry, "hash": chained(entry, before["hash"])}]})
+    write_json(path, {"entries": [*entries, {**entry, "hash": chain_hash(entry, before["hash"])}]})
 
 
 def _claims(matrix: Matrix) -> dict[str, Any]:

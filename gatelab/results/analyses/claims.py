@@ -20,9 +20,10 @@ from gatelab.results.analyses.contrasts import Contrast, contrasts
 from gatelab.results.analyses.verdicts import Verdict
 from gatelab.results.statistics.paired import NO_INTERVAL, Interval
 from gatelab.results.store.layout import RunsFolder
-from gatelab.results.store.preregistration import Registered, read_register
+from gatelab.results.store.preregistration import Registration, read_register
 from gatelab.results.store.records import ClaimRecord, StudyRecord
 from gatelab.results.store.runs import metrics_of
+from gatelab.status import Status
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,14 @@ def claims_from_record(folder: RunsFolder, record: StudyRecord, runs: pa.Table) 
     return claims(runs, record.claims, read_register(path))
 
 
-def claims(runs: pa.Table, made: Sequence[ClaimRecord], register: Sequence[Registered]) -> Claims:
+def claims(runs: pa.Table, made: Sequence[ClaimRecord], register: Sequence[Registration]) -> Claims:
     """Judge the claims of a study by its `runs`; the register says when they were made."""
     first = runs.slice(0, 1).to_pylist()[0]
     results = tuple(_result(runs, claim, register) for claim in made)
     return Claims(first["study"], first["study_hash"], results, tuple(_notes(register)))
 
 
-def _result(runs: pa.Table, claim: ClaimRecord, register: Sequence[Registered]) -> ClaimResult:
+def _result(runs: pa.Table, claim: ClaimRecord, register: Sequence[Registration]) -> ClaimResult:
     known = metrics_of(runs)
     found = contrasts(runs, claim.metric) if claim.metric in known else {}
     trials = runs.select(["variant", "baseline", "seed", "outcome"]).to_pylist()
@@ -166,8 +167,8 @@ def _missing(trials: Sequence[Mapping[str, Any]]) -> str:
     """Return which trials a claim still needs, or '': a study is judged whole."""
     counts = {
         "not finished": sum(trial["outcome"] in UNFINISHED for trial in trials),
-        "failed": sum(trial["outcome"] == "failed" for trial in trials),
-        "diverged": sum(trial["outcome"] == "diverged" for trial in trials),
+        "failed": sum(trial["outcome"] == Status.FAILED for trial in trials),
+        "diverged": sum(trial["outcome"] == Status.DIVERGED for trial in trials),
     }
     parts = [f"{count} {what}" for what, count in counts.items() if count]
     return f"of the trials that it needs: {', '.join(parts)}" if parts else ""
@@ -183,19 +184,19 @@ def statement(claim: ClaimRecord) -> str:
     return f"Δ > {margin:g}"
 
 
-def _since(claim: ClaimRecord, register: Sequence[Registered]) -> str:
+def _since(claim: ClaimRecord, register: Sequence[Registration]) -> str:
     """Return when a claim was made as it is now, and how much was known by then."""
     entry = next((entry for entry in reversed(register) if claim.name in entry.changes), None)
     if entry is None:
         return "not registered"
     word = "registered" if entry.changes[claim.name] == "new" else "amended"
-    return f"{word} {entry.at[:10]}, {entry.knowing}"
+    return f"{word} {entry.at[:10]}, {entry.state_of_evidence}"
 
 
-def _notes(register: Sequence[Registered]) -> Iterator[str]:
+def _notes(register: Sequence[Registration]) -> Iterator[str]:
     for entry in register[1:]:
         changes = "; ".join(f"{name}: {change}" for name, change in entry.changes.items())
-        yield f"Amended {entry.at[:16].replace('T', ' ')} UTC, {entry.knowing}: {changes}."
+        yield f"Amended {entry.at[:16].replace('T', ' ')} UTC, {entry.state_of_evidence}: {changes}."
 
 
 def stated_margin(record: StudyRecord, metric: str) -> float | None:

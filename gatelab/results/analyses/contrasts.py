@@ -14,6 +14,7 @@ import pyarrow as pa
 from gatelab.results.statistics import blocks, paired, power
 from gatelab.results.statistics.blocks import Noise
 from gatelab.results.statistics.paired import Alternative, Mean, mean_of
+from gatelab.status import Status
 
 ENOUGH = 8
 """Degrees of freedom from which on the correlation over seeds is known well enough to weigh unpaired seeds by it."""
@@ -95,7 +96,7 @@ def _contrast(
 def _obstacle(members: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], difference: Mean) -> str:
     """Why nothing can be said of a difference, or ''."""
     # The seeds that are left would be those that did not diverge: a choice in favour of what diverges.
-    lost, lost_base = ([t["seed"] for t in trials if t["outcome"] == "diverged"] for trials in (members, base))
+    lost, lost_base = ([t["seed"] for t in trials if t["outcome"] == Status.DIVERGED] for trials in (members, base))
     if lost:
         return f"{len(lost)} of {len(members)} seeds diverged"
     if lost_base:
@@ -120,7 +121,7 @@ def finished_values(members: Sequence[Mapping[str, Any]], metric: str) -> dict[i
     return {
         trial["seed"]: trial[metric]
         for trial in members
-        if trial["outcome"] == "finished" and trial[metric] is not None
+        if trial["outcome"] == Status.FINISHED and trial[metric] is not None
     }
 
 

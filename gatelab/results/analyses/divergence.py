@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from gatelab.results.statistics.spikes import band_exit
 from gatelab.results.store.metrics import named
+from gatelab.status import Status
 from gatelab.thresholds import HISTORY_STEPS, MIN_VALUES
 
 
@@ -84,7 +85,7 @@ def divergence_traces(trials: Iterable[Mapping[str, Any]], metrics: pa.Table) ->
             where, values = mine_losses["step"].to_numpy(), mine_losses["value"].to_numpy()
             left = band_exit(values, upwards=True)
             loss_step = None if left is None else int(where[left[0]])
-            diverged = trial["outcome"] == "diverged" and found == trial["step"]
+            diverged = trial["outcome"] == Status.DIVERGED and found == trial["step"]
             lost = where[~np.isfinite(values)]
             at = found if loss_step is None or diverged else loss_step
             yield DivergenceTrace(

@@ -36,6 +36,7 @@ from gatelab.results.store.metric_specs import measure
 from gatelab.results.store.records import StudyRecord
 from gatelab.results.store.runs import AXIS, axes_of, metrics_of, short_axes
 from gatelab.results.store.trials import Descriptions, study_descriptions
+from gatelab.status import Status
 
 LOST = {"finished": "has no such number", "diverged": DIVERGED, "failed": "failed"}
 """Outcome of a trial without a value -> why it has none; of all others, it has not finished."""
@@ -170,7 +171,7 @@ def _read(
     for trial in trials:
         levels[trial["variant"]] = {axis: trial[AXIS + axis] for axis in axes_of(runs)}
         own, value = seeds.setdefault(trial["variant"], Seeds({}, {})), trial[metric]
-        if trial["outcome"] == "finished" and value is not None and math.isfinite(value):
+        if trial["outcome"] == Status.FINISHED and value is not None and math.isfinite(value):
             own.values[trial["seed"]] = value
         else:
             own.lost[trial["seed"]] = LOST.get(trial["outcome"], "has not finished")

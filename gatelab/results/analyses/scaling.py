@@ -27,6 +27,7 @@ from gatelab.results.analyses.scaling_fit import (
 )
 from gatelab.results.store.records import StudyRecord
 from gatelab.results.store.runs import STATUSES, arm_of, axes_of
+from gatelab.status import Status
 
 BOOTSTRAPS = 4000
 """Replicates behind the intervals."""
@@ -239,7 +240,7 @@ def _rungs(runs: pa.Table, ladder: Sequence[str]) -> tuple[list[Rung], tuple[str
         losses = {
             trial["seed"]: trial[DEFAULT_METRIC]
             for trial in members
-            if trial["outcome"] == "finished" and 0 < (trial[DEFAULT_METRIC] or math.nan) < math.inf
+            if trial["outcome"] == Status.FINISHED and 0 < (trial[DEFAULT_METRIC] or math.nan) < math.inf
         }
         rungs.append(Rung(arms[row.variant], names[row.variant], row, tokens, float(tokens * flops), losses))
     first = {rung.arm for rung in rungs if rung.row.is_baseline}

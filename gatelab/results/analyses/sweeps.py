@@ -13,6 +13,7 @@ from gatelab.errors import AnalysisUnavailable
 from gatelab.results.analyses.comparison import DEFAULT_METRIC
 from gatelab.results.statistics.optimum import Floats, around
 from gatelab.results.store.runs import AXIS, arm_of
+from gatelab.status import Status
 
 RATE = "training.optimizer.learning_rate"
 
@@ -75,10 +76,10 @@ def _sweep(arm: str, trials: list[dict[str, Any]], arm_of_variant: Mapping[str, 
     for trial in trials:
         place = seeds.index(trial["seed"]), rates.index(float(trial[AXIS + RATE]))
         worst = initial.get(trial["seed"], math.nan)
-        if trial["outcome"] == "finished" and trial[metric] is not None:
+        if trial["outcome"] == Status.FINISHED and trial[metric] is not None:
             losses[place] = min(trial[metric], worst) if math.isfinite(worst) else trial[metric]
             stable[place] = not trial[metric] >= worst
-        elif trial["outcome"] == "diverged":
+        elif trial["outcome"] == Status.DIVERGED:
             losses[place] = worst
     baselines = {arm_of_variant[trial["baseline"]] for trial in trials if trial["baseline"] is not None}
     return Sweep(
@@ -88,7 +89,7 @@ def _sweep(arm: str, trials: list[dict[str, Any]], arm_of_variant: Mapping[str, 
         seeds=tuple(seeds),
         losses=losses,
         stable=stable,
-        diverged=sum(trial["outcome"] == "diverged" for trial in trials),
+        diverged=sum(trial["outcome"] == Status.DIVERGED for trial in trials),
     )
 
 

@@ -13,6 +13,7 @@ from gatelab.results.statistics.series import Curve, extremes
 from gatelab.results.statistics.spikes import spike_score
 from gatelab.results.store.metrics import named
 from gatelab.results.store.trials import Descriptions
+from gatelab.status import Status
 
 PANELS = ("train/gradient_norm", "attention/max_logit", "activation/ffn_residual", "attention/first_token_share")
 
@@ -69,7 +70,7 @@ def trial_stability(trial: Mapping[str, Any], rows: pa.Table, settings: Settings
     layers = rows.filter(pc.is_valid(rows["layer"]))
     at_layers = {"activation/ffn_residual": _over_layers(layers, "activation/ffn_residual", "max")}
     at_layers |= {name: _over_layers(layers, name, "mean") for name in _gates(layers)}
-    end = _end(trial, series) if trial["outcome"] == "diverged" else None
+    end = _end(trial, series) if trial["outcome"] == Status.DIVERGED else None
     return TrialStability(
         trial,
         dict(_scores(trial, series, at_layers, settings)),

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gatelab.errors import GatelabError
 from gatelab.results.store.records import read_json
 
 
-class RegisterChanged(ValueError):
+class RegisterChanged(GatelabError, ValueError):
     """The register of claims is not as it was written."""
 
 
 @dataclass(frozen=True)
-class Registered:
+class Registration:
     """An entry: claims as they were written down at a time."""
 
     at: str  # ISO 8601, UTC
@@ -29,7 +30,7 @@ class Registered:
     changes: dict[str, str]  # claim -> in what it differs from the entry before, for people
 
     @property
-    def knowing(self) -> str:
+    def state_of_evidence(self) -> str:
         """How much was known by then."""
         return f"after {self.ended} of {self.trials} trials" if self.ended else "before any trial had ended"
 
@@ -47,22 +48,22 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
     before = ""
     entries: list[dict[str, Any]] = content["entries"]
     for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict) or entry.get("hash") != chained(entry, before):
+        if not isinstance(entry, dict) or entry.get("hash") != chain_hash(entry, before):
             raise RegisterChanged(f"{path}: entry {number} is not as it was written: its hash does not fit")
         before = entry["hash"]
     return entries
 
 
-def read_register(path: Path) -> tuple[Registered, ...]:
+def read_register(path: Path) -> tuple[Registration, ...]:
     """The same as entries. Raises RegisterChanged."""
     names = ("at", "hash", "ended", "trials", "changes")
     try:
-        return tuple(Registered(**{name: entry[name] for name in names}) for entry in read_entries(path))
+        return tuple(Registration(**{name: entry[name] for name in names}) for entry in read_entries(path))
     except KeyError as error:
         raise RegisterChanged(f"{path}: an entry without {error}: another version of gatelab wrote it") from error
 
 
-def chained(entry: Mapping[str, Any], before: str) -> str:
+def chain_hash(entry: Mapping[str, Any], before: str) -> str:
     """The hash of an entry: of all that it says, the time included, and of the hash of the entry before."""
     said = {name: value for name, value in entry.items() if name != "hash"}
     text = json.dumps({"entry": said, "before": before}, sort_keys=True, ensure_ascii=False)

@@ -16,6 +16,7 @@ from gatelab.results.store.metric_specs import measure, with_unit
 from gatelab.results.store.runs import AXIS, arm_of
 from gatelab.results.views.style import draw_curves, legend_below, line_style, panels, style_axes
 from gatelab.results.views.table import Column, Table
+from gatelab.status import Status
 
 SHOWN = 3  # margins above the worst arm's best loss that the lower panel shows
 
@@ -137,7 +138,7 @@ def plot_by_rate(runs: pa.Table, title: str) -> Figure | None:
     None if they recorded none of it.
     """
     names = [name for name in BY_RATE if name in runs.column_names]
-    trials = [trial for trial in runs.to_pylist() if trial["outcome"] == "finished"]
+    trials = [trial for trial in runs.to_pylist() if trial["outcome"] == Status.FINISHED]
     arms = list(dict.fromkeys(arm_of(trial, [RATE]) for trial in trials))
     if not names or not trials:
         return None

@@ -19,6 +19,7 @@ from gatelab.results.views.divergence import plot_trace, traces_table
 from gatelab.results.views.format import DASH
 from gatelab.results.views.style import draw_curves, line_style, panels
 from gatelab.results.views.table import Column, Table
+from gatelab.status import Status
 
 MOST_COLUMNS = 6
 """Variants beside each other in the table."""
@@ -92,7 +93,7 @@ def plot_stability(runs: pa.Table, metrics: pa.Table, variants: Variants, title:
     Lines and bands are of the trials that did not diverge; those that did are thin lines up to a cross at their end.
     """
     shown = {name: line for name, (_, line) in lines_of(metrics).items()}
-    diverged = {trial["trial"] for trial in runs.to_pylist() if trial["outcome"] == "diverged"}
+    diverged = {trial["trial"] for trial in runs.to_pylist() if trial["outcome"] == Status.DIVERGED}
     headings = {
         "activation/ffn_residual": "activation/ffn_residual, largest layer",
         **{name: f"{name}, mean over layers" for name in shown if name.startswith(GATES)},

@@ -437,7 +437,7 @@ def test_what_has_diverged_has_ended(study: Any) -> None:
     study.finish(1, 1)
     launch(study, **FIRST)
     [entry] = read_register(study.folder.study(study.name).claims)
-    assert (entry.ended, entry.knowing) == (2, "after 2 of 4 trials")
+    assert (entry.ended, entry.state_of_evidence) == (2, "after 2 of 4 trials")
 
 
 def test_a_claim_that_was_not_touched_keeps_its_date(study: Any) -> None:
