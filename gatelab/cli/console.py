@@ -13,9 +13,7 @@ from rich.markup import escape
 from rich.segment import Segments
 from rich.table import Table as RichTable
 
-from gatelab.ablations.errors import StudyError
-from gatelab.errors import AnalysisUnavailable
-from gatelab.results.store.layout import NotFound
+from gatelab.errors import GatelabError
 from gatelab.results.views.table import Table
 
 if TYPE_CHECKING:
@@ -31,18 +29,12 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False)
 @contextmanager
 def reporting_errors() -> Iterator[None]:
     """Turn what a user can mend into a message and exit code 2."""
-    from gatelab.orchestrator.executor import CannotRun
-    from gatelab.results.store.preregistration import RegisterChanged
-    from gatelab.training.corpus import DataError
-
     try:
         yield
-    except StudyError as error:
+    except GatelabError as error:
         for line in str(error).splitlines():
             errors.print(f"[red]error[/] {escape(line)}")
         raise typer.Exit(BAD_REQUEST) from error
-    except (AnalysisUnavailable, CannotRun, NotFound, DataError, RegisterChanged) as error:
-        fail(str(error.args[0]), error)
 
 
 def fail(message: str, cause: BaseException | None = None) -> Never:

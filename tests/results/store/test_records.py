@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from gatelab.cli.main import app
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import DamagedRecord, NewerRecord, Outcome, StudyRecord, TrialDescription, write_json
 from gatelab.results.store.trials import is_over, read_outcome
@@ -75,3 +77,21 @@ def test_whether_a_trial_is_over_is_one_question(status: str | None, over: bool,
         write_json(files.outcome, {"status": status, "step": 1})
     assert is_over(files) is over
     assert read_outcome(files).status == (status or Status.WAITING)
+
+
+@pytest.mark.parametrize("file", ["study.json", "outcome.json", "trial.json"])
+@pytest.mark.parametrize(
+    "command", ["compare", "status", "claims", "effects", "stability", "curves", "report", "export"]
+)
+def test_every_command_refuses_a_newer_record(command: str, file: str, laboratory: Any) -> None:
+    """A folder that a later release wrote is a message with both versions and exit code 2, not a traceback."""
+    lab = laboratory(seeds=1)
+    for variant in (0, 1):
+        lab.finish(variant, 0)
+    files = lab.trial(0, 0)
+    path = {"study.json": lab.folder.study(lab.name).record, "outcome.json": files.outcome}.get(file, files.description)
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "version": 7})
+    result = CliRunner().invoke(app, [command, lab.name, "--runs", str(lab.folder.root)])
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 2
+    assert f"{path}: has version 7 and this gatelab reads up to version 1: upgrade gatelab" in result.stderr
