@@ -50,11 +50,11 @@ class Shape:
 
     @property
     def flops(self) -> float:
-        """Of the causal forward."""
+        """FLOPs of the causal forward."""
         return 2.0 * self.batch * self.heads * self.length**2 * self.head_dim
 
     def inputs(self, device: str, seed: int) -> tuple[list[Tensor], Tensor]:
-        """q, k, v, gate (where there is one), all leaves, and the gradient of the output."""
+        """Make q, k, v, gate (where there is one), all leaves, and the gradient of the output."""
         generator = torch.Generator(device).manual_seed(seed)
         widths = {"elementwise": (self.heads, self.head_dim), "headwise": (self.heads, 1), "shared": (1, self.head_dim)}
         shapes = [(self.heads, self.head_dim), (self.kv_heads, self.head_dim), (self.kv_heads, self.head_dim)]
@@ -70,7 +70,7 @@ class Shape:
 
 
 def sdpa_with_gate(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None) -> Tensor:
-    """What a model without a fused kernel does, in the dtype of its activations."""
+    """Run SDPA, then the gate, as a model without a fused kernel does, in the dtype of its activations."""
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=q.shape[2] != k.shape[2]
     ).transpose(1, 2)
@@ -78,7 +78,7 @@ def sdpa_with_gate(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None) 
 
 
 def by_kernel(backend: SDPBackend, attention: Attention) -> Attention:
-    """`attention` with PyTorch's choice of a kernel taken away."""
+    """Return `attention` with PyTorch's choice of a kernel taken away."""
 
     def run(*inputs: Tensor) -> Tensor:
         with sdpa_kernel(backend):
@@ -88,7 +88,7 @@ def by_kernel(backend: SDPBackend, attention: Attention) -> Attention:
 
 
 def compiled_flex() -> Attention:
-    """FlexAttention and a gate, compiled together."""
+    """Return FlexAttention and a gate, compiled together."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     masks: dict[int, Any] = {}
@@ -115,7 +115,7 @@ def compiled_flex() -> Attention:
 
 
 def candidates(device: str, shape: Shape) -> dict[str, Attention]:
-    """Peers, then ours; the first is what the others are compared with."""
+    """Return peers, then ours; the others are compared with the first."""
     found: dict[str, Attention] = {}
     if device == "cuda":
         flash = by_kernel(SDPBackend.FLASH_ATTENTION, sdpa_with_gate)
@@ -153,7 +153,9 @@ def candidates(device: str, shape: Shape) -> dict[str, Attention]:
 
 
 def relative_errors(attention: Attention, shape: Shape, device: str) -> dict[str, float]:
-    """Relative L2 error of the output and of every gradient against float64, on a short problem of the same kind."""
+    """Return the relative L2 error of the output and of every gradient against float64, on a short problem of the same
+    kind.
+    """
     short = Shape(**{**asdict(shape), "batch": 1, "length": min(shape.length, 320)})
     leaves, dy = short.inputs(device, 0)
     wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
@@ -166,7 +168,7 @@ def relative_errors(attention: Attention, shape: Shape, device: str) -> dict[str
 
 
 def seconds(run: Callable[[], Any], device: str) -> float:
-    """Duration of one call; on a GPU between events around it."""
+    """Return the duration of one call in seconds; on a GPU between events around it."""
     if device == "cpu":
         started = time.perf_counter()
         run()
@@ -182,7 +184,7 @@ def seconds(run: Callable[[], Any], device: str) -> float:
 
 
 def measure(shape: Shape, device: str, rounds: int) -> list[dict[str, Any]]:
-    """Rows for all candidates on one problem."""
+    """Return rows for all candidates on one problem."""
     limits = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 3e-3}
     torch._dynamo.reset()  # or the compiled peers would soon run eagerly: there is a limit to recompilation
     rows: dict[str, dict[str, Any]] = {}
@@ -227,7 +229,7 @@ def measure(shape: Shape, device: str, rounds: int) -> list[dict[str, Any]]:
 
 
 def problems(device: str, quick: bool) -> list[Shape]:
-    """Constant work per table: as many tokens at every length."""
+    """Return problems of constant work per table: as many tokens at every length."""
     if device == "cpu":
         lengths = [(8, 64, 4, 64), (16, 128, 4, 16), (8, 256, 4, 64), (4, 512, 8, 64), (2, 512, 8, 128)]
         lengths += [] if quick else [(1, 2048, 8, 64), (1, 4096, 4, 64)]
@@ -249,7 +251,7 @@ def problems(device: str, quick: bool) -> list[Shape]:
 
 
 def ceilings() -> dict[str, float]:
-    """What this GPU reaches: a large bfloat16 matrix product (TFLOP/s) and a large copy (TB/s)."""
+    """Measure the limits of this GPU: a large bfloat16 matrix product (TFLOP/s) and a large copy (TB/s)."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     c = torch.empty_like(a)
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
@@ -260,7 +262,9 @@ def ceilings() -> dict[str, float]:
 
 
 def saved_memory(shape: Shape) -> dict[str, int]:
-    """Bytes on the GPU between forward and backward, inputs apart: the fused kernel, and separate operations."""
+    """Return the bytes on the GPU between forward and backward, inputs apart: the fused kernel, and separate
+    operations.
+    """
     leaves, _ = shape.inputs("cuda", 0)
     found = {}
     for name, attention in (("gatelab triton", gated_attention), ("separate", sdpa_with_gate)):
@@ -273,7 +277,7 @@ def saved_memory(shape: Shape) -> dict[str, int]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the numbers belong to."""
+    """Describe the machine and software that the numbers belong to."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
     try:

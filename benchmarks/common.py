@@ -20,7 +20,7 @@ from gatelab.training.optimizer import learning_rate
 
 
 def tiny_trial(steps: int, seed: int = 0) -> TrialConfig:
-    """The quickstart's model on the standard library's sources."""
+    """Return a trial of the quickstart's model on the standard library's sources."""
     model = {"hidden_size": 64, "layers": 4, "kv_heads": 4, "init_std": 0.12, "gate": {"position": "sdpa"}}
     training = {"tokens": steps * 16 * 128, "optimizer": {"learning_rate": 1e-2}}
     # Diagnostics have a benchmark of their own: the bare loop has none.
@@ -29,7 +29,9 @@ def tiny_trial(steps: int, seed: int = 0) -> TrialConfig:
 
 
 def bare_training(trial: TrialConfig, dataset: Dataset) -> float:
-    """Seconds to train and evaluate a trial's model in a loop that does nothing else. Written out, as in a notebook."""
+    """Return the seconds to train and evaluate a trial's model in a loop that does nothing else. Written out, as in a
+    notebook.
+    """
     training = trial.training
     model = Decoder(trial.model)
     initialize(model, trial.seed)
@@ -71,7 +73,7 @@ def report(name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def spread(values: list[float]) -> str:
-    """Median, and the range."""
+    """Format the median and the range."""
     return f"{statistics.median(values):.4g} ({min(values):.4g}-{max(values):.4g})"
 
 

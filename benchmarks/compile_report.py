@@ -59,7 +59,7 @@ class AbsentGpu:
 
 @contextmanager
 def compiling_only(capability: int) -> Iterator[list[tuple[str, Any]]]:
-    """Launches inside compile and go no further; yields the list that (kernel's name, compiled kernel) is added to."""
+    """Make launches compile and go no further; yield the list that (kernel's name, compiled kernel) is added to."""
     compiled: list[tuple[str, Any]] = []
     run = JITFunction.run
 
@@ -80,7 +80,7 @@ def compiling_only(capability: int) -> Iterator[list[tuple[str, Any]]]:
 
 
 def resources(kernel: Any) -> dict[str, int]:
-    """Registers per thread, spilled bytes per thread, shared memory per block, tensor-core instructions."""
+    """Return registers per thread, spilled bytes per thread, shared memory per block, tensor-core instructions."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -133,7 +133,7 @@ def compile_case(case: str, head_dim: int, dtype: torch.dtype, capability: int, 
 
 
 def report(capability: int, head_dims: list[int], dtypes: list[torch.dtype], cases: list[str]) -> list[dict[str, Any]]:
-    """Rows for all cases."""
+    """Return rows for all cases."""
     rows = []
     for head_dim, dtype, case in itertools.product(head_dims, dtypes, cases):
         rows += compile_case(case, head_dim, dtype, capability)

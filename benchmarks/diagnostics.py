@@ -46,7 +46,7 @@ def trial_of(base: str, changes: dict[str, Any], gate: dict[str, Any]) -> TrialC
 
 
 def measure(trial: TrialConfig, rounds: int) -> tuple[float, float]:
-    """(seconds of a step, seconds of a diagnosis), medians of measurements in turn."""
+    """Return (seconds of a step, seconds of a diagnosis), medians of measurements in turn."""
     device = choose_device()
     state = TrainState(trial, device)
     training, rng = trial.training, np.random.default_rng(0)
@@ -68,7 +68,7 @@ def measure(trial: TrialConfig, rounds: int) -> tuple[float, float]:
 
 
 def measure_ring(trial: TrialConfig, rounds: int) -> float:
-    """Median step with a ring / without, measured in turn on two equal models."""
+    """Return the median step with a ring / without, measured in turn on two equal models."""
     device = choose_device()
     plain, watched = TrainState(trial, device), TrainState(trial, device)
     ring = StepHistory(watched.model)

@@ -16,7 +16,7 @@ BANDS = [(-80.0, -16.0), (-16.0, -8.0), (-8.0, -4.0), (-4.0, 0.0), (0.0, 4.0), (
 
 
 def errors(band: tuple[float, float], device: str, seed: int = 0) -> dict[str, float]:
-    """Relative L2 error of dG for gates drawn evenly from a band, by way of computing it."""
+    """Return the relative L2 error of dG for gates drawn evenly from a band, for each way of computing it."""
     generator = torch.Generator(device).manual_seed(seed)
     q, k, v, dy = (torch.randn(1, 512, 8, 64, device=device, generator=generator).bfloat16() for _ in range(4))
     low, high = band

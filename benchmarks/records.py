@@ -25,7 +25,7 @@ ROWS = 100_000
 
 
 def planning() -> float:
-    """Seconds to plan 10,000 trials: 3,600 combinations, some impossible, matched, three seeds, and more."""
+    """Return the seconds to plan 10,000 trials: 3,600 combinations, some impossible, matched, three seeds, and more."""
     axes = {
         "model.gate.position": ["none", "query", "key", "value", "sdpa", "output"],
         "model.gate.granularity": ["elementwise", "headwise"],
@@ -47,7 +47,7 @@ def planning() -> float:
 
 
 def journal(folder: Path) -> tuple[float, float]:
-    """(rows written, rows read) per second: 20 values a step, flushed every 2 s and fsynced as in training."""
+    """Return (rows written, rows read) per second: 20 values a step, flushed every 2 s and fsynced as in training."""
     values = {f"metric/{index}": float(index) for index in range(20)}
     started = time.perf_counter()
     with Journal(folder) as writer:
@@ -61,7 +61,7 @@ def journal(folder: Path) -> tuple[float, float]:
 
 
 def mirror(folder: RunsFolder) -> tuple[float, int]:
-    """(seconds, values sent) to mirror 100,000 rows: 100 trials of 1,000 rows."""
+    """Return (seconds, values sent) to mirror 100,000 rows: 100 trials of 1,000 rows."""
     ids = [f"{number:064x}" for number in range(100)]
     for trial in ids:
         with Journal(folder.trial(trial).journal) as writer:
@@ -92,7 +92,7 @@ def mirror(folder: RunsFolder) -> tuple[float, int]:
 
 
 def by_hand(folder: Path) -> tuple[float, float]:
-    """Values per second of `log_metric`, and of `log_batch` with 1,000 values, on a store of their own."""
+    """Return the values per second of `log_metric`, and of `log_batch` with 1,000 values, on a store of their own."""
     client = MlflowClient(f"sqlite:///{folder}/by-hand.db")
     experiment = client.create_experiment("by hand", artifact_location=folder.as_uri())
     run = client.create_run(experiment).info.run_id

@@ -52,7 +52,9 @@ LAWS = {
 
 
 def measured(law: Law, noise: float = 0.002, seeds: int = 3) -> Cells:
-    """A study of a law: every arm at every rung, noise on log losses, half of its variance shared by paired seeds."""
+    """Simulate a study of a law: every arm at every rung, noise on log losses, half of its variance shared by paired
+    seeds.
+    """
     sizes = np.geomspace(5e7, 1e10, 5) if law.data is not None else np.geomspace(1e17, 1e21, 5)
     budgets = np.geomspace(1e9, 2e11, 3) if law.data is not None else np.ones(1)
     arm, size, budget = (grid.ravel() for grid in np.indices((3, len(sizes), len(budgets))))
@@ -66,7 +68,7 @@ def measured(law: Law, noise: float = 0.002, seeds: int = 3) -> Cells:
 
 
 def residuals(theta: Floats, cells: Cells, logs: Floats) -> tuple[Floats, Floats]:
-    """Differences of log losses and their derivatives, as one would write them for a single fit."""
+    """Return the differences of log losses and their derivatives, as one would write them for a single fit."""
     rows, arms = np.arange(len(logs)), cells.arms
     x = np.log(cells.x) - np.log(cells.x).mean()
     power = np.exp(theta[1 + cells.arm] - theta[1 + arms + cells.arm] * x)
@@ -81,7 +83,7 @@ def residuals(theta: Floats, cells: Cells, logs: Floats) -> tuple[Floats, Floats
 
 
 def objective(theta: Floats, cells: Cells, logs: Floats) -> tuple[float, Floats]:
-    """The sum of Huber losses and its gradient."""
+    """Return the sum of Huber losses and its gradient."""
     misses, jacobian = residuals(theta, cells, logs)
     size = np.abs(misses)
     cost = float(np.sum(np.where(size < HUBER, size**2 / 2, HUBER * (size - HUBER / 2))))
@@ -89,7 +91,7 @@ def objective(theta: Floats, cells: Cells, logs: Floats) -> tuple[float, Floats]
 
 
 def as_theta(law: Law, cells: Cells) -> Floats:
-    """E, log A, alpha, log B, beta for x and tokens over their geometric means."""
+    """Return E, log A, alpha, log B, beta for x and tokens over their geometric means."""
     parts = [law.offset, np.log(law.scale) - law.exponent * np.log(cells.x).mean(), law.exponent]
     if law.data is not None and cells.tokens is not None:
         parts.append(np.array([np.log(law.data[0]) - law.data[1] * np.log(cells.tokens).mean(), law.data[1]]))
@@ -97,14 +99,14 @@ def as_theta(law: Law, cells: Cells) -> Floats:
 
 
 def by_lbfgs(cells: Cells, start: Floats, logs: Floats) -> float:
-    """The least cost of one resample."""
+    """Return the least cost of one resample, by L-BFGS."""
     bounds = [(0, None)] + [(None, None)] * (len(start) - 1)
     options = {"ftol": 0, "gtol": 1e-10, "maxiter": 10_000, "maxfun": 100_000}
     return float(minimize(objective, start, (cells, logs), "L-BFGS-B", jac=True, bounds=bounds, options=options).fun)
 
 
 def by_least_squares(cells: Cells, start: Floats, logs: Floats) -> float:
-    """The least cost of one resample."""
+    """Return the least cost of one resample, by `least_squares`."""
     low = np.where(np.arange(len(start)) == 0, 0, -np.inf)
     return float(
         least_squares(
@@ -146,7 +148,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def measure(name: str, truth: Law, bootstraps: int, single: int, rounds: int) -> list[dict[str, Any]]:
-    """Medians over rounds in which batch and loops take turns."""
+    """Return medians over rounds in which batch and loops take turns."""
     cells = measured(truth)
     law = fit(cells)
     start, targets = as_theta(law, cells), assert_as_good(cells, law, single)
@@ -252,7 +254,9 @@ def fabricate(root: Path, trials: int, points: int) -> str:
 
 
 def in_a_process(work: str) -> tuple[float, float, float]:
-    """Seconds, seconds of the processor and peak of resident memory in GB of some Python in a process of its own."""
+    """Return the seconds, seconds of the processor and peak of resident memory in GB of some Python in a process of its
+    own.
+    """
     done = subprocess.run([sys.executable, "-c", CHILD.format(work=work)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -261,7 +265,7 @@ def in_a_process(work: str) -> tuple[float, float, float]:
 
 
 def study(trials: int, points: int, rounds: int) -> list[dict[str, Any]]:
-    """Medians over rounds in which commands and what is written by hand take turns."""
+    """Return medians over rounds in which commands and what is written by hand take turns."""
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         name = fabricate(root / "runs", trials, points)

@@ -32,7 +32,9 @@ def bare(steps: int, seed: int, folder: str) -> float:
 
 
 def gaps(root: Path) -> list[float]:
-    """Seconds between the end of a trial and the start of the next one in the same worker, for a single worker."""
+    """Return the seconds between the end of a trial and the start of the next one in the same worker, for a single
+    worker.
+    """
     spans = sorted(
         (
             json.loads(path.read_text())["attempts"][0]["started"],
@@ -44,7 +46,7 @@ def gaps(root: Path) -> list[float]:
 
 
 def run_study(root: Path, trials: int, steps: int, workers: int) -> float:
-    """Wall seconds of the command."""
+    """Return the wall seconds of the command."""
     trial = tiny_trial(steps)
     study = {
         "name": "sweep",

@@ -1,4 +1,4 @@
-"""What an analysis found, and a figure, as objects that show themselves in a notebook."""
+"""The result of an analysis, and a figure, as objects that show themselves in a notebook."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -20,7 +20,7 @@ Result = TypeVar("Result", bound=Analysis)
 
 
 class Finding(Generic[Result]):
-    """What an analysis found, with its tables and figures. In a notebook it shows its tables."""
+    """The result of an analysis, with its tables and figures. In a notebook it shows its tables."""
 
     def __init__(self, kind: str, study: "StudyResults", options: Mapping[str, Any]) -> None:
         from gatelab.results.report.artifacts import TABLES

@@ -1,4 +1,4 @@
-"""What a study would run, as an object and as a table."""
+"""The plan of a study, as an object and as a table."""
 
 import html
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Plan:
-    """What a study would run. In a notebook it shows itself as a table."""
+    """The plan of a study. In a notebook it shows itself as a table."""
 
     def __init__(self, matrix: "Matrix", notes: tuple[str, ...] = ()) -> None:
         self.matrix, self._notes = matrix, notes
@@ -42,7 +42,7 @@ class Plan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a careful reader would point out."""
+        """Notes that a careful reader would make."""
         return (*self.matrix.notes, *self._notes)
 
     def frame(self) -> pa.Table:

@@ -1,4 +1,4 @@
-"""What came out of studies, as objects: a runs folder, the results of a study."""
+"""Results of studies as objects: a runs folder, the results of a study."""
 
 import html
 from collections.abc import Collection, Iterator, Mapping
@@ -30,7 +30,7 @@ Folder = str | Path
 
 
 class Results:
-    """What came out of a study, read from its runs folder when it is first asked for. It shows its comparison."""
+    """Results of a study, read from its runs folder when first asked for. It shows its comparison."""
 
     def __init__(self, folder: RunsFolder, study: str) -> None:
         self._folder, self.study = folder, study

@@ -90,5 +90,5 @@ def print_json(value: Any) -> None:
 
 
 def plural(count: int, noun: str) -> str:
-    """1 trial, 2 trials."""
+    """Return a count with its noun: 1 trial, 2 trials."""
     return f"{count} {noun}{'' if count == 1 else 's'}"

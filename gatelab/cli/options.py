@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyFlags:
-    """What defines a study, without a file or in addition to one."""
+    """Flags that define a study, without a file or in addition to one."""
 
     preset: args.Preset = None
     axis: args.Axes = field(default_factory=list)
@@ -51,7 +51,7 @@ class StudyFlags:
 
 @dataclass(frozen=True)
 class RunFlags:
-    """Where trials run, and how."""
+    """Flags that say where and how trials run."""
 
     runs: args.Runs = args.DEFAULT_RUNS
     concurrency: args.Concurrency = None

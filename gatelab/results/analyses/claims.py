@@ -36,7 +36,7 @@ class ClaimResult:
     """The variant of which it is, or of several the one that supports it least."""
     variants: int
     statement: str
-    """What is claimed, in symbols."""
+    """The claim in symbols."""
     test: str
     alpha: float
     delta: Interval
@@ -45,7 +45,7 @@ class ClaimResult:
     """p of the claim's test for it: below alpha it is supported."""
     verdict: Verdict
     reason: str
-    """Why it is not evaluable, or ''."""
+    """The reason why it is not evaluable, or ''."""
     registered: str
     """When, and what was known by then."""
 
@@ -137,7 +137,7 @@ SEVERITY = (Verdict.SUPPORTED, Verdict.EQUIVALENT, Verdict.UNDECIDED, Verdict.NO
 
 @dataclass(frozen=True)
 class Judged:
-    """One of the variants of which something is claimed."""
+    """One of the variants in a claim."""
 
     variant: str
     delta: Interval

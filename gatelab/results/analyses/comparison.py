@@ -60,7 +60,7 @@ class ComparisonRow:
     """baseline, better, worse, equivalent, undecided or not evaluable; of a metric without a direction lower or higher
     in the place of better and worse."""
     why: str = ""
-    """Why it is not evaluable."""
+    """The reason why it is not evaluable."""
     evidence: Evidence | None = None
     best: bool = False
 
@@ -194,7 +194,7 @@ class Comparisons:
 
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
-    """What holds for all of them."""
+    """Notes that hold for all of them."""
 
     @property
     def study(self) -> str:

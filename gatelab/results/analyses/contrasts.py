@@ -30,24 +30,26 @@ class Contrast:
     difference: Mean
     """Their mean; where the baseline was given seeds of its own, with what these add."""
     noise: Noise | None
-    """Of all variants that are compared with the baseline; None if this one is not among them, or nothing is known."""
+    """Noise of all variants that are compared with the baseline; None if this one is not among them, or nothing is
+    known.
+    """
     tested: float
     """The difference of which Dunnett's variance is: over the seeds that all have; with what the baseline's further
     seeds add, if `difference` has that."""
     baseline_seeds: int
     """From how many seeds the baseline's part of that is."""
     obstacle: str
-    """Why nothing can be said of the difference, or ''."""
+    """The reason why the difference cannot be judged, or ''."""
 
     def dunnett_p(self, null: float = 0.0, alternative: Alternative = "two-sided") -> float:
-        """p of Dunnett's test against a difference of `null`; nan where it cannot be made."""
+        """Return p of Dunnett's test against a difference of `null`; nan where it cannot be made."""
         if self.noise is None:
             return math.nan
         return self.noise.dunnett_p(self.tested - null, self.baseline_seeds, alternative)
 
 
 def contrasts(runs: pa.Table, metric: str) -> dict[str, Contrast]:
-    """Each variant of a `runs` frame that is compared with another, beside that one."""
+    """Compare each variant of a `runs` frame with its baseline."""
     columns = ["variant", "baseline", "seed", "outcome", metric]
     by_variant = group_by_variant(runs.select(columns).to_pylist())
     values = {variant: finished_values(members, metric) for variant, members in by_variant.items()}
@@ -94,7 +96,7 @@ def _contrast(
 
 
 def _obstacle(members: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], difference: Mean) -> str:
-    """Why nothing can be said of a difference, or ''."""
+    """Return why a difference cannot be judged, or ''."""
     # The seeds that are left would be those that did not diverge: a choice in favour of what diverges.
     lost, lost_base = ([t["seed"] for t in trials if t["outcome"] == Status.DIVERGED] for trials in (members, base))
     if lost:
@@ -117,7 +119,7 @@ def group_by_variant(trials: Sequence[dict[str, Any]]) -> dict[str, list[dict[st
 
 
 def finished_values(members: Sequence[Mapping[str, Any]], metric: str) -> dict[int, float]:
-    """seed -> value of the trials that finished."""
+    """Map each seed to its value, for the trials that finished."""
     return {
         trial["seed"]: trial[metric]
         for trial in members
@@ -140,7 +142,7 @@ class Evidence:
     dunnett: float
     """p of Dunnett's two-sided test, which allows for all variants that are compared with the same baseline."""
     family: int
-    """How many these are; 0 where Dunnett's test could not be made."""
+    """Number of these variants; 0 where Dunnett's test could not be made."""
     q: float = math.nan
     """p of the t-test, adjusted by Benjamini and Hochberg for all rows of the table."""
     equivalence: float = math.nan

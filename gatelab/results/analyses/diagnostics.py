@@ -124,6 +124,6 @@ def _notes(runs: pa.Table) -> Iterator[str]:
 
 
 def _values(runs: pa.Table, name: str) -> str:
-    """The different values of a metric, for people."""
+    """Format the distinct values of a metric for people."""
     known = runs[name].to_pylist() if name in runs.column_names else []
     return " or ".join(f"{value:.4g}" for value in sorted({value for value in known if value is not None}))

@@ -128,8 +128,9 @@ def measurements_of_event(rings: pa.Table, found: int) -> pa.Table:
 
 
 def _exits(ring: pa.Table) -> Iterator[Exit]:
-    """Every measurement of a ring that left its band, the first one first; at one step those of lower layers, and of
-    these what comes first in the forward pass."""
+    """Yield every measurement of a ring that left its band, the earliest first. At one step, lower layers come first;
+    within a layer, the order is that of the forward pass.
+    """
     found = []
     names = pc.unique(ring["name"]).to_pylist()
     order = {name: index for index, name in enumerate(sorted(names, key=place_of))}

@@ -49,16 +49,16 @@ Levels = Mapping[str, Mapping[str, str | None]]
 
 @dataclass(frozen=True)
 class Effects:
-    """What a study's axes do to a metric."""
+    """Effects of a study's axes on a metric."""
 
     study: str
     study_hash: str
     metric: str
     axes: tuple[str, ...]
-    """That have two levels or more."""
+    """Axes that have two levels or more."""
     factorial: Factorial | None
     aliases: tuple[Alias, ...]
-    """Of all variants at which every axis has a level, if they are not all combinations of levels."""
+    """Aliases among all variants at which every axis has a level, if they are not all combinations of levels."""
     importance: Importance | None
     """None for a complete factorial, which says more."""
     notes: tuple[str, ...]
@@ -88,7 +88,8 @@ class Effects:
 def effects(runs: pa.Table, metric: str = DEFAULT_METRIC, trunks: Collection[str] = ()) -> Effects:
     """Analyse finished trials of a `runs` frame by a summary metric. Raises AnalysisUnavailable.
 
-    Trials that differ only along the axes `trunks` share a part of their training, and with it what a seed does.
+    Trials that differ only along the axes `trunks` share a part of their training, and with it the effect of their
+    seed.
     """
     trials, levels, seeds = _read(runs, metric)
     varying = _varying(axes_of(runs), levels)
@@ -141,12 +142,12 @@ def _study(runs: pa.Table) -> str:
 
 
 def shared_trunks(folder: RunsFolder, record: StudyRecord) -> tuple[str, ...]:
-    """The axes of a study's record along which some of its trials branched off from the training of others."""
+    """Return the axes of a study's record along which some of its trials branched off from the training of others."""
     return trunks_of(record, study_descriptions(folder, record))
 
 
 def trunks_of(record: StudyRecord, descriptions: Descriptions) -> tuple[str, ...]:
-    """The same, by descriptions that have been read."""
+    """Return the axes of shared trunks from descriptions that have been read; see `shared_trunks`."""
     levels = {trial.id: record.variants[trial.variant].levels for trial in record.trials}
     found = set()
     for trial, own in levels.items():
@@ -160,7 +161,7 @@ def trunks_of(record: StudyRecord, descriptions: Descriptions) -> tuple[str, ...
 def _read(
     runs: pa.Table, metric: str
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, str | None]], dict[str, Seeds]]:
-    """The trials, the levels of each variant, and what came of its seeds."""
+    """Read the trials, the levels of each variant, and the results of its seeds."""
     known = metrics_of(runs)
     if metric not in known:
         raise AnalysisUnavailable(f"{_study(runs)}: {unknown_metric(metric, known)}")
@@ -179,14 +180,14 @@ def _read(
 
 
 def _varying(axes: Sequence[str], levels: Levels) -> tuple[str, ...]:
-    """The axes with two levels or more, no level being one, too."""
+    """Return the axes with at least two levels; the absence of a level counts as one."""
     return tuple(axis for axis in axes if len({of[axis] for of in levels.values()}) > 1)
 
 
 def _cells(
     seeds: Mapping[str, Seeds], levels: Levels, varying: Sequence[str]
 ) -> tuple[dict[str, tuple[str, ...]], dict[Cell, Seeds], list[str]]:
-    """The axes of a table and its cells; and the variants that it cannot hold, as an axis has no level there."""
+    """Return the axes of a table, its cells, and the variants left out because an axis has no level there."""
     # An axis that has but one level and none makes no table of its own, and who has none of it is no exception.
     tabled = [axis for axis in varying if len({of[axis] for of in levels.values()} - {None}) > 1]
     whole = [variant for variant, of in levels.items() if all(of[axis] is not None for axis in tabled)]
@@ -233,14 +234,14 @@ def _common(cells: Mapping[Cell, Seeds]) -> tuple[int, ...]:
 
 
 def _missing(seeds: Mapping[str, Seeds]) -> Iterator[str]:
-    """Which variants have no value at all."""
+    """Yield a sentence on the variants that have no value at all."""
     if missing := {variant: sorted(set(own.lost.values())) for variant, own in seeds.items() if not own.values}:
         named = [f"{variant} ({', '.join(whys)})" for variant, whys in missing.items()]
         yield f"Left out, as no trial has a value: {_listed(named)}."
 
 
 def _chosen_by_divergence(seeds: Mapping[str, Seeds]) -> Iterator[str]:
-    """Which variants have lost some of their seeds as they diverged."""
+    """Yield a sentence on the variants that lost some of their seeds to divergence."""
     if lost := [variant for variant, own in seeds.items() if own.values and own.diverged]:
         named = [f"{variant} (seed {', '.join(map(str, seeds[variant].diverged))})" for variant in lost]
         yield (
@@ -296,6 +297,6 @@ def _notes(found: Factorial, design: Design, trunks: Collection[str]) -> Iterato
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Names, not too many."""
+    """Join names into a list, cut short where there are too many."""
     shown = "; ".join(names[:NAMED])
     return shown if len(names) <= NAMED else f"{shown}; and {len(names) - NAMED} more"

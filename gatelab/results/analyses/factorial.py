@@ -31,7 +31,7 @@ DIVERGED = "diverged"
 
 @dataclass(frozen=True)
 class Seeds:
-    """What came of the seeds of a variant."""
+    """Results of the seeds of a variant."""
 
     values: dict[int, float]
     lost: dict[int, str]
@@ -39,7 +39,7 @@ class Seeds:
 
     @property
     def diverged(self) -> tuple[int, ...]:
-        """Those that diverged."""
+        """Seeds that diverged."""
         return tuple(seed for seed, why in sorted(self.lost.items()) if why == DIVERGED)
 
 
@@ -106,20 +106,20 @@ class CellEffect:
 
 @dataclass(frozen=True)
 class Error(Square):
-    """What effects are tested against: by how much the differences of variants scatter over seeds."""
+    """Error that effects are tested against: the scatter over seeds of the differences of variants."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """Whether seeds scatter alike at all levels of an axis."""
+    """Test of whether seeds scatter alike at all levels of an axis."""
 
     axis: str
     sds: dict[str, float]
     """Level -> standard deviation over seeds."""
     p: float
-    """Of Bartlett's test; not a number with one seed."""
+    """p of Bartlett's test; not a number with one seed."""
 
 
 @dataclass(frozen=True)
@@ -136,20 +136,20 @@ class Factorial:
     """Main effects, interactions, and at last what else is between variants."""
     levels: tuple[LevelEffect, ...]
     combinations: tuple[CellEffect, ...]
-    """Of each interaction; in a fraction none."""
+    """The effects in each combination of an interaction; none in a fraction."""
     seeds_ss: float
     """Sum of squares of seeds, which are blocks."""
     total_ss: float
-    """That of values about the means of their seeds: all terms and errors."""
+    """Sum of squares of values about the means of their seeds: all terms and errors."""
     errors: tuple[Error, ...]
-    """That of variants x seeds; or, where trials share trunks, of trunks x seeds, and of what is within trunks."""
+    """Errors of variants x seeds; or, where trials share trunks, of trunks x seeds and within trunks."""
     trunks: tuple[str, ...]
     """Axes along which trials branch off from one trunk."""
     scatter: tuple[Scatter, ...]
 
     @property
     def is_tested(self) -> bool:
-        """Whether seeds scatter, so that there are tests and intervals."""
+        """True if seeds scatter, so that there are tests and intervals."""
         return all(error.ms > 0 for error in self.errors)
 
 
@@ -200,7 +200,7 @@ def factorial(design: Design, trunks: Collection[str], better: str) -> Factorial
 def _terms(
     design: Design, spaces: Sequence[tuple[Effect, ...]], fit: Anova, trunks: Sequence[str], errors: Sequence[Error]
 ) -> tuple[Term, ...]:
-    """The tests of effects, those that are one together, and of all that is left between variants."""
+    """Test each set of aliased effects, and all that is left between variants."""
     lines = [
         (_string_name(names, square.df, design.axes), names, square)
         for names, square in zip(spaces, fit.terms, strict=True)
@@ -218,7 +218,7 @@ def _terms(
 
 @dataclass(frozen=True)
 class _Estimates:
-    """What the effects of levels and combinations, their intervals and their verdicts follow from."""
+    """Means and errors from which the effects of levels and combinations, their intervals and verdicts follow."""
 
     design: Design
     grand: float
@@ -274,9 +274,10 @@ def effect_name(effect: Effect, names: Mapping[str, str]) -> str:
 
 
 def _error_of(effects: Sequence[Effect], axes: Axes, trunks: Sequence[str], errors: Sequence[Error]) -> Square:
-    """What aliased effects are tested against; without any, all interactions of three axes or more.
+    """Choose the error against which aliased effects are tested; with no effects, that of all interactions of three
+    axes or more.
 
-    No number where some error has none: without any scatter of seeds there is no test and no interval.
+    Not a number where some error has none: without any scatter of seeds there is no test and no interval.
     """
     within = any(axis in trunks for effect in effects for axis in effect)
     if not effects:
@@ -286,12 +287,15 @@ def _error_of(effects: Sequence[Effect], axes: Axes, trunks: Sequence[str], erro
 
 
 def _trunk_of(cells: Sequence[Cell], axes: Axes, trunks: Collection[str]) -> Labels:
-    """The number of each cell's trunk: of its levels on all other axes."""
+    """Number the trunk of each cell: cells with equal levels on all axes but `trunks` share one."""
     stems = [tuple(level for axis, level in zip(axes, cell, strict=True) if axis not in trunks) for cell in cells]
     return np.array([list(dict.fromkeys(stems)).index(stem) for stem in stems])
 
 
 def _string_name(aliased: Sequence[Effect], df: int, axes: Axes) -> str:
-    """`position = granularity × sharing`; of an effect that has more degrees of freedom, it is a part."""
+    """Name a string of aliased effects: `position = granularity × sharing`.
+
+    An effect that has more degrees of freedom than the string is named as a part.
+    """
     names, whole = short_axes(axes), {effect: math.prod(len(axes[axis]) - 1 for axis in effect) for effect in aliased}
     return " = ".join(f"{'part of ' if whole[effect] > df else ''}{effect_name(effect, names)}" for effect in aliased)

@@ -30,7 +30,7 @@ class Arm:
     sweep: Sweep
     quantities: tuple[Quantity, ...]
     best_rate: float | None
-    """Of all learning rates with every seed known, the one with the lowest mean loss."""
+    """The learning rate with the lowest mean loss, among those with every seed known."""
     first_unstable: float | None
     """The lowest learning rate above the best at which some seed was not stable."""
     notes: tuple[str, ...]
@@ -42,7 +42,7 @@ class Arm:
         return float(10**found.interval.mean) if found.by_seed and not found.bound else None
 
     def quantity(self, name: str) -> Quantity:
-        """The quantity of a name."""
+        """Return the quantity with this name."""
         return next(quantity for quantity in self.quantities if quantity.name == name)
 
 
@@ -126,7 +126,9 @@ def _quantity_dict(quantity: Quantity) -> dict[str, Any]:
 
 
 def _fit_rows(found: LearningRates) -> Iterator[dict[str, Any]]:
-    """A search's report, quantity by quantity over seeds; learning rates as such, their differences in decades."""
+    """Yield a search's report, quantity by quantity over seeds; learning rates as they are, their differences in
+    decades.
+    """
     for arm in found.arms:
         common = {"law": "learning rates", "arm": arm.sweep.arm, "baseline": arm.sweep.baseline}
         for quantity in arm.quantities:

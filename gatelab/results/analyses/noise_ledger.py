@@ -49,7 +49,7 @@ NEAR = 0.5
 
 @dataclass(frozen=True)
 class KnownNoise:
-    """What the ledger knows of a metric at a scale."""
+    """Noise of a metric at a scale, by the ledger."""
 
     sd: float
     """Standard deviation of paired differences."""
@@ -82,7 +82,9 @@ def update_ledger(folder: RunsFolder, runs: pa.Table) -> None:
 
 
 def known_noise(folder: RunsFolder, metric: str, data: str, parameters: int, tokens: int) -> KnownNoise | None:
-    """The noise of a metric, from the studies that are nearest: of the same data, if there are any, and in compute."""
+    """Return the noise of a metric from the nearest studies: on the same data where there are any, and nearest in
+    compute.
+    """
     rows = [row for row in _ledger(folder).to_pylist() if row["metric"] == metric and row["df"] > 0]
     same = [row for row in rows if row["data"] == data]
     candidates = same or rows
@@ -111,7 +113,7 @@ def known_noise(folder: RunsFolder, metric: str, data: str, parameters: int, tok
 
 
 def _ledger(folder: RunsFolder) -> pa.Table:
-    """What has been written, or nothing: a file that cannot be read is one less to plan by, no reason to stop."""
+    """Read the ledger, or return an empty one. A file that cannot be read is one less to plan by, no reason to stop."""
     if not folder.noise.exists():
         return SCHEMA.empty_table()
     try:

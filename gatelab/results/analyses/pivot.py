@@ -80,7 +80,7 @@ def pivot(comparison: Comparison, rows: Sequence[str], columns: Sequence[str]) -
 
 
 def _axis(name: str, axes: Sequence[str]) -> str:
-    """The axis of a name. Raises ValueError."""
+    """Return the axis with this name. Raises ValueError."""
     found = [axis for axis in axes if axis == name] or [axis for axis in axes if axis.endswith(f".{name}")]
     if len(found) != 1:
         raise ValueError(

@@ -117,7 +117,7 @@ def _rung_record(found: Scaling, rung: Rung) -> dict[str, Any]:
 
 
 def _fit_rows(found: Scaling) -> Iterator[dict[str, Any]]:
-    """A scaling report: shared numbers have no arm, those of a rung have one."""
+    """Yield the rows of a scaling report: shared numbers have no arm, those of a rung have one."""
     fit = found.fit
     if fit is None:
         return
@@ -163,7 +163,7 @@ def _numbers(estimate: Estimate) -> dict[str, float]:
 
 
 def scaling(runs: pa.Table, ladder: Sequence[str], *, bootstraps: int = BOOTSTRAPS, seed: int = 0) -> Scaling:
-    """The scaling report of a `runs` frame, in which the axes `ladder` make the ladder.
+    """Return the scaling report of a `runs` frame in which the axes `ladder` make the ladder.
 
     The law is one in parameters and tokens where the rungs of all arms tell both apart, else one in compute. Arms that
     support no fit are shown with their rungs alone. Raises AnalysisUnavailable.
@@ -205,7 +205,7 @@ def scaling_from_record(record: StudyRecord, runs: pa.Table, bootstraps: int = B
 
 
 def _learning_rates(record: StudyRecord) -> str:
-    """At which learning rates a study's sizes were trained, and why at these."""
+    """Say at which learning rates a study's sizes were trained, and why at these."""
     axis = record.ladder[0]
     levels: dict[float, set[str]] = {}
     for variant in record.variants.values():
@@ -217,7 +217,7 @@ def _learning_rates(record: StudyRecord) -> str:
 
 
 def _rungs(runs: pa.Table, ladder: Sequence[str]) -> tuple[list[Rung], tuple[str, ...]]:
-    """Every variant as a rung of its arm, and what is to be said of all trials."""
+    """Return every variant as a rung of its arm, and the notes that apply to all trials."""
     trials: dict[str, list[dict[str, Any]]] = {}
     for trial in runs.to_pylist():
         trials.setdefault(trial["variant"], []).append(trial)
@@ -250,7 +250,7 @@ def _rungs(runs: pa.Table, ladder: Sequence[str]) -> tuple[list[Rung], tuple[str
 
 
 def _with_gain(rung: Rung, rungs: Sequence[Rung], gains: Gains) -> Rung:
-    """A rung with its gain in compute and in time."""
+    """Return a rung with its gain in compute and in time."""
     if (rung.arm, rung.rung) not in gains:
         return rung
     gain = gains[rung.arm, rung.rung]

@@ -42,7 +42,7 @@ class Rung:
     compute: float
     """FLOPs to train."""
     losses: dict[int, float]
-    """By seed, of the trials that finished."""
+    """Loss by seed, of the trials that finished."""
     gain: Estimate | None = None
     """Compute-equivalent gain over the baseline's arm. None: no law says."""
     gain_in_time: Estimate | None = None
@@ -58,7 +58,7 @@ class ArmFit:
     exponent: Estimate
     exponent_difference: Estimate | None = None
     offset_difference: Estimate | None = None
-    """Of a fit in which each arm has an offset of its own: a check of the shared one."""
+    """Difference of offsets in a fit in which each arm has one of its own: a check of the shared one."""
     crossover: Estimate | None = None
     """FLOPs at which both curves meet."""
     better: tuple[float, ...] | None = None
@@ -73,11 +73,11 @@ class Fit:
     law: Law
     replicates: Law
     shared: dict[str, Estimate]
-    """What all arms share: E, and in a law of parameters and tokens B and β."""
+    """Parameters that all arms share: E, and in a law of parameters and tokens B and β."""
     caveat: str
-    """Why E is not to be taken as a number, or ''."""
+    """The reason not to take E as a number, or ''."""
     why_compute: str
-    """Why the law is not one in parameters and tokens, or ''."""
+    """The reason why the law is not one in parameters and tokens, or ''."""
     arms: tuple[ArmFit, ...]
     """In the order of the law's arms."""
 
@@ -89,7 +89,9 @@ Gains = dict[tuple[str, str], Estimate]
 def fit_ladder(
     measured: Sequence[Rung], baselines: Mapping[str, str | None], bootstraps: int, seed: int
 ) -> tuple[Fit | None, Gains, dict[str, str]]:
-    """The law of the arms that support one, gains by it, and of each other arm why it has none."""
+    """Fit the law of the arms that support one. Return it, the gains by it, and for each other arm the reason why it
+    has none.
+    """
     names = [arm for arm in baselines if any(rung.arm == arm for rung in measured)]
     reasons = dict.fromkeys(set(baselines) - set(names), "none of its rungs has a loss")
     why_compute = ""
@@ -144,10 +146,10 @@ def _cells(rungs: Sequence[Rung], arms: Sequence[str], kind: str) -> Cells:
 def _compared(
     found: ArmFit, arm: int, base: int, law: Law, replicates: Law, cells: Cells, rungs: Sequence[Rung]
 ) -> ArmFit:
-    """An arm's curve compared with its baseline's.
+    """Return an arm's curve compared with its baseline's.
 
-    At equal compute; with tokens at equal parameters and tokens, which grow alike from the baseline's largest rung, so
-    that compute grows as the square of either.
+    The comparison is at equal compute. With tokens it is at equal parameters and tokens, which grow alike from the
+    baseline's largest rung, so that compute grows as the square of either.
     """
     difference = _estimate(
         law.exponent[arm] - law.exponent[base], replicates.exponent[:, arm] - replicates.exponent[:, base]
@@ -171,7 +173,7 @@ def _compared(
 def _own_offsets(
     cells: Cells, pairs: Mapping[int, int], bootstraps: int, rng: np.random.Generator
 ) -> dict[int, Estimate]:
-    """Arm -> how its own offset differs from its baseline's, where the cells of each determine one."""
+    """Map each arm to the difference of its own offset to its baseline's, where the cells of each determine one."""
     alone = [cells.only(arm) for arm in range(cells.arms)]
     determined = [not law_bootstrap.offset_caveat(each, law_fit.fit(each)) for each in alone]
     pairs = {arm: base for arm, base in pairs.items() if determined[arm] and determined[base]}
@@ -186,7 +188,7 @@ def _own_offsets(
 
 
 def _gains(fit: Fit, pairs: Mapping[int, int], cells: Cells, noise: Floats, rungs: Sequence[Rung]) -> Gains:
-    """The gain at each rung that an arm and its baseline have a loss at, from measured losses and their noise."""
+    """Return the gain at each rung where an arm and its baseline have a loss, from measured losses and their noise."""
     place = {(rung.arm, rung.rung): index for index, rung in enumerate(rungs)}
     gains = {}
     for index, rung in enumerate(rungs):
@@ -199,7 +201,10 @@ def _gains(fit: Fit, pairs: Mapping[int, int], cells: Cells, noise: Floats, rung
 
 
 def _paired_means(cells: Cells, pair: Sequence[int]) -> Floats:
-    """[2] mean log losses of two cells, that of the second by its difference at seeds that both have, if any."""
+    """Return the mean log losses [2] of two cells.
+
+    That of the second follows from its difference at seeds that both have, if any.
+    """
     first, second = np.log(cells.losses[pair])
     differences = (second - first)[np.isfinite(second - first)]
     means = cells.mean[pair]
@@ -207,7 +212,7 @@ def _paired_means(cells: Cells, pair: Sequence[int]) -> Floats:
 
 
 def _gain(logs: Floats, law: Law, base: int) -> Floats:
-    """[...] compute-equivalent gain, from mean log losses [..., 2] of the baseline and of an arm."""
+    """Return the compute-equivalent gain [...] from mean log losses [..., 2] of the baseline and of an arm."""
     losses = np.exp(logs)
     return power_law.compute_gain(losses[..., 0], losses[..., 1], law.offset[..., 0], law.compute_exponent(base))
 

@@ -162,7 +162,7 @@ def stability_of_journals(
     settings: Mapping[str, Settings],
     journals: Iterable[pa.Table],
 ) -> tuple[pa.Table, Stability]:
-    """Score trials from their journals; return what figures show of their values, and the scores.
+    """Score trials from their journals; return the values that figures show, and the scores.
 
     Args:
         folder: where the trials lie; the journals of those whose trace is drawn are read once more.

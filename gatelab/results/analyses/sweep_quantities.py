@@ -20,7 +20,7 @@ from gatelab.results.statistics.paired import Interval, t_interval
 
 @dataclass(frozen=True)
 class Quantity:
-    """One property of an arm: of each seed, over seeds, and against the baseline."""
+    """One property of an arm: for each seed, over seeds, and against the baseline."""
 
     name: str
     unit: str
@@ -97,7 +97,7 @@ def measure_sweep(
 
 
 def _sensitivity_of(sweep: Sweep, row: int, window: Sequence[float]) -> Bounded:
-    """S of one seed. A cell of which nothing is known is censored: S is then at least what it is with a perfect one."""
+    """Return S of one seed. An unknown cell is censored: S is then at least what it is with a perfect one."""
     own = dict(zip(sweep.rates.tolist(), sweep.losses[row].tolist(), strict=True))
     losses = np.array([own.get(rate, math.nan) for rate in window])
     known = np.isfinite(losses)

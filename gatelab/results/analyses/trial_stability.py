@@ -63,7 +63,7 @@ class TrialStability:
 
 
 def trial_stability(trial: Mapping[str, Any], rows: pa.Table, settings: Settings | None) -> TrialStability | None:
-    """The numbers of a trial, a row of `runs`, from its own values; None if it has not trained yet."""
+    """Return the numbers of a trial, a row of `runs`, from its own values; None if it has not trained yet."""
     series = _series(rows)
     if not COUNTERS.keys() <= series.keys():
         return None
@@ -91,12 +91,12 @@ def _series(rows: pa.Table) -> dict[str, Curve]:
 
 
 def _gates(rows: pa.Table) -> list[str]:
-    """Norms of gates' weights that there are."""
+    """Return the names of the gates' weight norms that were recorded."""
     return sorted(name for name in pc.unique(rows["name"]).to_pylist() if name.startswith(GATES))
 
 
 def lines_of(metrics: pa.Table) -> dict[str, tuple[pa.Table, pa.Table]]:
-    """Measures that are drawn over training: of each its values, and the line that they make, joined over layers."""
+    """Return each measure that is drawn over training: its values, and their line, joined over layers."""
     layers, whole = metrics.filter(pc.is_valid(metrics["layer"])), metrics.filter(pc.is_null(metrics["layer"]))
     joined = {"activation/ffn_residual": "max"} | dict.fromkeys(_gates(layers), "mean")
     found = {}
@@ -119,7 +119,9 @@ def extreme_rows(rows: pa.Table) -> pa.Table:
 
 
 def _over_layers(layers: pa.Table, name: str, how: str) -> pa.Table:
-    """A measure of layers at each evaluation, its largest or its mean over layers, as of the whole model."""
+    """Reduce a measure of layers to one value per evaluation, its largest or its mean over layers, as of the whole
+    model.
+    """
     mine = layers.filter(pc.equal(layers["name"], name))
     joint = mine.group_by(["trial", "variant", "seed", "step"]).aggregate([("value", how)])
     return joint.rename_columns(["trial", "variant", "seed", "step", "value"]).sort_by("step")
@@ -131,7 +133,7 @@ def _scores(
     at_layers: Mapping[str, pa.Table],
     settings: Settings | None,
 ) -> Iterator[tuple[str, float]]:
-    """The numbers of one trial."""
+    """Yield the numbers of one trial."""
     for name, counters in COUNTERS.items():
         _, values = series[name]
         yield f"{name}_spike_score", spike_score(values)
@@ -156,7 +158,9 @@ def _scores(
 
 
 def _end(trial: Mapping[str, Any], series: Mapping[str, Curve]) -> int:
-    """The step at which a trial diverged: its first non-finite loss, or the look that found its loss out of bounds."""
+    """Return the step at which a trial diverged: its first non-finite loss, or the check that found its loss out of
+    bounds.
+    """
     steps, losses = series["train/loss"]
     lost = steps[~np.isfinite(losses)]
     return int(lost[0]) if len(lost) else int(trial["step"])

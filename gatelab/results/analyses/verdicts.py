@@ -4,19 +4,19 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """What the trials say of a difference, a claim or an effect, as tables and JSON write it."""
+    """Verdict of the trials on a difference, a claim or an effect, as tables and JSON write it."""
 
     BASELINE = "baseline"
     """Others are compared with it."""
     BETTER = "better"
     WORSE = "worse"
     LOWER = "lower"
-    """Of a metric that has no better."""
+    """For a metric that has no better."""
     HIGHER = "higher"
     EQUIVALENT = "equivalent"
     """The difference lies within the margin."""
     EFFECT = "effect"
-    """Of an axis or an interaction: its levels differ."""
+    """For an axis or an interaction: its levels differ."""
     SUPPORTED = "supported"
     REFUTED = "refuted"
     UNDECIDED = "undecided"

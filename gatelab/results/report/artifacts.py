@@ -33,7 +33,7 @@ from gatelab.results.views.style import save_figure
 from gatelab.results.views.table import Table, to_csv, to_html, to_latex, to_markdown
 
 Options = Mapping[str, Any]
-"""What beside the trials makes a table: what its stamp says."""
+"""Options that make a table together with the trials, as its stamp records them."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TableSpec:
     compute: Callable[[StudyResults, Options], Analysis]
     """Its content. Raises AnalysisUnavailable where a study has none."""
     tables: Callable[[Any], list[Table]]
-    """That content, for people."""
+    """Its content, laid out for people."""
     figures: Callable[[Any, StudyResults, Options], Mapping[str, Figure]] = lambda found, study, options: {}
     """Name of a file -> the figure in it."""
 
@@ -121,10 +121,10 @@ FORMS = (*RENDERERS, "csv", "json")
 
 @dataclass(frozen=True)
 class Artifacts:
-    """What was written of a study, and what it shows."""
+    """The files written of a study, and the result that they show."""
 
     result: Any
-    """What was found."""
+    """The result of the analysis."""
     shown: list[Table]
     """The same, for people."""
     tables: list[Path] = field(default_factory=list)

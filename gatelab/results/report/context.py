@@ -46,7 +46,7 @@ class StudyResults:
     record: StudyRecord
     runs: pa.Table
     answers: EvaluationResults
-    """What its trained models were asked."""
+    """Evaluations of its trained models."""
     _stability: dict[tuple[str, ...], tuple[pa.Table, pa.Table, Stability]] = field(default_factory=dict)
 
     @property
@@ -79,11 +79,11 @@ class JournalValues:
     """The values of journals that figures show."""
 
     curves: pa.Table
-    """Of the variants that are drawn the metrics of `Context.curve_names`, thinned, of the whole model."""
+    """The metrics of `Context.curve_names`, thinned, of the whole model, for the variants that are drawn."""
     diagnostics: pa.Table
-    """Of the same variants what figures of diagnostics show."""
+    """The values that figures of diagnostics show, for the same variants."""
     stability: tuple[pa.Table, Stability] | None
-    """What figures show of how stable training was, and what was found of all variants; None if nothing has trained."""
+    """The values that figures of stability show, and the scores of all variants; None if nothing has trained."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Context:
     ended: float | None
     """When the last trial that is over ended."""
     evaluations: pa.Table
-    """What trained models answered; see `evaluations_frame`."""
+    """Results of evaluating trained models; see `evaluations_frame`."""
     answers: EvaluationResults
     comparison: Comparison
 
@@ -215,8 +215,9 @@ def read_context(folder: RunsFolder, study: str, metric: str) -> Context:
 
 
 def chosen(rows: tuple[ComparisonRow, ...], most: int = MOST_DRAWN) -> dict[str, str | None]:
-    """The variants of a comparison that a figure has room for, and their baselines, in its order: the best ones and the
-    worst, each with its baseline."""
+    """Choose the variants of a comparison that a figure has room for, and their baselines, in its order: the best ones
+    and the worst, each with its baseline.
+    """
     known = {row.variant for row in rows}
     valued = [row for row in rows if row.value.n]
     ranked = [*valued[:1], *valued[-1:], *valued[1:-1], *(row for row in rows if not row.value.n)]

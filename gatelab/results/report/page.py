@@ -60,7 +60,7 @@ def write_report(
 
 
 def to_page(collected: Report) -> str:
-    """A report as an HTML page. Equal reports give equal pages."""
+    """Render a report as an HTML page. Equal reports give equal pages."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -71,17 +71,17 @@ def to_page(collected: Report) -> str:
 
 
 def _inline(text: str) -> Markup:
-    """Text with what stands between backticks as code."""
+    """Mark up text, with what stands between backticks as code."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(text)))
 
 
 def _plain(text: str) -> str:
-    """Text without backticks, where there can be no markup."""
+    """Return text without backticks, where there can be no markup."""
     return text.replace("`", "")
 
 
 def _breadth(table: Table) -> str:
-    """The class of a table that has to be small to fit onto a printed page."""
+    """Return the class of a table that has to be small to fit onto a printed page."""
     return next((name for name, columns in BREADTHS.items() if len(table.columns) >= columns), "")
 
 
@@ -90,17 +90,17 @@ def _table(table: Table) -> Markup:
 
 
 def _source(picture: Picture) -> str:
-    """A picture as an address that holds all of it."""
+    """Encode a picture as an address that holds all of it."""
     suffix = "svg" if len(picture.files["svg"]) <= LARGEST_SVG else "png"
     kind = {"svg": "image/svg+xml", "png": "image/png"}[suffix]
     return f"data:{kind};base64,{base64.b64encode(picture.files[suffix]).decode('ascii')}"
 
 
 def _kind(picture: Picture) -> str:
-    """The classes of a picture: how it is to be shown in the dark and in print."""
+    """Return the classes of a picture: how it is to be shown in the dark and in print."""
     return " ".join(["picture", *(["scale"] if picture.scale else []), *(["wide"] if picture.size[0] > WIDE else [])])
 
 
 def _pixels(inches: float) -> int:
-    """A length in CSS pixels."""
+    """Convert a length in inches to CSS pixels."""
     return round(96 * inches)

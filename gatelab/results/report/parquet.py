@@ -149,7 +149,9 @@ def fits(record: StudyRecord, runs: pa.Table) -> pa.Table:
 
 
 def runs_from_parquet(target: Path, study: str) -> pa.Table:
-    """`runs` of a study that was exported into a folder, equal to what was read from journals then. Raises NotFound."""
+    """Read `runs` of a study that was exported into a folder, equal to what was read from journals then. Raises
+    NotFound.
+    """
     path = _path(target, "runs", study)
     if not path.exists():
         known = sorted(each.parent.name.partition("=")[2] for each in target.glob(f"runs/study=*/{FILE}"))
@@ -172,7 +174,7 @@ def _path(target: Path, table: str, study: str) -> Path:
 
 @contextmanager
 def _written(target: Path, table: str, schema: pa.Schema, origin: Mapping[str, str]) -> Iterator[pq.ParquetWriter]:
-    """Writes a table of a study beside what is there, whose place it takes once it is whole."""
+    """Write a table of a study to a temporary file, and put it in place of the old one once it is whole."""
     with (
         replacing(_path(target, table, origin["gatelab.study"])) as path,
         pq.ParquetWriter(
@@ -188,7 +190,7 @@ def _written(target: Path, table: str, schema: pa.Schema, origin: Mapping[str, s
 
 
 def _described(schema: pa.Schema) -> pa.Schema:
-    """A schema whose columns say what they are, and in which unit."""
+    """Return a schema whose columns carry their descriptions and units."""
     fields = []
     for field in schema:
         unit, text = COLUMNS.get(field.name, (measure(field.name).unit, ""))
@@ -202,7 +204,7 @@ def _described(schema: pa.Schema) -> pa.Schema:
 
 
 def _sorted(rows: pa.Table) -> pa.Table:
-    """A trial's values by name and layer, steps ascending: what is read together lies together."""
+    """Sort a trial's values by name and layer, steps ascending, so that what is read together lies together."""
     if not len(rows):
         return rows
     names = rows["name"].combine_chunks()

@@ -21,7 +21,7 @@ class Picture:
     size: tuple[float, float]
     files: dict[str, bytes]
     scale: bool = False
-    """Whether its colours are a scale, as those of a map are."""
+    """True if its colours are a scale, as those of a map are."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Section:
     pictures: tuple[Picture, ...] = ()
     tables: tuple[Table, ...] = ()
     wordy: bool = False
-    """Whether its tables hold sentences, to be broken into lines."""
+    """True if its tables hold sentences, to be broken into lines."""
     listings: tuple[Listing, ...] = ()
 
 
@@ -55,7 +55,7 @@ def picture(name: str, caption: str, figure: Figure) -> Picture:
 
 
 def upright(table: Table) -> Table:
-    """A table with a column for each variant as one with a row for each, where there are many."""
+    """Turn a table with a column for each variant into one with a row for each, where there are many."""
     if len(table.columns) <= 1 + MOST_COLUMNS:
         return table
     cells = [[column.heading for column in table.columns], *table.rows]
@@ -65,6 +65,6 @@ def upright(table: Table) -> Table:
 
 
 def listed(items: Iterable[str], most: int = 12) -> str:
-    """Texts after each other, not too many."""
+    """Join texts into a list, cut short after `most` of them."""
     every = list(items)
     return ", ".join(every[:most]) + (f", … ({len(every)} in all)" if len(every) > most else "")

@@ -1,4 +1,4 @@
-"""Where a study's numbers come from: code, data, machines, configuration, commands."""
+"""The origin of a study's numbers: code, data, machines, configuration, commands."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -57,7 +57,7 @@ def _known(runs: pa.Table, column: str) -> list[str]:
 
 
 def _environments(context: Context) -> Table:
-    """A row for each combination of code and machine that trials were carried out by."""
+    """Return a row for each combination of code and machine that ran trials."""
     shown = [name for name in PROVENANCE if name not in ("data", "host")]
     kinds: dict[tuple[str, ...], list[str]] = {}
     for trial in context.runs.select(list(PROVENANCE)).to_pylist():

@@ -19,7 +19,7 @@ from gatelab.results.store.runs import STATUSES
 
 @dataclass(frozen=True)
 class Report:
-    """What a page is made of."""
+    """The contents of a page."""
 
     study: str
     question: str
@@ -27,7 +27,7 @@ class Report:
     facts: tuple[tuple[str, str], ...]
     sections: tuple[Section, ...]
     stamp: Stamp | None = None
-    """Of its comparison."""
+    """Stamp of its comparison."""
 
 
 def report(folder: RunsFolder, study: str, metric: str = DEFAULT_METRIC) -> Report:
@@ -54,7 +54,7 @@ def report(folder: RunsFolder, study: str, metric: str = DEFAULT_METRIC) -> Repo
 
 
 def _facts(context: Context) -> Iterator[tuple[str, str]]:
-    """The study in numbers."""
+    """Yield the facts of the study: names and numbers."""
     runs, record = context.runs, context.record
     counts = Counter(runs["outcome"].to_pylist())
     yield "Trials", ", ".join(f"{counts[outcome]} {outcome}" for outcome in STATUSES if counts[outcome])

@@ -68,7 +68,7 @@ def _effects(context: Context) -> Section | None:
 
 
 def _curves(context: Context) -> Section | None:
-    """Curves of the metric, if it has any, and of the training loss."""
+    """Draw the curves of the metric, if it has any, and of the training loss."""
     rows = context.values.curves
     known = set(pc.unique(rows["name"]).to_pylist())
     pictures = []
@@ -178,7 +178,7 @@ def _evaluation(context: Context) -> Section | None:
 
 
 def _failures(context: Context) -> Section | None:
-    """Trials without a result, and combinations without a trial."""
+    """List trials without a result, and combinations without a trial."""
     stability = context.values.stability
     events = () if stability is None else stability[1].traces
     led_to = {one.trial: one.sentence for one in events if one.diverged}
@@ -232,4 +232,4 @@ SECTIONS: tuple[Callable[[Context], Section | None], ...] = (
     _failures,
     provenance_section,
 )
-"""What makes the sections, in their order. One that has nothing to say returns None."""
+"""Functions that make the sections, in their order. One that has nothing to say returns None."""

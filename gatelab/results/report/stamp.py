@@ -15,14 +15,14 @@ MARK = "gatelab-table "
 
 @dataclass(frozen=True)
 class Stamp:
-    """Where a table comes from."""
+    """The origin of a table."""
 
     table: str
     """Its kind, and with `options` all that makes it again from the same trials."""
     study: str
     study_hash: str
     commits: tuple[str, ...]
-    """Of the code that ran the trials; of an installed release its version and the hash of its sources."""
+    """Commits of the code that ran the trials; for an installed release its version and the hash of its sources."""
     data: tuple[str, ...]
     """Identities of what they were trained on."""
     finished: int
@@ -88,7 +88,7 @@ def json_with_provenance(values: Mapping[str, Any], stamp: Stamp) -> str:
 
 
 def read_stamp(path: Path) -> Stamp | None:
-    """The stamp of a written table; of CSV, which has no room for one, that of the JSON beside it. None: no stamp."""
+    """Read the stamp of a written table, or None. CSV has no room for one: its stamp is that of the JSON beside it."""
     if path.suffix == ".csv":
         path = path.with_suffix(".json")
         if not path.exists():

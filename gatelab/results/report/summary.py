@@ -17,7 +17,7 @@ from gatelab.results.views.format import number, signed
 from gatelab.results.views.learning_rates import sentences
 
 MOST_NAMED = 8
-"""Variants that are named if no more are compared, and arms that are told of."""
+"""Variants that are named if no more are compared, and arms that are described."""
 
 
 DECIDED = (*DIFFERENT, Verdict.EQUIVALENT)
@@ -31,7 +31,7 @@ def summary(
     learning_rates: LearningRates | None = None,
     scaling: Scaling | None = None,
 ) -> list[str]:
-    """The verdicts of a study in a paragraph or a few. Words between backticks are names."""
+    """Return the verdicts of a study in a paragraph or a few. Words between backticks are names."""
     claimed = [f"Claims: {_claims(claims)}."] if isinstance(claims, Claims) else []
     verdicts = [" ".join(_verdicts(comparison))]
     arms = []
@@ -68,7 +68,7 @@ def _has_difference(row: ComparisonRow) -> bool:
 
 
 def short_names(rows: Iterable[ComparisonRow]) -> dict[str, str]:
-    """Variants by their levels alone, where these are words that tell them apart; else by their labels."""
+    """Name variants by their levels alone, where these are words that tell them apart; else by their labels."""
     levels = {row.variant: [level for level in row.levels.values() if level is not None] for row in rows}
     words = all(level[:1].isalpha() and level not in ("true", "false") for own in levels.values() for level in own)
     names = {variant: " ".join(own) for variant, own in levels.items()}
@@ -113,7 +113,7 @@ def _verdicts(comparison: Comparison) -> Iterator[str]:
 
 
 def _change(row: ComparisonRow, names: Mapping[str, str]) -> str:
-    """A variant and by how much it differs."""
+    """Return a variant and by how much it differs."""
     name = names[row.variant]
     return f"{name} {signed(row.delta.mean)}" if row.delta and _has_difference(row) else name
 

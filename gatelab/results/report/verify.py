@@ -1,4 +1,4 @@
-"""Whether written tables still follow from the trials that they are of: each is made again and compared."""
+"""Check that written tables still follow from their trials: each is made again and compared."""
 
 import difflib
 import math
@@ -29,11 +29,11 @@ class TableCheck:
 
     path: Path
     problem: str
-    """How it differs from what follows now, or why that cannot be said; '': it holds."""
+    """The difference to what follows now, or the reason why that cannot be said; '': the table holds."""
 
 
 def stamped_tables(folder: RunsFolder, study: str) -> list[Path]:
-    """The tables in a study's folder. Raises NotFound if there is no such study."""
+    """List the tables in a study's folder. Raises NotFound if there is no such study."""
     folder.study(study).read()
     stems = {path for path in sorted(folder.study(study).path.iterdir()) if path.suffix.removeprefix(".") in FORMS}
     return [path for path in sorted(stems) if read_stamp(path) is not None]

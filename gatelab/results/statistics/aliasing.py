@@ -38,11 +38,11 @@ class Alias:
     correlations: tuple[float, ...]
     """Canonical correlations of their spaces that are not 0, the largest first."""
     dimensions: tuple[int, int]
-    """Of their spaces."""
+    """Dimensions of their spaces."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether all of one is in the other."""
+        """True if all of one effect is in the other."""
         return len(self.correlations) == min(self.dimensions) and self.correlations[-1] > 1 - SAME
 
 

@@ -12,7 +12,7 @@ from gatelab.results.statistics.paired import ROUNDING, Alternative, Mean, mean_
 
 @dataclass(frozen=True)
 class Noise:
-    """How a metric scatters over seeds in variants that are compared with one baseline: a randomised block design."""
+    """Noise of a metric over seeds in variants that are compared with one baseline: a randomised block design."""
 
     error: float
     """Variance that seeds have beyond what all variants share: the mean square of variants x seeds."""
@@ -21,9 +21,9 @@ class Noise:
     df: int
     """Degrees of freedom of the error."""
     seeds: tuple[int, ...]
-    """That all have finished."""
+    """Seeds that all variants have finished."""
     variants: tuple[str, ...]
-    """Of which it is, the baseline first."""
+    """Variants that the noise was estimated from, the baseline first."""
 
     @property
     def sd(self) -> float:
@@ -37,21 +37,23 @@ class Noise:
 
     @property
     def correlation(self) -> float:
-        """Of two variants over seeds: what pairing is worth."""
+        """Correlation of two variants over seeds: the benefit of pairing."""
         whole = self.error + self.shared
         return self.shared / whole if whole else 0.0
 
     @property
     def gain(self) -> float:
-        """How many times as many seeds an unpaired comparison would need: 1 / (1 - correlation)."""
+        """Ratio of the seeds that an unpaired comparison would need to those of a paired one: 1 / (1 - correlation)."""
         return pairing_gain(self.correlation)
 
     def variance(self, n: int, n_baseline: int) -> float:
-        """Of the estimated difference of a variant with n seeds to a baseline that has these and others."""
+        """Return the variance of the estimated difference of a variant with n seeds to a baseline that has these and
+        others.
+        """
         return 2 * self.error / n * variance_share(self.correlation, n, n_baseline)
 
     def dunnett_p(self, difference: float, n_baseline: int, alternative: Alternative = "two-sided") -> float:
-        """The p-value of a variant's difference, allowing for all variants that are compared with the baseline."""
+        """Return the p-value of a variant's difference, allowing for all variants compared with the baseline."""
         n, family = len(self.seeds), len(self.variants) - 1
         if not self.error:
             return math.nan
@@ -61,23 +63,26 @@ class Noise:
 
 
 def pairing_gain(correlation: float) -> float:
-    """How many times as many seeds an unpaired comparison would need, by the correlation over seeds."""
+    """Return how many times as many seeds an unpaired comparison would need, by the correlation over seeds."""
     return 1 / (1 - correlation) if correlation != 1 else math.inf
 
 
 def correlation_of_differences(correlation: float, n: int, n_baseline: int) -> float:
-    """Of the differences of two variants with n seeds to a baseline that has these and others: they share it."""
+    """Return the correlation of two differences that share a baseline: each variant has n seeds, the baseline these and
+    others.
+    """
     own, extra = correlation / n, (1 - correlation) / n_baseline
     return (own + extra) / (1 / n + own + extra)
 
 
 def variance_share(correlation: float, n: int, n_baseline: int) -> float:
-    """The variance of a difference with a baseline's further seeds, over that of the n pairs alone."""
+    """Return the variance of a difference that uses the baseline's further seeds, over that of the n pairs alone."""
     return ((1 + correlation) + (1 - correlation) * n / n_baseline) / 2
 
 
 def noise_of(values: Mapping[str, Mapping[int, float]], baseline: str) -> Noise | None:
-    """The noise of variants and their baseline, from variant -> seed -> value; None with fewer than two common seeds.
+    """Estimate the noise of variants and their baseline from variant -> seed -> value; None with fewer than two common
+    seeds.
 
     Variants with fewer than two seeds of the baseline are left out, and those with a value that is not a number; of the
     others, the seeds that all have count. Where these are fewer than two, the variants with the fewest seeds are left
@@ -109,7 +114,7 @@ def noise_of(values: Mapping[str, Mapping[int, float]], baseline: str) -> Noise 
 
 
 def augmented_difference(own: Mapping[int, float], base: Mapping[int, float], correlation: float) -> Mean:
-    """The difference of a variant to a baseline that has more seeds than it: pairs, and what the others add.
+    """Estimate the difference of a variant to a baseline with more seeds, from pairs and the baseline's other seeds.
 
     With r the correlation over seeds, the estimate is the mean over pairs of (variant - r x baseline), less (1 - r)
     times the baseline's mean over all of its seeds. Both parts are uncorrelated, so that Welch's interval holds; r = 1

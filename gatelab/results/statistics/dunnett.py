@@ -12,7 +12,7 @@ from gatelab.results.statistics.paired import Alternative, Floats
 def dunnett_p(
     t: float, comparisons: int, df: float, correlation: float = 0.5, alternative: Alternative = "two-sided"
 ) -> float:
-    """The p-value of one of several comparisons with a baseline, allowing for all of them (Dunnett 1955).
+    """Return the p-value of one of several comparisons with a baseline, allowing for all of them (Dunnett 1955).
 
     Args:
         t: the difference over its standard error, which is pooled over the comparisons.
@@ -42,7 +42,7 @@ def dunnett_p(
 
 @functools.cache
 def dunnett_critical(level: float, comparisons: int, df: float, correlation: float = 0.5) -> float:
-    """The statistic at which the one-sided p of `dunnett_p` is a level."""
+    """Return the statistic at which the one-sided p of `dunnett_p` equals `level`."""
     from scipy.optimize import brentq
 
     def excess(t: float) -> float:
@@ -53,7 +53,7 @@ def dunnett_critical(level: float, comparisons: int, df: float, correlation: flo
 
 @functools.cache
 def spreads(df: float) -> tuple[Floats, Floats]:
-    """Standard deviations of samples over the true one, and the weights of an expectation over them."""
+    """Return standard deviations of samples over the true one, and the weights of an expectation over them."""
     low, high = (math.sqrt(2 / df * float(gammaincinv(df / 2, share))) for share in (1e-12, 1 - 1e-12))
     nodes, weights = _nodes(low, high, 96)
     # The density of a chi distribution of so many degrees of freedom over their root.
@@ -67,6 +67,6 @@ def _legendre(count: int) -> tuple[Floats, Floats]:
 
 
 def _nodes(low: float, high: float, count: int) -> tuple[Floats, Floats]:
-    """Gauss-Legendre nodes and weights of an integral."""
+    """Return Gauss-Legendre nodes and weights of an integral."""
     nodes, weights = _legendre(count)
     return (low + high) / 2 + (high - low) / 2 * nodes, (high - low) / 2 * weights

@@ -43,7 +43,7 @@ class Importance:
     """Share of the variance of a random forest over all combinations of levels that the axis alone accounts for.
     Unavailable without scikit-learn."""
     ped_anova: dict[str, float] | None
-    """How far the levels of good runs are from those of all, as shares of 1."""
+    """Distance of the levels of good runs from those of all, as shares of 1."""
 
 
 def importance(

@@ -24,12 +24,12 @@ LEAST_RUNGS, LEAST_CELLS, LEAST_SIZES, LEAST_SPAN = 4, 6, 3, 3.0
 
 
 MOST_CORRELATION = 0.95
-"""Of log parameters and log tokens: beyond it their terms are not told apart."""
+"""Highest correlation of log parameters and log tokens; beyond it their terms are not told apart."""
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """What lies between measured log losses and a law."""
+    """Differences between measured log losses and a law."""
 
     seeds: float
     """Standard deviation between seeds, pooled over cells; 0 where no cell has two."""
@@ -41,7 +41,7 @@ class Scatter:
 
 
 def scatter(cells: Cells, law: Law) -> Scatter:
-    """How measured losses scatter about a law that was fitted to them."""
+    """Measure how losses scatter about a law that was fitted to them."""
     counts, logs = cells.seeds, np.log(cells.losses)
     freedom_of_seeds = int((counts - 1).sum())
     squares = float(np.nansum((logs - cells.mean[:, None]) ** 2))
@@ -104,7 +104,7 @@ def bootstrap(cells: Cells, law: Law, count: int, rng: np.random.Generator) -> t
 
 
 def refusal(cells: Cells, arm: int) -> str:
-    """Why an arm's cells support no fit, or ''."""
+    """Return why an arm's cells support no fit, or ''."""
     own = cells.only(arm)
     x, means = own.x, own.mean
     logs = [np.log(values) for values in (x, own.tokens) if values is not None]
@@ -133,7 +133,7 @@ def refusal(cells: Cells, arm: int) -> str:
 
 
 def offset_caveat(cells: Cells, law: Law, replicates: Law | None = None) -> str:
-    """Why a fit's shared offset is not to be taken as a number, or ''.
+    """Return why a fit's shared offset is not to be taken as a number, or ''.
 
     E counts as determined if the best fit with E = 0 is worse by more than chance, a difference of chi2 beyond the
     95 % quantile of F(1, degrees of freedom), 3.84 where there are many; and if, of bootstrap replicates, the 95 %

@@ -28,9 +28,9 @@ STARTS = 6
 
 
 def fit(cells: Cells, offset: Offset = "shared") -> Law:
-    """The law that fits cells best. E is shared, each arm's own, or zero.
+    """Fit a law to cells. E is shared, each arm's own, or zero.
 
-    Whether cells support a fit at all is what `refusal` says, and `offset_caveat` whether they determine E.
+    `refusal` says whether cells support a fit at all, and `offset_caveat` whether they determine E.
     """
     problem = Problem(cells, offset)
     starts = problem.starts()
@@ -62,7 +62,7 @@ class Problem:
         self.low, self.high = low, high
 
     def predict(self, theta: Floats) -> tuple[Floats, list[tuple[Integers | int, Floats]]]:
-        """[R, n] log losses for theta [R, size], and their derivatives: columns and values [R, n]."""
+        """Return log losses [R, n] for theta [R, size], and their derivatives: columns and values [R, n]."""
         power = np.exp(theta[:, self.scale_of] - theta[:, self.exponent_of] * self.x)
         total = theta[:, self.offset_of] + power
         parts: list[tuple[Integers | int, Floats]] = [(self.scale_of, power), (self.exponent_of, -power * self.x)]
@@ -74,7 +74,9 @@ class Problem:
         return np.log(total), [(self.offset_of, 1 / total), *((column, part / total) for column, part in parts)]
 
     def starts(self) -> Floats:
-        """[starts, size] the best of a grid of exponents, with E, A and B by non-negative least squares at each."""
+        """Return starts [starts, size]: the best of a grid of exponents, with E, A and B by non-negative least squares
+        at each.
+        """
         losses, rows, linear = np.exp(self.cells.mean), np.arange(len(self.x)), self.offsets + self.cells.arms
         scale = np.sqrt(self.weights) / losses  # squares of relative errors
         found = []
@@ -93,7 +95,7 @@ class Problem:
         return best
 
     def law(self, theta: Floats) -> Law:
-        """Parameters [..., size] as a law."""
+        """Convert parameters [..., size] to a law."""
         arms, offsets = self.cells.arms, self.offsets
         exponent = theta[..., offsets + arms : offsets + 2 * arms]
         scale = np.exp(theta[..., offsets : offsets + arms] + exponent * self.centres[0])
@@ -103,7 +105,7 @@ class Problem:
         return Law(theta[..., :offsets], scale, exponent, data)
 
     def theta(self, law: Law) -> Floats:
-        """A law as parameters [size]."""
+        """Convert a law to parameters [size]."""
         parts = [law.offset, np.log(law.scale) - law.exponent * self.centres[0], law.exponent]
         if law.data is not None:
             parts.append(np.array([np.log(law.data[0]) - law.data[1] * self.centres[1], law.data[1]]))
@@ -114,7 +116,7 @@ class Problem:
 def descend(
     problem: Problem, start: Floats, targets: Floats, tolerance: float = 1e-9, steps: int = 1000
 ) -> tuple[Floats, Floats]:
-    """Levenberg and Marquardt's method on a batch: theta [R, size] and costs [R] for log losses [R, n].
+    """Run Levenberg and Marquardt's method on a batch: theta [R, size] and costs [R] for log losses [R, n].
 
     Huber's weights are those of the last step (iteratively reweighted least squares), so that costs fall all the way.
     A replicate rests when a step would move none of its parameters by more than the tolerance.
@@ -144,7 +146,7 @@ def descend(
 
 
 def _normal_equations(problem: Problem, theta: Floats, targets: Floats) -> tuple[Floats, Floats]:
-    """Gradient [R, size] and curvature [R, size, size] of the weighted squares that touch Huber's loss here."""
+    """Return gradient [R, size] and curvature [R, size, size] of the weighted squares that touch Huber's loss here."""
     logs, derivatives = problem.predict(theta)
     residuals = logs - targets
     jacobian = np.zeros((*residuals.shape, problem.size))
@@ -156,7 +158,7 @@ def _normal_equations(problem: Problem, theta: Floats, targets: Floats) -> tuple
 
 
 def _cost(residuals: Floats, weights: Floats) -> Floats:
-    """[R] weighted sums of Huber losses of residuals [R, n]."""
+    """Return the weighted sums [R] of Huber losses of residuals [R, n]."""
     size = np.abs(residuals)
     costs: Floats = np.where(size <= HUBER, size**2 / 2, HUBER * (size - HUBER / 2)) @ weights
     return costs

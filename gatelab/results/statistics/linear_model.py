@@ -53,11 +53,11 @@ class Anova:
     blocks: Square
     """Not adjusted for terms."""
     terms: tuple[Square, ...]
-    """Of each term, beyond blocks and all terms that do not contain it (type II)."""
+    """Squares of each term, beyond blocks and all terms that do not contain it (type II)."""
     rest: Square
-    """What is between cells beyond blocks and all terms."""
+    """Squares between cells, beyond blocks and all terms."""
     errors: tuple[Square, ...]
-    """What is left in cells beyond blocks; with plots, that of plots × blocks, and what is within those."""
+    """Squares left in cells beyond blocks; with plots, those of plots × blocks, and those within plots."""
     total: float
     """Sum of squares about the means of blocks."""
     residuals: Floats
@@ -159,12 +159,12 @@ def scatter_of_levels(residuals: Floats, own: Sequence[str], levels: Sequence[st
 
 
 def _contains(names: Sequence[Effect], others: Sequence[Effect]) -> bool:
-    """Whether an interaction among some effects is one of an effect among others and of further axes."""
+    """True if an effect among `names` is an interaction of one among `others` with further axes."""
     return any(set(other) < set(name) for name in names for other in others)
 
 
 def _indicators(labels: Labels) -> Floats:
-    """An orthonormal basis of the means of groups, [n, groups]."""
+    """Return an orthonormal basis of the means of groups, [n, groups]."""
     groups = np.asarray(np.unique(labels) == labels[:, None], np.float64)
     return np.asarray(groups / np.sqrt(groups.sum(0)), np.float64)
 
@@ -174,7 +174,10 @@ def _explained(values: Floats, space: Floats) -> Square:
 
 
 def _explained_beyond(residuals: Floats, space: Floats, given: Floats) -> Square:
-    """What one orthonormal basis explains beyond another, whose residuals these are, by eigenvectors of (1 - cos²)."""
+    """Return what one orthonormal basis explains beyond another, whose residuals these are.
+
+    The eigenvectors of (1 - cos²) separate what the two bases share.
+    """
     shared = given.T @ space
     sizes, turned = np.linalg.eigh(np.eye(space.shape[1]) - shared.T @ shared)
     own = sizes > SAME
@@ -182,5 +185,5 @@ def _explained_beyond(residuals: Floats, space: Floats, given: Floats) -> Square
 
 
 def _cleared(values: Floats, limit: float) -> Floats:
-    """Values without what is nothing but rounding."""
+    """Set values that are nothing but rounding to zero."""
     return np.where(np.abs(values) < limit, 0.0, values)

@@ -20,12 +20,12 @@ class Bounded:
 
 
 def sensitivity(losses: Floats) -> float:
-    """S of the losses `[n]` over a window, none of them above the initial loss."""
+    """Return S of the losses `[n]` over a window, none of them above the initial loss."""
     return float(np.mean(losses) - np.min(losses))
 
 
 def vertex(x: Sequence[float], y: Sequence[float]) -> float:
-    """Abscissa of the vertex of the parabola through three points, of which the middle one is the lowest."""
+    """Return the abscissa of the vertex of the parabola through three points, of which the middle one is the lowest."""
     left, right = x[1] - x[0], x[2] - x[1]
     falls, rises = y[0] - y[1], y[2] - y[1]
     curvature = left * rises + right * falls
@@ -35,7 +35,9 @@ def vertex(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def optimum(x: Floats, losses: Floats) -> Bounded:
-    """Where the parabola through the lowest loss and its neighbours is lowest; a bound if the lowest has only one."""
+    """Return the minimum of the parabola through the lowest loss and its neighbours; a bound if the lowest has only
+    one.
+    """
     best = int(np.argmin(losses))
     if best == 0:
         return Bounded(float(x[0]), "≤")
@@ -46,14 +48,15 @@ def optimum(x: Floats, losses: Floats) -> Bounded:
 
 
 def upper_edge(x: Floats, losses: Floats, threshold: float) -> Bounded:
-    """The largest abscissa, going up from the lowest loss, at which the polygon through the points is within a
-    threshold; a bound if it never leaves it."""
+    """Return the largest abscissa, going up from the lowest loss, at which the polygon through the points is within a
+    threshold; a bound if it never leaves it.
+    """
     edge = _edge(x, losses, threshold, int(np.argmin(losses)))
     return Bounded(float(x[-1]), "≥") if edge is None else Bounded(edge)
 
 
 def lower_edge(x: Floats, losses: Floats, threshold: float) -> Bounded:
-    """The same going down."""
+    """Return the smallest such abscissa, going down from the lowest loss; see `upper_edge`."""
     edge = _edge(-x[::-1], losses[::-1], threshold, len(x) - 1 - int(np.argmin(losses)))
     return Bounded(float(x[0]), "≤") if edge is None else Bounded(-edge)
 
@@ -67,8 +70,9 @@ def _edge(x: Floats, losses: Floats, threshold: float, start: int) -> float | No
 
 
 def largest_stable(x: Floats, losses: Floats, stable: npt.NDArray[np.bool_]) -> Bounded:
-    """The largest abscissa before the first, going up from the lowest loss, that was not stable; a bound if all were,
-    or if the lowest loss itself was not."""
+    """Return the largest abscissa before the first, going up from the lowest loss, that was not stable; a bound if all
+    were, or if the lowest loss itself was not.
+    """
     best = int(np.argmin(losses))
     unstable = np.flatnonzero(~stable[best:])
     if not len(unstable):
@@ -77,6 +81,6 @@ def largest_stable(x: Floats, losses: Floats, stable: npt.NDArray[np.bool_]) -> 
 
 
 def around(rate: float, lattice: Sequence[float], points: int) -> list[float]:
-    """The run of so many learning rates of a lattice with one of them in its middle, as far as the lattice goes."""
+    """Return the run of `points` learning rates of a lattice with `rate` in its middle, as far as the lattice goes."""
     first = list(lattice).index(rate) - (points - 1) // 2
     return list(lattice[max(0, first) : first + points])

@@ -20,7 +20,7 @@ Alternative = Literal["two-sided", "less", "greater"]
 
 
 LEVEL = 0.05
-"""Of a test of a table, where a study does not say another."""
+"""Level of the tests in a table, where a study sets no other."""
 
 
 EXACT = 32
@@ -31,7 +31,7 @@ RESAMPLES = 100_000
 
 
 ROUNDING = 1e-12
-"""Of a value: differences below it are rounding."""
+"""Share of a value: differences below it are rounding."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,14 @@ class Mean:
     n: int
 
     def interval(self, level: float = LEVEL) -> Interval:
-        """The two-sided interval at 1 - level."""
+        """Return the two-sided interval at 1 - level."""
         half = float(stdtrit(self.df, 1 - level / 2)) * self.error if self.df > 0 else math.nan
         return Interval(self.value, self.value - half, self.value + half, self.n)
 
     def p(self, null: float = 0.0, alternative: Alternative = "two-sided") -> float:
-        """The p-value of Student's t-test against a mean of `null`; nan with fewer than two values, or if all are one:
-        without scatter there is nothing to test against."""
+        """Return the p-value of Student's t-test against a mean of `null`; nan with fewer than two values, or if all
+        are one: without scatter there is nothing to test against.
+        """
         if not self.df > 0 or not self.error > 0 or not math.isfinite(self.value):
             return math.nan
         t = (self.value - null) / self.error
@@ -73,7 +74,7 @@ class Mean:
 
 
 def mean_of(values: Sequence[float], scale: float = 0.0) -> Mean:
-    """The mean of a sample; of differences, `scale` is the size of the values that they are of."""
+    """Return the mean of a sample. For differences, `scale` is the size of the values that they were taken from."""
     n = len(values)
     if n == 0:
         return Mean(math.nan, math.nan, 0, 0)
@@ -86,17 +87,17 @@ def mean_of(values: Sequence[float], scale: float = 0.0) -> Mean:
 
 
 def t_interval(values: Sequence[float]) -> Interval:
-    """Mean of a sample and its two-sided 95 % interval by Student's t."""
+    """Return the mean of a sample and its two-sided 95 % interval by Student's t."""
     return mean_of(values).interval()
 
 
 def equivalence_p(mean: Mean, margin: float) -> float:
-    """The p-value of two one-sided t-tests (TOST): whether a mean lies within -margin and margin."""
+    """Return the p-value of two one-sided t-tests (TOST) of whether a mean lies within -margin and margin."""
     return max(mean.p(-margin, "greater"), mean.p(margin, "less"))
 
 
 def sign_flip_p(differences: Sequence[float], null: float = 0.0, alternative: Alternative = "two-sided") -> float:
-    """The p-value of the sign-flip test: how often the sum is as extreme if each difference had either sign.
+    """Return the p-value of the sign-flip test: how often the sum is as extreme if each difference had either sign.
 
     Exact up to 32 differences; of more, 100,000 flips are drawn (seeded). nan without differences, or if one is not a
     number.
@@ -122,7 +123,7 @@ def sign_flip_p(differences: Sequence[float], null: float = 0.0, alternative: Al
 
 
 def _flipped_sums(values: Floats) -> Floats:
-    """The sums of values with either sign, for all choices of signs."""
+    """Return the sums of values with either sign, for all choices of signs."""
     sums = np.zeros(1)
     for value in values:
         sums = np.concatenate([sums + value, sums - value])
@@ -130,12 +131,14 @@ def _flipped_sums(values: Floats) -> Floats:
 
 
 def smallest_sign_flip_p(n: int, alternative: Alternative = "two-sided") -> float:
-    """The smallest p-value that a sign-flip test of n differences can have: with 5 or fewer none is below 0.05."""
+    """Return the smallest p-value that a sign-flip test of n differences can have: never below 0.05 with 5 or fewer."""
     return min(1.0, (2.0 if alternative == "two-sided" else 1.0) * 0.5**n)
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """The q-value of each p-value: the share of false discoveries among those as small. Those that are nan stay so."""
+    """Return the q-value of each p-value: the share of false discoveries among those as small. Those that are nan stay
+    so.
+    """
     from scipy.stats import false_discovery_control
 
     known = [index for index, p in enumerate(p_values) if not math.isnan(p)]
@@ -148,7 +151,7 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 
 
 def unequal_variances_p(samples: Collection[Sequence[float]]) -> float:
-    """The p-value of Bartlett's test that samples have one variance; nan where it cannot be asked."""
+    """Return the p-value of Bartlett's test that samples have one variance; nan where it cannot be made."""
     from scipy.stats import bartlett
 
     usable = [sample for sample in samples if len(sample) > 1 and np.isfinite(sample).all() and np.ptp(sample) > 0]

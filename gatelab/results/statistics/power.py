@@ -11,7 +11,7 @@ from gatelab.results.statistics.dunnett import dunnett_critical, spreads
 from gatelab.results.statistics.paired import LEVEL, ROUNDING, smallest_sign_flip_p
 
 POWER = 0.8
-"""With which a smallest detectable effect is detected."""
+"""Power at which a smallest detectable effect is detected."""
 
 
 SIMULATED = 2_000
@@ -19,7 +19,7 @@ SIMULATED = 2_000
 
 
 def detection_power(effect: float, sd: float, n: int, level: float = LEVEL, sides: int = 2) -> float:
-    """The power of a paired t-test of n differences with a standard deviation, by the noncentral t distribution."""
+    """Return the power of a paired t-test of n differences, by the noncentral t distribution."""
     if n < 2:
         return math.nan
     if sd == 0:
@@ -29,19 +29,20 @@ def detection_power(effect: float, sd: float, n: int, level: float = LEVEL, side
 
 
 def _below(t: float, df: float, shift: float) -> float:
-    """The probability that a noncentral t is below a statistic, which is no larger than about its shift."""
+    """Return the probability that a noncentral t is below a statistic, which is no larger than about its shift."""
     probability = float(nctdtr(df, shift, t))
     return 0.0 if math.isnan(probability) and math.isfinite(shift) else probability  # so small that SciPy gives up
 
 
 def dunnett_power(shift: float, comparisons: int, df: float, correlation: float = 0.5, level: float = LEVEL) -> float:
-    """The power of a one-sided Dunnett test of a true difference of `shift` standard errors; see `dunnett_p`."""
+    """Return the power of a one-sided Dunnett test of a true difference of `shift` standard errors; see `dunnett_p`."""
     return 1 - _below(dunnett_critical(level, comparisons, df, correlation), df, shift)
 
 
 def sign_flip_power(effect: float, sd: float, n: int, level: float = LEVEL) -> float:
-    """The power of a one-sided sign-flip test of n normal differences: simulated (seeded) up to 10 of them, where it is
-    well below the t-test's; of more, the t-test's."""
+    """Return the power of a one-sided sign-flip test of n normal differences. Up to n = 10 it is simulated (seeded), as
+    it is well below the t-test's there; beyond, it is the t-test's.
+    """
     if n > 10:
         return detection_power(effect, sd, n, level, sides=1)
     if smallest_sign_flip_p(n, "less") > level:
@@ -55,9 +56,9 @@ def sign_flip_power(effect: float, sd: float, n: int, level: float = LEVEL) -> f
 def equivalence_power(
     sd: float, n: int, margin: float, level: float = LEVEL, df: float | None = None, critical: float | None = None
 ) -> float:
-    """The power of two one-sided t-tests of n differences whose true mean is 0.
+    """Return the power of two one-sided t-tests of n differences whose true mean is 0.
 
-    An integral over the sample's standard deviation, given which the mean is normal. `df` and `critical` are those of
+    Integrate over the sample's standard deviation, given which the mean is normal. `df` and `critical` are those of
     another test of the mean than the t-test of the differences.
     """
     if n < 2:
@@ -72,7 +73,9 @@ def equivalence_power(
 
 
 def smallest_with_power(power_of: Callable[[float], float], power: float = POWER) -> float:
-    """The smallest effect with a power, of a function that grows with it from less than that at 0 to 1."""
+    """Return the smallest effect that reaches a power. `power_of` grows with the effect, from less than that power at 0
+    to 1.
+    """
     from scipy.optimize import brentq
 
     high = 1.0
@@ -82,15 +85,16 @@ def smallest_with_power(power_of: Callable[[float], float], power: float = POWER
 
 
 def equivalence_margin(sd: float, n: int, level: float = LEVEL, power: float = POWER) -> float:
-    """The smallest margin within which two one-sided t-tests of n differences place a true 0 with a power; nan below
-    two."""
+    """Return the smallest margin within which two one-sided t-tests of n differences place a true 0 with a power; nan
+    below two.
+    """
     if n < 2 or not math.isfinite(sd):
         return math.nan
     return sd * smallest_with_power(lambda margin: equivalence_power(1.0, n, margin, level), power)
 
 
 def detectable(sd: float, n: int, level: float = LEVEL, sides: int = 2, power: float = POWER) -> float:
-    """The smallest true difference that a paired t-test of n differences detects with a power; nan below two."""
+    """Return the smallest true difference that a paired t-test of n differences detects with a power; nan below two."""
     if n < 2 or not math.isfinite(sd):
         return math.nan
     return sd * smallest_with_power(lambda effect: detection_power(effect, 1.0, n, level, sides), power)
@@ -99,6 +103,7 @@ def detectable(sd: float, n: int, level: float = LEVEL, sides: int = 2, power: f
 def seeds_needed(
     ratio: float, level: float = LEVEL, sides: int = 2, power: float = POWER, most: int = 1_000
 ) -> int | None:
-    """The seeds that a paired t-test needs to detect a difference of `ratio` standard deviations of differences; None
-    if they are more than `most`."""
+    """Return the seeds that a paired t-test needs to detect a difference of `ratio` standard deviations of differences;
+    None if they are more than `most`.
+    """
     return next((n for n in range(2, most + 1) if detection_power(ratio, 1.0, n, level, sides) >= power), None)

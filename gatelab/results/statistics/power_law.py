@@ -13,7 +13,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Cells:
-    """What laws are fitted to: the losses of each arm at each rung, n cells."""
+    """Data for fitting laws: the losses of each arm at each rung, n cells."""
 
     arm: Integers
     """[n], from 0 on."""
@@ -28,18 +28,18 @@ class Cells:
 
     @property
     def arms(self) -> int:
-        """How many arms there are."""
+        """Number of arms."""
         return int(self.arm.max()) + 1
 
     def only(self, arm: int) -> "Cells":
-        """The cells of one arm."""
+        """Return the cells of one arm."""
         mine = self.arm == arm
         tokens = None if self.tokens is None else self.tokens[mine]
         return Cells(self.arm[mine] * 0, self.rung[mine], self.x[mine], self.losses[mine], tokens)
 
     @property
     def seeds(self) -> Integers:
-        """[n] how many losses there are of each cell."""
+        """[n] number of losses of each cell."""
         counts: Integers = np.isfinite(self.losses).sum(1)
         return counts
 
@@ -65,12 +65,12 @@ class Law:
 
     @property
     def parameters(self) -> int:
-        """How many numbers are fitted."""
+        """Number of fitted parameters."""
         offsets, arms = self.offset.shape[-1], self.scale.shape[-1]
         return int(offsets + 2 * arms + (0 if self.data is None else 2))
 
     def losses(self, arm: npt.ArrayLike, x: npt.ArrayLike, tokens: npt.ArrayLike | None = None) -> Floats:
-        """[..., n] the losses of arms [n] at x [..., n] and, if the law has a term of them, tokens [..., n]."""
+        """Return the losses [..., n] of arms [n] at x [..., n] and, if the law has a term of them, tokens [..., n]."""
         arms = np.atleast_1d(arm)
         offset = np.broadcast_to(self.offset, self.scale.shape)[..., arms]
         total: Floats = offset + self.scale[..., arms] * np.power(np.atleast_1d(x), -self.exponent[..., arms])
@@ -80,7 +80,9 @@ class Law:
         return total
 
     def compute_exponent(self, arm: int) -> Floats:
-        """[...] that of the loss above E in compute: alpha, or at optimal N and D alpha beta / (alpha + beta)."""
+        """Return the exponent [...] of the loss above E in compute: alpha, or at optimal N and D alpha beta / (alpha +
+        beta).
+        """
         alpha: Floats = self.exponent[..., arm]
         if self.data is None:
             return alpha
@@ -92,7 +94,7 @@ class Law:
 def compute_gain(
     baseline: npt.ArrayLike, loss: npt.ArrayLike, offset: npt.ArrayLike, exponent: npt.ArrayLike
 ) -> Floats:
-    """The factor of compute that would take the baseline from its loss to this one: ((Lb - E) / (L - E))^(1/alpha).
+    """Return the factor of compute that takes the baseline from its loss to this one: ((Lb - E) / (L - E))^(1/alpha).
 
     Offset and exponent are the baseline's. Infinite where the loss is not above the offset, nan where neither is.
     """
@@ -103,7 +105,7 @@ def compute_gain(
 
 
 def crossover(law: Law, arm: int, baseline: int) -> Floats:
-    """[...] the x at which two arms with a shared offset have equal losses: (A/A_base)^(1/(alpha - alpha_base))."""
+    """Return the x [...] at which arms that share an offset have equal losses: (A/A_base)^(1/(alpha - alpha_base))."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         logs = np.log(law.scale[..., arm] / law.scale[..., baseline])
         where: Floats = np.exp(logs / (law.exponent[..., arm] - law.exponent[..., baseline]))
@@ -111,7 +113,7 @@ def crossover(law: Law, arm: int, baseline: int) -> Floats:
 
 
 def optimum(law: Law, arm: int, compute: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """The parameters and tokens [..., n] with the least loss of an arm for a compute [n] of 6 N D FLOPs."""
+    """Return the parameters and tokens [..., n] with the least loss of an arm for a compute [n] of 6 N D FLOPs."""
     assert law.data is not None
     alpha, scale, beta = law.exponent[..., arm, None], law.data[..., :1], law.data[..., 1:]
     product = np.atleast_1d(compute) / 6

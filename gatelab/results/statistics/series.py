@@ -78,7 +78,7 @@ def differences_to_baselines(
 
 
 def _paired_differences(own: Mapping[int, Curve], baseline: Mapping[int, Curve]) -> dict[int, Curve]:
-    """Own less the baseline's value, at the seeds and abscissae that both have."""
+    """Return own less the baseline's value, at the seeds and abscissae that both have."""
     paired = {}
     for seed in own.keys() & baseline.keys():
         where, mine, others = np.intersect1d(own[seed][0], baseline[seed][0], return_indices=True)

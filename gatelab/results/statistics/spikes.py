@@ -16,7 +16,7 @@ LASTING = 4
 
 
 def band_exit(values: npt.NDArray[np.float64], upwards: bool = False) -> tuple[int, float, float, float] | None:
-    """Where a series leaves the band of its older half, to be out in its newer one: (index, median, low, high).
+    """Find where a series leaves the band of its older half, to be out in its newer one: (index, median, low, high).
 
     The band is the median ± 10 × 1.4826 × the median absolute deviation (at least 0.1 % of the median) of the older
     half's finite values; with `upwards` it has no lower end. A series that goes on rising or falling as it did stays
@@ -62,11 +62,12 @@ CHUNK = 4096  # windows in memory at a time
 
 
 def spike_score(values: Series) -> float:
-    """OLMo 2's spike score (arXiv 2501.00656, section 3.1): the percentage of values that are at least 7 standard
-    deviations away from the mean of the last 1,000.
+    """Return OLMo 2's spike score (arXiv 2501.00656, section 3.1): the percentage of values that are at least 7
+    standard deviations away from the mean of the last 1,000.
 
-    Of the last 1,000 finite values before it, or of those there are if they are 32 or more; before that none is a
-    spike. Values that are not finite are no spikes, count among all and enter no window. nan if there are no values.
+    The mean is taken over the last 1,000 finite values before each, or over all of them while there are 32 or more;
+    before that no value is a spike. Values that are not finite are no spikes, count among all and enter no window. nan
+    if there are no values.
     """
     if not len(values):
         return math.nan
@@ -74,7 +75,7 @@ def spike_score(values: Series) -> float:
 
 
 def _spikes(values: Series) -> npt.NDArray[np.bool_]:
-    """Which of the values, all finite, are spikes."""
+    """Mark the values, all finite, that are spikes."""
     means, deviations = np.full(len(values), np.nan), np.full(len(values), np.nan)
     for end in _suspects(values[:WINDOW]):
         means[end], deviations[end] = values[:end].mean(), values[:end].std()
@@ -91,7 +92,7 @@ def _spikes(values: Series) -> npt.NDArray[np.bool_]:
 
 
 def _suspects(values: Series) -> npt.NDArray[np.intp]:
-    """Places of values that may be spikes among all before them: the windows of all others need not be looked at."""
+    """Return the places of values that may be spikes among all before them; the windows of all others need no check."""
     ends = np.arange(MIN_VALUES, len(values))
     if not len(ends):
         return ends

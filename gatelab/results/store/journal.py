@@ -114,11 +114,11 @@ class JournalTail:
         self._last_step = -1
 
     def read(self) -> pa.Table:
-        """New rows, steps ascending. Steps that a later attempt trains again are not repeated."""
+        """Return new rows, steps ascending. Steps that a later attempt trains again are not repeated."""
         return pa.Table.from_batches(self.batches(), SCHEMA)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The same batch by batch, for who keeps but a part of each."""
+        """Yield new rows batch by batch, for callers that keep only a part of each."""
         for path in sorted(self._folder.glob("*.arrows")):
             for batch in self._new_batches(path):
                 if batch.num_rows and batch["step"][0].as_py() <= self._last_step:
@@ -142,12 +142,12 @@ class JournalTail:
 
 
 def read_journal(folder: Path) -> pa.Table:
-    """All rows of a trial, steps ascending, in `SCHEMA`. Empty if it has no journal yet."""
+    """Read all rows of a trial, steps ascending, in `SCHEMA`. Empty if it has no journal yet."""
     return JournalTail(folder).read()
 
 
 def _whole_batches(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
-    """The batches of a stream up to its end or to where it is torn."""
+    """Yield the batches of a stream up to its end or to where it is torn."""
     # Batches are small: to hand their columns to threads takes longer than to read them.
     options = pa.ipc.IpcReadOptions(use_threads=False)
     try:

@@ -54,17 +54,17 @@ class TrialFolder:
 
     @property
     def evaluations(self) -> Path:
-        """Folder of what was measured after training, a file for each question asked of it."""
+        """Folder of evaluations after training, a file for each."""
         return self.path / "evaluations"
 
     @property
     def lock(self) -> Path:
-        """Held by the process that is at work on the trial."""
+        """File locked by the process that is at work on the trial."""
         return self.path / "lock"
 
     @property
     def log(self) -> Path:
-        """What the trial's process had to say."""
+        """Output of the trial's process."""
         return self.path / "log.txt"
 
 
@@ -81,17 +81,17 @@ class StudyFolder:
 
     @property
     def lock(self) -> Path:
-        """Held by the process that runs the study: the only one that writes it to MLflow."""
+        """File locked by the process that runs the study: the only one that writes it to MLflow."""
         return self.path / "lock"
 
     @property
     def located(self) -> Path:
-        """located.json: what a learning-rate search found, there once one has come to its end."""
+        """located.json: the result of a learning-rate search, there once one has come to its end."""
         return self.path / "located.json"
 
     @property
     def claims(self) -> Path:
-        """claims.json: what was claimed when, the first entry from the first launch."""
+        """claims.json: the claims and when each was made, the first entry from the first launch."""
         return self.path / "claims.json"
 
     def read(self) -> StudyRecord:
@@ -118,11 +118,11 @@ class RunsFolder:
         return self.root / "data"
 
     def trial(self, trial_id: str) -> TrialFolder:
-        """Folder of a trial, which need not exist."""
+        """Return the folder of a trial, which need not exist."""
         return TrialFolder(self.root / "trials" / trial_id)
 
     def study(self, name: str) -> StudyFolder:
-        """Folder of a study, which need not exist."""
+        """Return the folder of a study, which need not exist."""
         return StudyFolder(self.root / "studies" / name)
 
     @property
@@ -137,7 +137,7 @@ class RunsFolder:
 
     @property
     def tracking_uri(self) -> str:
-        """Its address."""
+        """Address of the default tracking store."""
         return f"sqlite:///{self.database}"
 
     @property

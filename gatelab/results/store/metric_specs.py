@@ -65,24 +65,24 @@ def measure(name: str) -> MetricSpec:
 
 
 def with_unit(name: str) -> str:
-    """A metric and its unit, for the head of a column or the side of a plot."""
+    """Return a metric and its unit, for the head of a column or the side of a plot."""
     unit = measure(name).unit
     return f"{name} [{unit}]" if unit else name
 
 
 def sums_up(name: str) -> bool:
-    """Whether a metric of the whole model is one number for each trial: a column of `runs`."""
+    """True if a metric of the whole model is one number for each trial: a column of `runs`."""
     return name not in PER_STEP and not name.startswith(SYSTEM) and not _is_detail(name)
 
 
 @functools.cache
 def is_mirrored(name: str, layer: int | None) -> bool:
-    """Whether MLflow gets a metric."""
+    """True if MLflow gets a metric."""
     if layer is None:
         return not _is_detail(name)
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in OF_LAYERS)
 
 
 def _is_detail(name: str) -> bool:
-    """Whether a metric is a point of a curve or a bar of a histogram, which plots show as a whole."""
+    """True if a metric is a point of a curve or a bar of a histogram, which plots show as a whole."""
     return "/position/" in name or name.startswith("histogram/")

@@ -41,7 +41,7 @@ def metrics_from_journals(
     layers: bool | None = None,
     keep: Callable[[pa.Table], pa.Table] = lambda rows: rows,
 ) -> pa.Table:
-    """Values of a study in long form, in `METRICS`: of each trial what `keep` makes of those that are asked for.
+    """Read values of a study in long form, in `METRICS`. Of each trial, `keep` selects among those that are asked for.
 
     See `each_journal`. A whole study may be more than memory holds. Raises NotFound.
     """
@@ -50,7 +50,7 @@ def metrics_from_journals(
 
 
 def together(tables: Iterable[pa.Table]) -> pa.Table:
-    """Rows of several trials as one table."""
+    """Concatenate the rows of several trials into one table."""
     return pa.concat_tables([METRICS.empty_table(), *tables]).unify_dictionaries()
 
 
@@ -93,7 +93,7 @@ _VALUES = pa.schema([METRICS.field(name) for name in ("step", "layer", "name", "
 
 
 def _in_parts(journal: JournalTail) -> Iterator[pa.RecordBatch]:
-    """What is new in a journal in batches of some size: those that were written may hold a step each."""
+    """Yield new journal rows in batches of some size: those that were written may hold a step each."""
     held: list[pa.RecordBatch] = []
     count = 0
     for batch in journal.batches():
@@ -107,7 +107,7 @@ def _in_parts(journal: JournalTail) -> Iterator[pa.RecordBatch]:
 
 
 def _chosen(rows: pa.RecordBatch, names: Collection[str], layers: bool | None) -> pa.RecordBatch:
-    """Rows of a journal with names that fit, in `_VALUES`."""
+    """Return the rows of a journal whose names fit, in `_VALUES`."""
     texts = rows["name"].dictionary_encode()
     known = texts.dictionary.to_pylist()
     fitting = [index for index, name in enumerate(known) if _fits(name, names)]
@@ -128,6 +128,6 @@ def _fits(name: str, patterns: Iterable[str]) -> bool:
 
 
 def named(rows: pa.Table, *patterns: str) -> pa.ChunkedArray:
-    """Which rows in long form have a name that fits one of some patterns, as those of file names."""
+    """Mark the rows in long form whose name fits one of the patterns, as those of file names."""
     fitting = [name for name in pc.unique(rows["name"]).to_pylist() if _fits(name, patterns)]
     return pc.is_in(rows["name"], pa.array(fitting, pa.utf8()))

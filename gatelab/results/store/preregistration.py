@@ -31,12 +31,12 @@ class Registration:
 
     @property
     def state_of_evidence(self) -> str:
-        """How much was known by then."""
+        """The state of evidence by then."""
         return f"after {self.ended} of {self.trials} trials" if self.ended else "before any trial had ended"
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
-    """The entries of claims.json as they lie there, the oldest first; none where there is no such file.
+    """Read the entries of claims.json as stored, the oldest first; none where there is no such file.
 
     Raises RegisterChanged.
     """
@@ -55,7 +55,7 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
 
 
 def read_register(path: Path) -> tuple[Registration, ...]:
-    """The same as entries. Raises RegisterChanged."""
+    """Read claims.json as entries. Raises RegisterChanged."""
     names = ("at", "hash", "ended", "trials", "changes")
     try:
         return tuple(Registration(**{name: entry[name] for name in names}) for entry in read_entries(path))
@@ -64,7 +64,7 @@ def read_register(path: Path) -> tuple[Registration, ...]:
 
 
 def chain_hash(entry: Mapping[str, Any], before: str) -> str:
-    """The hash of an entry: of all that it says, the time included, and of the hash of the entry before."""
+    """Hash an entry: all that it says, the time included, and the hash of the entry before."""
     said = {name: value for name, value in entry.items() if name != "hash"}
     text = json.dumps({"entry": said, "before": before}, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -100,7 +100,7 @@ class ClaimRecord(Record):
 
 
 class SearchRules(Record):
-    """How a search of learning rates judges what it finds."""
+    """Rules by which a search of learning rates judges its results."""
 
     rates: list[float]
     """The window that every variant is tried at."""
@@ -124,7 +124,7 @@ class StudyRecord(Record):
     """The axes along which models and their training grow."""
     learning_rate: str = "given"
     tolerance: SearchRules | None = None
-    """Of a search of learning rates; None in studies from before there were searches."""
+    """Rules of a search of learning rates; None in studies from before there were searches."""
     match: str = "none"
     variants: dict[str, VariantRecord]
     trials: list[TrialRecord]
@@ -140,15 +140,15 @@ class StudyRecord(Record):
 
 
 class Outcome(Record):
-    """How a trial stands or ended: outcome.json, there once it is over."""
+    """State or end of a trial: outcome.json, there once it is over."""
 
     status: Status
     step: int = 0
     """Optimiser steps done."""
     metrics: dict[str, float] = {}
-    """What sums the trial up."""
+    """Summary metrics of the trial."""
     reason: str = ""
-    """Why it diverged or failed."""
+    """The reason why it diverged or failed."""
     log: str = ""
     """The file with what its process had to say, of one that failed."""
     ended: float | None = None
@@ -165,7 +165,7 @@ class Attempt(Record):
 
 
 class ForkRecord(Record):
-    """Where a trial left a longer one, with which it shares its first steps."""
+    """The point at which a trial left a longer one, with which it shares its first steps."""
 
     trunk: str
     """Id of the longer trial."""
@@ -173,7 +173,7 @@ class ForkRecord(Record):
 
 
 class TrialDescription(Record):
-    """What a trial that has begun says of itself: trial.json."""
+    """Description of a trial that has begun: trial.json."""
 
     id: str
     config: dict[str, Any]
@@ -184,7 +184,7 @@ class TrialDescription(Record):
 
 
 class QuestionRecord(Record):
-    """What a trained model was asked."""
+    """An evaluation of a trained model."""
 
     kind: str
     amount: int
@@ -192,7 +192,7 @@ class QuestionRecord(Record):
 
 
 class EvaluationResult(Record):
-    """What a trained model answered to one question: a file of evaluations/."""
+    """The result of one evaluation of a trained model: a file of evaluations/."""
 
     question: QuestionRecord
     step: int = 0

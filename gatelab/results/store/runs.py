@@ -45,14 +45,16 @@ STATUSES = (
     Status.INTERRUPTED,
     Status.WAITING,
 )
-"""What the column `outcome` holds."""
+"""Values of the column `outcome`."""
 
 AXIS = "axis/"
 """Begins the column of an axis in `runs`."""
 
 
 def runs_schema(axes: list[str], also: Iterable[str] = ()) -> pa.Schema:
-    """Columns of `runs` for a study with these axes, whose trials have these metrics beside those of `SUMMARY`."""
+    """Return the schema of `runs` for a study with these axes, whose trials have these metrics beside those of
+    `SUMMARY`.
+    """
     return pa.schema(
         [
             ("study", pa.utf8()),

@@ -9,7 +9,7 @@ from gatelab.results.store.records import EvaluationResult, Outcome, StudyRecord
 from gatelab.status import Status
 
 PROVENANCE = ("code", "commit", "data", "device", "precision", "threads", "torch", "python", "host")
-"""Where a number comes from: recorded with each trial, each a column of `runs`."""
+"""Provenance of a number: recorded with each trial, each a column of `runs`."""
 
 EvaluationResults = Mapping[str, Sequence[EvaluationResult]]
 """Trial -> what its trained model answered, the newest last."""

@@ -104,5 +104,5 @@ class RunIndex:
 
 
 def _from_store(value: float) -> float:
-    """A value as it was recorded: MLflow's SQL stores keep infinities as the largest finite numbers."""
+    """Return a value as it was recorded: MLflow's SQL stores keep infinities as the largest finite numbers."""
     return math.copysign(math.inf, value) if abs(value) == sys.float_info.max else value

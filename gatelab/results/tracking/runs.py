@@ -10,7 +10,7 @@ from gatelab.status import Status
 
 
 def runs_from_mlflow(tracking_uri: str, study: str) -> pa.Table:
-    """`runs` of a study from a tracking store. Raises NotFound."""
+    """Read `runs` of a study from a tracking store. Raises NotFound."""
     from gatelab.results.tracking.client import RunIndex  # MLflow takes seconds to import
 
     index = RunIndex.open(tracking_uri, study)

@@ -47,7 +47,7 @@ FIGURES = (".png", ".svg", ".pdf")
 
 
 def kind_of(path: Path) -> str:
-    """The folder of artifacts that a file goes to."""
+    """Return the folder of artifacts that a file goes to."""
     return "figures" if path.suffix in FIGURES else "report" if path.name == PAGE else "tables"
 
 
@@ -238,7 +238,7 @@ class Mirror:
 
 
 def _mirrored(rows: pa.Table) -> pa.Table:
-    """The rows of a journal that MLflow gets."""
+    """Return the rows of a journal that MLflow gets."""
     wanted = [
         is_mirrored(name, layer)
         for name, layer in zip(rows["name"].to_pylist(), rows["layer"].to_pylist(), strict=True)
@@ -251,8 +251,9 @@ def _same(one: float | None, other: float) -> bool:
 
 
 def thin(rows: pa.Table, span: int) -> list[Metric]:
-    """Rows of a journal as MLflow metrics; of a metric with several values in a span of steps only the extremes,
-    the last and the first non-finite one. Metrics of a layer are named layer/NN/name."""
+    """Convert rows of a journal to MLflow metrics. Of several values of a metric in a span of steps, keep only the
+    extremes, the last and the first non-finite one. Metrics of a layer are named layer/NN/name.
+    """
     steps, values = rows["step"].to_numpy(), rows["value"].to_numpy()
     times = rows["time"].cast(pa.int64()).to_numpy()
     names = [

@@ -45,8 +45,9 @@ DIGEST = 12
 
 
 def saved_view(record: StudyRecord) -> str:
-    """The view of a study's trials, best first: loss, levels of the axes, seed, outcome, verdict; losses lead the
-    charts. In the form in which MLflow's pages save views themselves; what they do not know, they leave out."""
+    """Return the view of a study's trials, best first: loss, levels of the axes, seed, outcome, verdict; losses lead
+    the charts. It has the form in which MLflow's pages save views themselves; they leave out what they do not know.
+    """
     columns = {
         "metrics": (SORTED_BY,),
         "params": (*record.axes, "seed"),
@@ -94,13 +95,13 @@ def _parallel(axes: Iterable[str]) -> dict[str, Any]:
 
 
 def study_description(record: StudyRecord, comparison: str = "") -> str:
-    """What a study asks and, if it fits in, what was found: Markdown for the top of its page."""
+    """Describe a study's question and, if it fits in, its findings: Markdown for the top of its page."""
     whole = "\n\n".join(part for part in (record.question, comparison) if part)
     return whole if len(whole) <= MAX_TAG_VAL_LENGTH else record.question[:MAX_TAG_VAL_LENGTH]
 
 
 def dataset_input(data: Path, identity: str, source: str) -> DatasetInput:
-    """What a trial trains on, as MLflow keeps it: the whole identity is in its profile.
+    """Return the data of a trial as MLflow keeps it: the whole identity is in its profile.
 
     `data` is the folder of prepared data, which may be gone.
     """
@@ -121,7 +122,7 @@ def dataset_input(data: Path, identity: str, source: str) -> DatasetInput:
 
 
 def study_pages(tracking_uri: str) -> dict[str, str]:
-    """Study -> the address of its view within an MLflow server, newest first. Raises what MLflow raises."""
+    """Map each study to the address of its view within an MLflow server, newest first. Raises what MLflow raises."""
     client = MlflowClient(tracking_uri)
     return {
         experiment.name: f"/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey={VIEW}&{TRAINING}"

@@ -18,7 +18,7 @@ Maps = Mapping[tuple[int, str], npt.NDArray[np.float32]]
 
 
 def plot_attention(maps: Mapping[str, Maps], tokens: Sequence[str], title: str) -> Figure:
-    """A column for each model, a row for each layer and head; all share one logarithmic scale of colours."""
+    """Draw a column for each model, a row for each layer and head; all share one logarithmic scale of colours."""
     rows = list(dict.fromkeys(key for own in maps.values() for key in own))
     labelled = len(tokens) <= LABELLED
     side = 2.6 if not labelled else max(2.6, 0.11 * len(tokens))

@@ -14,7 +14,7 @@ def tables(claims: Claims) -> list[Table]:
 
 
 def claims_table(claims: Claims) -> Table:
-    """Claims and verdicts for people."""
+    """Lay out claims and verdicts for people."""
     columns = (
         Column("claim"),
         Column("metric"),

@@ -15,7 +15,7 @@ from gatelab.results.views.table import Column, Table
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """A comparison for people: every variant, what is missing or diverged spelled out."""
+    """Lay out a comparison for people: every variant, what is missing or diverged spelled out."""
     shown_axes = [axis for axis in comparison.axes if any(row.levels[axis] is not None for row in comparison.rows)]
     names = short_axes(shown_axes)
     columns = [Column(names[axis]) for axis in shown_axes] or [Column("variant")]
@@ -136,7 +136,7 @@ def tests_table(comparison: Comparison) -> Table:
 
 
 def metrics_table(title: str, comparisons: Sequence[Comparison], notes: Sequence[str]) -> Table:
-    """Several comparisons of one study in one table: a row for each measure, a column for each variant.
+    """Put several comparisons of one study in one table: a row for each measure, a column for each variant.
 
     A cell holds the mean and, in parentheses, the paired difference to the baseline with half the width of its
     interval, and the verdict where there is one.

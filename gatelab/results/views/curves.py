@@ -67,7 +67,7 @@ def plot_curves(metrics: pa.Table, metric: str, variants: Variants, title: str) 
 
 
 def _by_seed(rows: pa.Table, last: int) -> dict[int, Curve]:
-    """The curve of each seed, averaged over spans of steps where it has many points."""
+    """Return the curve of each seed, averaged over spans of steps where it has many points."""
     return {seed: bin_means(curve, last) for seed, curve in curves_by_seed(rows).items()}
 
 

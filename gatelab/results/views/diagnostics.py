@@ -25,7 +25,7 @@ from gatelab.results.views.table import Table
 
 
 def plot_by_layer(metrics: pa.Table, variants: Variants, title: str) -> Figure:
-    """Each measure by layer, at each trial's last evaluation. Raises AnalysisUnavailable."""
+    """Draw each measure by layer, at each trial's last evaluation. Raises AnalysisUnavailable."""
     last = _at_last_step(_of_diagnostics(metrics, layers=True))
     whole = _of_diagnostics(metrics, layers=False)
     names = [*LAYER_PANELS, *_gate_panels(last), *(f"weight_norm/gate_{position}" for position in _positions(last))]
@@ -39,7 +39,7 @@ def plot_by_layer(metrics: pa.Table, variants: Variants, title: str) -> Figure:
 
 
 def plot_over_training(metrics: pa.Table, variants: Variants, title: str) -> Figure:
-    """Each measure of the whole model over training. Raises AnalysisUnavailable."""
+    """Draw each measure of the whole model over training. Raises AnalysisUnavailable."""
     whole = _of_diagnostics(metrics, layers=False)
     names = [*TRAINING_PANELS, *_gate_panels(whole)]
 
@@ -51,7 +51,7 @@ def plot_over_training(metrics: pa.Table, variants: Variants, title: str) -> Fig
 
 
 def plot_gates(metrics: pa.Table, variants: Variants, title: str) -> Figure | None:
-    """Distributions of gate scores by layer, a panel for each gate, at the last evaluation. None without gates."""
+    """Draw distributions of gate scores by layer, a panel for each gate, at the last evaluation. None without gates."""
     last = _at_last_step(metrics.filter(named(metrics, "histogram/gate/*")))
     shares = {
         (variant, position): histogram
@@ -88,7 +88,8 @@ def plot_gates(metrics: pa.Table, variants: Variants, title: str) -> Figure | No
 
 
 def plot_by_position(metrics: pa.Table, variants: Variants, title: str) -> Figure:
-    """Loss by the number of tokens that a prediction sees, at the last evaluation, and below it the paired difference.
+    """Draw loss by the number of tokens that a prediction sees, at the last evaluation, and below it the paired
+    difference.
 
     Raises AnalysisUnavailable.
     """
@@ -121,7 +122,7 @@ def plot_by_position(metrics: pa.Table, variants: Variants, title: str) -> Figur
 
 
 def _of_diagnostics(metrics: pa.Table, layers: bool) -> pa.Table:
-    """The rows of layers, or of the whole model. Raises AnalysisUnavailable if no trial was measured."""
+    """Return the rows of layers, or of the whole model. Raises AnalysisUnavailable if no trial was measured."""
     of_autopsies = named(metrics, "autopsy/*")  # of no evaluation
     rows = metrics.filter(pc.and_not((pc.is_valid if layers else pc.is_null)(metrics["layer"]), of_autopsies))
     if not pc.any(pc.equal(rows["name"], "attention/entropy")).as_py():
@@ -137,7 +138,7 @@ def _at_last_step(rows: pa.Table) -> pa.Table:
 
 
 def _positions(rows: pa.Table) -> list[str]:
-    """Positions at which some trial has a gate."""
+    """Return the positions at which some trial has a gate."""
     names = pc.unique(rows["name"]).to_pylist()
     return sorted({match[1] for name in names if (match := re.fullmatch(r"gate/(\w+)/mean", name))})
 
@@ -166,7 +167,7 @@ def _draw_floor(axes: Axes, name: str, whole: pa.Table) -> None:
 
 
 def _histograms(rows: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
-    """`[layers, bins]` shares of scores of each gate, mean over seeds, by position."""
+    """Return `[layers, bins]` shares of scores of each gate, mean over seeds, by position."""
     mean = rows.group_by(["name", "layer"]).aggregate([("value", "mean")])
     cells: dict[str, dict[tuple[int, int], float]] = {}
     for entry in mean.to_pylist():
@@ -182,7 +183,7 @@ def _histograms(rows: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
 
 
 def _bounds(name: str) -> tuple[int, int]:
-    """4 and 7 of …/position/00004-00007."""
+    """Parse the bounds of a range of positions: 4 and 7 of …/position/00004-00007."""
     first, last = name.rpartition("/")[2].split("-")
     return int(first), int(last)
 

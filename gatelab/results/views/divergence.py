@@ -19,7 +19,7 @@ from gatelab.results.views.table import Column, Table
 
 
 def traces_table(study: str, found: Iterable[DivergenceTrace]) -> Table:
-    """Divergence traces for people: a row for each event."""
+    """Lay out divergence traces for people: a row for each event."""
     rows, notes = [], []
     for one in found:
         first = one.exits[0] if one.exits else None
@@ -52,7 +52,7 @@ def traces_table(study: str, found: Iterable[DivergenceTrace]) -> Table:
 
 
 def plot_trace(metrics: pa.Table, trace: DivergenceTrace) -> Figure:
-    """The ring of an event: the loss and, of each measurement, a line for each layer; a point marks where it left."""
+    """Draw the ring of an event: the loss and a line for each layer of each measurement, with its exit as a point."""
     rings = ring_rows(metrics.filter(pc.equal(metrics["trial"], trace.trial)))
     ring = measurements_of_event(rings, trace.found)
     names = sorted(pc.unique(ring["name"]).to_pylist(), key=place_of)

@@ -20,7 +20,9 @@ SHOWN = 20
 
 
 def tables(found: Effects) -> list[Table]:
-    """A report for people: of effects and tests, levels, interactions, aliases and importances those that there are."""
+    """Lay out a report for people: effects and tests, levels, and such interactions, aliases and importances as there
+    are.
+    """
     grids, factorial = [], found.factorial
     if factorial is not None:
         grids += [
@@ -85,13 +87,13 @@ def _levels_table(found: Effects, factorial: Factorial) -> Table:
 
 
 def _combination_tables(found: Effects, factorial: Factorial) -> list[Table]:
-    """Of the interactions that are an effect, or else of the strongest: row x column, the effect in each cell."""
+    """Lay out the interactions that are an effect, or else the strongest: row x column, the effect in each cell."""
     shown = shown_interactions(factorial)
     return [_combination_table(found, factorial, pair, first=pair == shown[0]) for pair in shown]
 
 
 def shown_interactions(factorial: Factorial) -> list[Effect]:
-    """The interactions that are an effect, the strongest first; or the strongest, if there is none."""
+    """Return the interactions that are an effect, the strongest first; or the strongest, if there is none."""
     if factorial.kind != FACTORIAL:
         return []
     pairs = [term for term in factorial.terms if term.effects and len(term.effects[0]) == 2]
@@ -114,7 +116,7 @@ def _combination_table(found: Effects, factorial: Factorial, pair: Effect, first
 
 
 def _aliases_table(found: Effects) -> Table:
-    """Alias strings of a regular fraction; of others, which pairs are how far from being told apart."""
+    """Lay out the alias strings of a regular fraction; otherwise, the pairs that are aliased and how closely."""
     names = short_axes(found.axes)
     factorial, notes = found.factorial, []
     if factorial is not None and factorial.kind == FRACTION:
@@ -183,13 +185,13 @@ def _estimate_columns(found: Effects, what: str) -> list[Column]:
 
 
 def _estimate(of: LevelEffect | CellEffect, digits: int) -> tuple[str, str, str, str]:
-    """The cells of these columns."""
+    """Format an effect as the cells of these columns."""
     interval = DASH if math.isnan(of.effect.low) else bounds(of.effect.low, of.effect.high, f"+,.{digits}f")
     return f"{of.mean:,.{digits}f}", f"{of.effect.mean:+,.{digits}f}", interval, of.verdict
 
 
 def _digits(factorial: Factorial) -> int:
-    """Decimals at which effects and their intervals can be read: two figures of the narrowest interval."""
+    """Return the decimals at which effects and their intervals can be read: two figures of the narrowest interval."""
     effects = [of.effect for of in factorial.levels] + [of.effect for of in factorial.combinations]
     widths = [effect.high - effect.mean for effect in effects if effect.high > effect.mean]
     widths = widths or [abs(effect.mean) for effect in effects if effect.mean]

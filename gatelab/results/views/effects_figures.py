@@ -23,7 +23,7 @@ PANELS = 4
 
 
 def plot_effects(found: Effects) -> Figure | None:
-    """The mean of each level, a panel for each axis, all on one scale. None without a table of effects.
+    """Draw the mean of each level, a panel for each axis, all on one scale. None without a table of effects.
 
     Bars are the intervals of the differences to the grand mean, which is a line.
     """
@@ -52,7 +52,8 @@ def plot_effects(found: Effects) -> Figure | None:
 
 
 def plot_interaction(found: Effects) -> Figure | None:
-    """Means of the combinations of two axes, of the interactions that are an effect, or of the strongest. None without.
+    """Draw means of the combinations of two axes, for the interactions that are an effect, or for the strongest. None
+    without.
 
     Lines that are not parallel are the interaction; bars are the intervals of the interaction in each combination.
     """
@@ -98,7 +99,7 @@ def _marks(index: int) -> dict[str, Any]:
 
 
 def _name_levels(axes: Axes, axis: str, levels: Sequence[str]) -> None:
-    """Levels under the abscissa, aslant where they would not fit beside each other."""
+    """Write levels under the abscissa, aslant where they would not fit beside each other."""
     aslant = sum(map(len, levels)) > 22
     axes.set_xticks(range(len(levels)), levels, rotation=30 if aslant else 0, ha="right" if aslant else "center")
     axes.set_xlim(-0.5, len(levels) - 0.5)

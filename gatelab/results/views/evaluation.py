@@ -25,7 +25,7 @@ RETRIEVAL = re.compile(r"retrieval/(?P<length>\d+)/(?P<rope>[^/]+)/(?P<task>[^/]
 
 
 def plot_by_length(rows: pa.Table, variants: Variants, title: str) -> Figure | None:
-    """Loss against the length of the sequence, a panel for each RoPE."""
+    """Draw loss against the length of the sequence, a panel for each RoPE."""
 
     def place(match: re.Match[str]) -> tuple[str, float]:
         return f"loss, {match['rope']}", float(match["length"])
@@ -34,7 +34,7 @@ def plot_by_length(rows: pa.Table, variants: Variants, title: str) -> Figure | N
 
 
 def plot_by_position(rows: pa.Table, variants: Variants, title: str) -> Figure | None:
-    """Loss against the number of tokens that a prediction sees, in the longest sequences, a panel for each RoPE."""
+    """Draw loss against the number of tokens that a prediction sees, in the longest sequences, by RoPE."""
     lengths = [match["length"] for name in rows["name"].to_pylist() if (match := POSITION.fullmatch(name))]
     longest = max(lengths, key=int, default="")
 
@@ -46,7 +46,7 @@ def plot_by_position(rows: pa.Table, variants: Variants, title: str) -> Figure |
 
 
 def plot_retrieval(rows: pa.Table, variants: Variants, title: str) -> Figure | None:
-    """Gain and, where there is any, accuracy of synthetic tasks against the length: a row of panels for each task."""
+    """Draw gain and, where there is any, accuracy against the length: a row of panels for each synthetic task."""
     values = zip(rows["name"].to_pylist(), rows["value"].to_pylist(), strict=True)
     matches = [(match, value) for name, value in values if (match := RETRIEVAL.fullmatch(name))]
     scored = any(value and match["score"] == "accuracy" for match, value in matches)
@@ -69,7 +69,9 @@ def _plot(
     title: str,
     columns: int = 3,
 ) -> Figure | None:
-    """Curves of the metrics that have the pattern, at the panel and abscissa of `place`; None where there are none."""
+    """Draw curves of the metrics that have the pattern, at the panel and abscissa of `place`; None where there are
+    none.
+    """
     matches = [pattern.fullmatch(name) for name in rows["name"].to_pylist()]
     places = [None if match is None else place(match) for match in matches]
     found = rows.append_column("panel", pa.array([at and at[0] for at in places], pa.utf8()))

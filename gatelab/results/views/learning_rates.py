@@ -26,7 +26,7 @@ BY_RATE = ("attention/max_logit", "activation/ffn_residual", "attention/first_to
 
 
 def learning_rates_table(found: LearningRates) -> Table:
-    """A row for each property, a column for each arm; beneath each value its difference to the baseline."""
+    """Lay out a row for each property, a column for each arm; beneath each value its difference to the baseline."""
     arms = sorted(found.arms, key=lambda arm: arm.sweep.arm != arm.sweep.baseline)
     rows = []
     for first in arms[0].quantities:
@@ -100,7 +100,7 @@ def decided(delta: Interval) -> bool:
 
 
 def plot_learning_rates(found: LearningRates) -> Figure:
-    """Loss against learning rate: all of it above, and below what is near the best, with optimum and upper edge."""
+    """Draw loss against learning rate: all of it above, the part near the best below, with optimum and upper edge."""
     figure = Figure(figsize=(6.5, 6.6), layout="constrained")
     whole, near = figure.subplots(2, 1, sharex=True, height_ratios=[2, 3])
     for index, arm in enumerate(found.arms):
@@ -174,7 +174,7 @@ def _draw_arm(axes: Axes, index: int, arm: Arm) -> None:
 
 
 def _mark(axes: Axes, index: int, arm: Arm, margin: float) -> None:
-    """The optimum with its interval, and the upper edge, of one arm."""
+    """Mark the optimum with its interval, and the upper edge, of one arm."""
     colour = line_style(index)["color"]
     best, loss, upper = (arm.quantity(name) for name, _ in (OPTIMUM, LOSS, UPPER))
     if not loss.by_seed or not best.by_seed:
@@ -191,7 +191,7 @@ def _mark(axes: Axes, index: int, arm: Arm, margin: float) -> None:
 
 
 def sentences(found: LearningRates) -> Iterator[str]:
-    """A sentence for each arm that is compared: what of its differences the seeds decide."""
+    """Yield a sentence for each arm that is compared, on those of its differences that the seeds decide."""
     for arm in found.arms:
         told = [
             f"{quantity.name} {_difference(quantity)}"

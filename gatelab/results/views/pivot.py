@@ -11,7 +11,9 @@ from gatelab.results.views.table import Column, Table
 
 
 def pivot_table(found: Pivot) -> Table:
-    """A pivot table for people: the mean, the difference to the baseline with half of its interval, the verdict."""
+    """Lay out a pivot table for people: the mean, the difference to the baseline with half of its interval, the
+    verdict.
+    """
     down, across = found.keys
     names = short_axes(found.comparison.axes)
     headings = [names[axis] for axis in found.rows]

@@ -20,7 +20,7 @@ from gatelab.results.views.table import Column, Table
 
 
 def tables(report: Scaling) -> list[Table]:
-    """A report for people: the rungs as they were measured and, if there is a fit, what it says."""
+    """Lay out a report for people: the rungs as they were measured and, if there is a fit, its numbers."""
     headings = ("arm", "rung")
     numbers = ("parameters", "tokens", "compute [FLOPs]", with_unit(DEFAULT_METRIC), "seeds", "Δ to baseline")
     gains = ("CEG", "CEG 95 %", "CEG in time")
@@ -70,7 +70,7 @@ def _rung_cells(rung: Rung) -> tuple[str, ...]:
 
 
 def _estimate_cells(estimate: Estimate | None, form: str) -> tuple[str, str]:
-    """A number and its interval."""
+    """Format a number and its interval."""
     if estimate is None:
         return DASH, DASH
     value, interval = f"{estimate.value:{form}}", format.bounds(estimate.low, estimate.high, form)
@@ -82,7 +82,7 @@ def _infinite(text: str) -> str:
 
 
 def _fit_table(report: Scaling, fit: Fit) -> Table:
-    """A row for each quantity of each arm."""
+    """Lay out a row for each quantity of each arm."""
     rows = []
     for name, estimate in fit.shared.items():
         shown = None if name == "E" and fit.caveat else estimate
@@ -121,13 +121,13 @@ def _fit_table(report: Scaling, fit: Fit) -> Table:
 
 
 def _share(share: float, count: int) -> str:
-    """A share of replicates; none of a thousand is no proof of never."""
+    """Format a share of replicates; none of a thousand is no proof of never."""
     least = 1 / count
     return f"< {least:.2g}" if share < least else f"> {1 - least:.5g}" if share > 1 - least else f"{share:.3f}"
 
 
 def plot_scaling(report: Scaling, title: str) -> Figure:
-    """Loss against compute with the fitted laws, and below it each rung's paired difference to the baseline.
+    """Draw loss against compute with the fitted laws, and below it each rung's paired difference to the baseline.
 
     Dots are seeds, markers their means, bands and bars 95 % intervals. A law in parameters and tokens is drawn at those
     that it finds optimal for each compute.
@@ -172,7 +172,7 @@ def plot_scaling(report: Scaling, title: str) -> Figure:
 
 
 def _draw_laws(axes: Axes, report: Scaling, fit: Fit, names: Sequence[str]) -> None:
-    """Each arm's curve with its band, dashed a decade beyond what was measured."""
+    """Draw each arm's curve with its band, dashed a decade beyond what was measured."""
     for arm, found in enumerate(fit.arms):
         mine = [rung for rung in report.rungs if rung.arm == found.arm and rung.losses]
         least, most = (bound(rung.compute for rung in mine) for bound in (min, max))

@@ -30,7 +30,7 @@ MOST_LINES = 12
 
 
 def tables(found: Stability) -> list[Table]:
-    """The table of a study's stability, and that of what went wrong in it."""
+    """Return the table of a study's stability, and that of its failures."""
     table = stability_table(found)
     if len(found.variants) > MOST_LINES:
         note = "Too many variants for a figure over training: choose some with --variant."
@@ -39,8 +39,9 @@ def tables(found: Stability) -> list[Table]:
 
 
 def stability_table(found: Stability) -> Table:
-    """The table for people: a row for each number, a column for each variant, the baseline first; the other way round
-    where there are many variants."""
+    """Lay out the table for people: a row for each number, a column for each variant, the baseline first; the other way
+    round where there are many variants.
+    """
     variants = sorted(found.variants, key=lambda one: one.baseline != one.variant)
     rows = [
         ("trials diverged", *(f"{one.diverged} of {one.trials}" for one in variants)),
@@ -88,9 +89,9 @@ def _spread_cell(variant: VariantStability, spread: Spread | None) -> str:
 
 
 def plot_stability(runs: pa.Table, metrics: pa.Table, variants: Variants, title: str) -> Figure:
-    """Gradient norm, largest logit and activation, first token's share and gates' norms over training.
+    """Draw gradient norm, largest logit and activation, first token's share and gates' norms over training.
 
-    Lines and bands are of the trials that did not diverge; those that did are thin lines up to a cross at their end.
+    Lines and bands show the trials that did not diverge; those that did are thin lines up to a cross at their end.
     """
     shown = {name: line for name, (_, line) in lines_of(metrics).items()}
     diverged = {trial["trial"] for trial in runs.to_pylist() if trial["outcome"] == Status.DIVERGED}
@@ -120,7 +121,7 @@ def plot_stability(runs: pa.Table, metrics: pa.Table, variants: Variants, title:
 
 
 def _draw_lost(axes: Axes, index: int, curves: Mapping[int, Curve], label: str) -> None:
-    """Trials that diverged, each by itself; `label` names the first line where no other line does."""
+    """Draw trials that diverged, each by itself; `label` names the first line where no other line does."""
     for steps, values in curves.values():
         axes.plot(steps, values, **line_style(index), linewidth=0.8, label=label or None)
         axes.plot(steps[-1:], values[-1:], color="black", marker="x", markersize=6, linestyle="none", label="diverged")

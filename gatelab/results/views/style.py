@@ -28,12 +28,12 @@ UNDATED: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": 
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Colour and dashes of the index-th line."""
+    """Return colour and dashes of the index-th line."""
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index // len(COLOURS) % len(DASHES)]}
 
 
 def draw_curves(axes: Axes, index: int, curves: Mapping[int, Curve], label: str, marker: str = "") -> None:
-    """A mean line and a band over seeds, in the index-th colour. Draws nothing where there are no curves."""
+    """Draw a mean line and a band over seeds, in the index-th colour. Draws nothing where there are no curves."""
     if not curves:
         return
     where = np.unique(np.concatenate([own for own, _ in curves.values()]))
@@ -46,7 +46,7 @@ def draw_curves(axes: Axes, index: int, curves: Mapping[int, Curve], label: str,
 
 
 def style_axes(axes: Axes) -> None:
-    """A light grid and no frame."""
+    """Give axes a light grid and no frame."""
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -54,7 +54,7 @@ def style_axes(axes: Axes) -> None:
 def panels(
     names: Sequence[str], draw: Callable[[Axes, str], None], abscissa: str, title: str, columns: int = 3
 ) -> Figure:
-    """A figure with a panel for each name, one legend for all, and the abscissa's name under each column."""
+    """Draw a figure with a panel for each name, one legend for all, and the abscissa's name under each column."""
     columns = min(columns, len(names))
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(2.9 * columns + 0.3, 2.2 * rows + 0.7), layout="constrained")
@@ -78,7 +78,9 @@ def panels(
 
 
 def legend_below(figure: Figure, entries: Mapping[str, Any]) -> None:
-    """One legend for a whole figure: label -> what is drawn. The figure grows by what is more than two lines of it."""
+    """Draw one legend for a whole figure: label -> what is drawn. The figure grows by what is more than two lines of
+    it.
+    """
     longest = max(map(len, entries), default=0)
     fitting = int(figure.get_figwidth() / (0.07 * longest + 0.45))  # inches of a letter, and of a line with its gap
     columns = max(1, min(4, len(entries), fitting))
@@ -95,7 +97,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
 
 
 def render_figure(figure: Figure) -> dict[str, bytes]:
-    """A figure's files by suffix. Equal figures give equal files: none says when it was drawn."""
+    """Render a figure's files by suffix. Equal figures give equal files: none says when it was drawn."""
     files = {}
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # what has its place keeps it: to find it costs as much as to draw

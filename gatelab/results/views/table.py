@@ -36,7 +36,7 @@ class Table:
 
 
 def to_markdown(table: Table) -> str:
-    """A GitHub-flavoured Markdown table, the title above and the notes below."""
+    """Render a table as GitHub-flavoured Markdown, the title above and the notes below."""
 
     def line(cells: list[str]) -> str:
         return "| " + " | ".join(_markdown(cell) for cell in cells) + " |"
@@ -51,17 +51,17 @@ def to_markdown(table: Table) -> str:
 
 
 def _markdown(cell: str) -> str:
-    """A cell that is text and no more, whatever a level is called."""
+    """Escape a cell so that it is text and no more, whatever a level is called."""
     return _markup_off(cell).replace("|", "\\|").replace("\n", " ")
 
 
 def _markup_off(text: str) -> str:
-    """Text in which nothing is a tag of HTML."""
+    """Escape text so that nothing in it is a tag of HTML."""
     return re.sub(r"<(?=[A-Za-z/!?])", r"\\<", text)
 
 
 def to_latex(table: Table) -> str:
-    """A LaTeX table with booktabs rules; notes as comments beneath."""
+    """Render a table as LaTeX with booktabs rules; notes as comments beneath."""
 
     def line(cells: list[str]) -> str:
         return "  " + " & ".join(_latex(cell) for cell in cells) + r" \\"
@@ -90,7 +90,7 @@ def to_latex(table: Table) -> str:
 
 
 def to_html(table: Table) -> str:
-    """An HTML table that scrolls within its own box where it is too wide, and the notes beneath.
+    """Render a table as HTML that scrolls within its own box where it is too wide, and the notes beneath.
 
     It needs no style sheet: columns of numbers are aligned to the right, emphasised rows are strong.
     """
@@ -121,7 +121,7 @@ def to_html(table: Table) -> str:
 
 
 def to_csv(frame: pa.Table) -> str:
-    """A frame as CSV, with numbers in full precision; null is an empty cell."""
+    """Render a frame as CSV, with numbers in full precision; null is an empty cell."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(frame.column_names)
