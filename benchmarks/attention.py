@@ -153,9 +153,7 @@ def candidates(device: str, shape: Shape) -> dict[str, Attention]:
 
 
 def relative_errors(attention: Attention, shape: Shape, device: str) -> dict[str, float]:
-    """Return the relative L2 error of the output and of every gradient against float64, on a short problem of the same
-    kind.
-    """
+    """Return the relative L2 error of the output and of every gradient against float64, on a short like problem."""
     short = Shape(**{**asdict(shape), "batch": 1, "length": min(shape.length, 320)})
     leaves, dy = short.inputs(device, 0)
     wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
@@ -262,9 +260,7 @@ def ceilings() -> dict[str, float]:
 
 
 def saved_memory(shape: Shape) -> dict[str, int]:
-    """Return the bytes on the GPU between forward and backward, inputs apart: the fused kernel, and separate
-    operations.
-    """
+    """Return the bytes on the GPU between forward and backward, inputs apart, fused and by separate operations."""
     leaves, _ = shape.inputs("cuda", 0)
     found = {}
     for name, attention in (("gatelab triton", gated_attention), ("separate", sdpa_with_gate)):

@@ -29,9 +29,7 @@ def tiny_trial(steps: int, seed: int = 0) -> TrialConfig:
 
 
 def bare_training(trial: TrialConfig, dataset: Dataset) -> float:
-    """Return the seconds to train and evaluate a trial's model in a loop that does nothing else. Written out, as in a
-    notebook.
-    """
+    """Return the seconds to train and evaluate a trial's model in a bare loop, written out as in a notebook."""
     training = trial.training
     model = Decoder(trial.model)
     initialize(model, trial.seed)

@@ -52,8 +52,9 @@ LAWS = {
 
 
 def measured(law: Law, noise: float = 0.002, seeds: int = 3) -> Cells:
-    """Simulate a study of a law: every arm at every rung, noise on log losses, half of its variance shared by paired
-    seeds.
+    """Simulate a study of a law: every arm at every rung.
+
+    Log losses carry noise; half of its variance is shared by paired seeds.
     """
     sizes = np.geomspace(5e7, 1e10, 5) if law.data is not None else np.geomspace(1e17, 1e21, 5)
     budgets = np.geomspace(1e9, 2e11, 3) if law.data is not None else np.ones(1)
@@ -254,9 +255,7 @@ def fabricate(root: Path, trials: int, points: int) -> str:
 
 
 def in_a_process(work: str) -> tuple[float, float, float]:
-    """Return the seconds, seconds of the processor and peak of resident memory in GB of some Python in a process of its
-    own.
-    """
+    """Run some Python in a process of its own. Return seconds, processor seconds and peak resident memory in GB."""
     done = subprocess.run([sys.executable, "-c", CHILD.format(work=work)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)

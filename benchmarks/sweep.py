@@ -32,9 +32,7 @@ def bare(steps: int, seed: int, folder: str) -> float:
 
 
 def gaps(root: Path) -> list[float]:
-    """Return the seconds between the end of a trial and the start of the next one in the same worker, for a single
-    worker.
-    """
+    """Return the seconds between the end of a trial and the start of the next one, for a single worker."""
     spans = sorted(
         (
             json.loads(path.read_text())["attempts"][0]["started"],

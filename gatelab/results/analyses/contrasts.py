@@ -30,9 +30,7 @@ class Contrast:
     difference: Mean
     """Their mean; where the baseline was given seeds of its own, with what these add."""
     noise: Noise | None
-    """Noise of all variants that are compared with the baseline; None if this one is not among them, or nothing is
-    known.
-    """
+    """Noise of all variants that are compared with the baseline; None if this one is not among them, or if unknown."""
     tested: float
     """The difference of which Dunnett's variance is: over the seeds that all have; with what the baseline's further
     seeds add, if `difference` has that."""

@@ -88,8 +88,7 @@ class Effects:
 def effects(runs: pa.Table, metric: str = DEFAULT_METRIC, trunks: Collection[str] = ()) -> Effects:
     """Analyse finished trials of a `runs` frame by a summary metric. Raises AnalysisUnavailable.
 
-    Trials that differ only along the axes `trunks` share a part of their training, and with it the effect of their
-    seed.
+    Trials that differ only along the axes `trunks` share a part of their training, and with it what a seed does.
     """
     trials, levels, seeds = _read(runs, metric)
     varying = _varying(axes_of(runs), levels)

@@ -126,9 +126,7 @@ def _quantity_dict(quantity: Quantity) -> dict[str, Any]:
 
 
 def _fit_rows(found: LearningRates) -> Iterator[dict[str, Any]]:
-    """Yield a search's report, quantity by quantity over seeds; learning rates as they are, their differences in
-    decades.
-    """
+    """Yield a search's report, quantity by quantity over seeds; differences of learning rates are in decades."""
     for arm in found.arms:
         common = {"law": "learning rates", "arm": arm.sweep.arm, "baseline": arm.sweep.baseline}
         for quantity in arm.quantities:

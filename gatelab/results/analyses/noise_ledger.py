@@ -82,9 +82,7 @@ def update_ledger(folder: RunsFolder, runs: pa.Table) -> None:
 
 
 def known_noise(folder: RunsFolder, metric: str, data: str, parameters: int, tokens: int) -> KnownNoise | None:
-    """Return the noise of a metric from the nearest studies: on the same data where there are any, and nearest in
-    compute.
-    """
+    """Return the noise of a metric from the nearest studies: on the same data, if there are any, and in compute."""
     rows = [row for row in _ledger(folder).to_pylist() if row["metric"] == metric and row["df"] > 0]
     same = [row for row in rows if row["data"] == data]
     candidates = same or rows

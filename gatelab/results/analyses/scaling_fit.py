@@ -89,9 +89,7 @@ Gains = dict[tuple[str, str], Estimate]
 def fit_ladder(
     measured: Sequence[Rung], baselines: Mapping[str, str | None], bootstraps: int, seed: int
 ) -> tuple[Fit | None, Gains, dict[str, str]]:
-    """Fit the law of the arms that support one. Return it, the gains by it, and for each other arm the reason why it
-    has none.
-    """
+    """Fit the law of the arms that support one. Return it, the gains by it, and why each other arm has none."""
     names = [arm for arm in baselines if any(rung.arm == arm for rung in measured)]
     reasons = dict.fromkeys(set(baselines) - set(names), "none of its rungs has a loss")
     why_compute = ""

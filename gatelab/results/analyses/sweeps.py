@@ -94,9 +94,7 @@ def _sweep(arm: str, trials: list[dict[str, Any]], arm_of_variant: Mapping[str, 
 
 
 def centred_window(sweep: Sweep, lattice: Sequence[float], points: int) -> list[float] | None:
-    """Return the run of `points` learning rates of a lattice around the arm's best one; None if the lattice ends
-    before.
-    """
+    """Return the run of `points` learning rates of a lattice around the arm's best; None if the lattice ends before."""
     on_lattice = [index for index, rate in enumerate(sweep.rates) if rate in lattice and np.isfinite(sweep.mean[index])]
     if not on_lattice:
         return None

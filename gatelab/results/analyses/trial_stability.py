@@ -119,9 +119,7 @@ def extreme_rows(rows: pa.Table) -> pa.Table:
 
 
 def _over_layers(layers: pa.Table, name: str, how: str) -> pa.Table:
-    """Reduce a measure of layers to one value per evaluation, its largest or its mean over layers, as of the whole
-    model.
-    """
+    """Reduce a measure of layers to one value per evaluation, its largest or its mean, as of the whole model."""
     mine = layers.filter(pc.equal(layers["name"], name))
     joint = mine.group_by(["trial", "variant", "seed", "step"]).aggregate([("value", how)])
     return joint.rename_columns(["trial", "variant", "seed", "step", "value"]).sort_by("step")
@@ -158,9 +156,7 @@ def _scores(
 
 
 def _end(trial: Mapping[str, Any], series: Mapping[str, Curve]) -> int:
-    """Return the step at which a trial diverged: its first non-finite loss, or the check that found its loss out of
-    bounds.
-    """
+    """Return the step of divergence: its first non-finite loss, or the check that found it out of bounds."""
     steps, losses = series["train/loss"]
     lost = steps[~np.isfinite(losses)]
     return int(lost[0]) if len(lost) else int(trial["step"])

@@ -47,9 +47,7 @@ class Noise:
         return pairing_gain(self.correlation)
 
     def variance(self, n: int, n_baseline: int) -> float:
-        """Return the variance of the estimated difference of a variant with n seeds to a baseline that has these and
-        others.
-        """
+        """Return the variance of the difference of a variant with n seeds to a baseline that has these and others."""
         return 2 * self.error / n * variance_share(self.correlation, n, n_baseline)
 
     def dunnett_p(self, difference: float, n_baseline: int, alternative: Alternative = "two-sided") -> float:
@@ -68,8 +66,9 @@ def pairing_gain(correlation: float) -> float:
 
 
 def correlation_of_differences(correlation: float, n: int, n_baseline: int) -> float:
-    """Return the correlation of two differences that share a baseline: each variant has n seeds, the baseline these and
-    others.
+    """Return the correlation of two differences to one baseline.
+
+    Each variant has n seeds; the baseline, which they share, has these and others.
     """
     own, extra = correlation / n, (1 - correlation) / n_baseline
     return (own + extra) / (1 / n + own + extra)
@@ -81,8 +80,7 @@ def variance_share(correlation: float, n: int, n_baseline: int) -> float:
 
 
 def noise_of(values: Mapping[str, Mapping[int, float]], baseline: str) -> Noise | None:
-    """Estimate the noise of variants and their baseline from variant -> seed -> value; None with fewer than two common
-    seeds.
+    """Estimate noise from variant -> seed -> value, baseline included; None with fewer than two common seeds.
 
     Variants with fewer than two seeds of the baseline are left out, and those with a value that is not a number; of the
     others, the seeds that all have count. Where these are fewer than two, the variants with the fewest seeds are left

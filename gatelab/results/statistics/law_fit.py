@@ -74,8 +74,8 @@ class Problem:
         return np.log(total), [(self.offset_of, 1 / total), *((column, part / total) for column, part in parts)]
 
     def starts(self) -> Floats:
-        """Return starts [starts, size]: the best of a grid of exponents, with E, A and B by non-negative least squares
-        at each.
+        """Return [starts, size]: the best of a grid of exponents, with E, A and B by non-negative least squares at
+        each.
         """
         losses, rows, linear = np.exp(self.cells.mean), np.arange(len(self.x)), self.offsets + self.cells.arms
         scale = np.sqrt(self.weights) / losses  # squares of relative errors

@@ -35,9 +35,7 @@ def vertex(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def optimum(x: Floats, losses: Floats) -> Bounded:
-    """Return the minimum of the parabola through the lowest loss and its neighbours; a bound if the lowest has only
-    one.
-    """
+    """Return the lowest point of the parabola through the lowest loss and its neighbours; a bound with only one."""
     best = int(np.argmin(losses))
     if best == 0:
         return Bounded(float(x[0]), "≤")

@@ -136,9 +136,7 @@ def smallest_sign_flip_p(n: int, alternative: Alternative = "two-sided") -> floa
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """Return the q-value of each p-value: the share of false discoveries among those as small. Those that are nan stay
-    so.
-    """
+    """Return the q-value of each p-value: the share of false discoveries among those as small. nan stays nan."""
     from scipy.stats import false_discovery_control
 
     known = [index for index, p in enumerate(p_values) if not math.isnan(p)]

@@ -85,8 +85,9 @@ def smallest_with_power(power_of: Callable[[float], float], power: float = POWER
 
 
 def equivalence_margin(sd: float, n: int, level: float = LEVEL, power: float = POWER) -> float:
-    """Return the smallest margin within which two one-sided t-tests of n differences place a true 0 with a power; nan
-    below two.
+    """Return the smallest margin within which two one-sided t-tests of n differences place a true 0 with a power.
+
+    nan below two differences.
     """
     if n < 2 or not math.isfinite(sd):
         return math.nan

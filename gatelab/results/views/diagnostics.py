@@ -88,10 +88,9 @@ def plot_gates(metrics: pa.Table, variants: Variants, title: str) -> Figure | No
 
 
 def plot_by_position(metrics: pa.Table, variants: Variants, title: str) -> Figure:
-    """Draw loss by the number of tokens that a prediction sees, at the last evaluation, and below it the paired
-    difference.
+    """Draw loss by the number of tokens that a prediction sees, at the last evaluation.
 
-    Raises AnalysisUnavailable.
+    Below it stands the paired difference. Raises AnalysisUnavailable.
     """
     rows = _at_last_step(metrics.filter(named(metrics, "validation/position/*")))
     if not len(rows):

@@ -20,8 +20,8 @@ SHOWN = 20
 
 
 def tables(found: Effects) -> list[Table]:
-    """Lay out a report for people: effects and tests, levels, and such interactions, aliases and importances as there
-    are.
+    """Lay out a report for people: effects and tests, levels, interactions, aliases, importances, as far as there are
+    any.
     """
     grids, factorial = [], found.factorial
     if factorial is not None:

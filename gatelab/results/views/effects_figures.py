@@ -52,8 +52,7 @@ def plot_effects(found: Effects) -> Figure | None:
 
 
 def plot_interaction(found: Effects) -> Figure | None:
-    """Draw means of the combinations of two axes, for the interactions that are an effect, or for the strongest. None
-    without.
+    """Draw means of the combinations of two axes: interactions that are an effect, or the strongest. None without.
 
     Lines that are not parallel are the interaction; bars are the intervals of the interaction in each combination.
     """

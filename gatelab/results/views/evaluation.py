@@ -69,9 +69,7 @@ def _plot(
     title: str,
     columns: int = 3,
 ) -> Figure | None:
-    """Draw curves of the metrics that have the pattern, at the panel and abscissa of `place`; None where there are
-    none.
-    """
+    """Draw curves of the metrics that have the pattern, at the panel and abscissa of `place`; None without any."""
     matches = [pattern.fullmatch(name) for name in rows["name"].to_pylist()]
     places = [None if match is None else place(match) for match in matches]
     found = rows.append_column("panel", pa.array([at and at[0] for at in places], pa.utf8()))

@@ -11,9 +11,7 @@ from gatelab.results.views.table import Column, Table
 
 
 def pivot_table(found: Pivot) -> Table:
-    """Lay out a pivot table for people: the mean, the difference to the baseline with half of its interval, the
-    verdict.
-    """
+    """Lay out a pivot table for people: mean, difference to the baseline with half of its interval, verdict."""
     down, across = found.keys
     names = short_axes(found.comparison.axes)
     headings = [names[axis] for axis in found.rows]

@@ -78,8 +78,9 @@ def panels(
 
 
 def legend_below(figure: Figure, entries: Mapping[str, Any]) -> None:
-    """Draw one legend for a whole figure: label -> what is drawn. The figure grows by what is more than two lines of
-    it.
+    """Draw one legend for a whole figure: label -> what is drawn.
+
+    The figure grows by what is more than two lines of it.
     """
     longest = max(map(len, entries), default=0)
     fitting = int(figure.get_figwidth() / (0.07 * longest + 0.45))  # inches of a letter, and of a line with its gap
