@@ -13,16 +13,16 @@ import filelock
 import torch
 
 from gatelab.ablations.shared_prefix import Fork
-from gatelab.metrics import dump_specs
+from gatelab.metrics import dump_specs, find_spec
 from gatelab.orchestrator import system_metrics
 from gatelab.orchestrator.pool import WorkerSetup, do_nothing
 from gatelab.orchestrator.provenance import code_version
 from gatelab.orchestrator.system_metrics import SystemMetrics
 from gatelab.results.store.journal import Journal, continue_from
 from gatelab.results.store.layout import RunsFolder, TrialFolder
-from gatelab.results.store.metric_specs import sums_up
 from gatelab.results.store.records import Attempt, ForkRecord, Outcome, TrialDescription, write_json
 from gatelab.status import Status
+from gatelab.training import evaluator
 from gatelab.training.checkpoint import is_written
 from gatelab.training.config import TrialConfig
 from gatelab.training.data import Dataset
@@ -69,7 +69,11 @@ class EvaluationPrinter:
     def record(self, step: int, values: Mapping[str, float], layer: int | None = None) -> None:
         """Pass on, and show what is evaluated."""
         self._recorder.record(step, values, layer)
-        shown = {name: value for name, value in values.items() if name.startswith("validation/") and sums_up(name)}
+        shown = {
+            name: value
+            for name, value in values.items()
+            if name.startswith("validation/") and find_spec(name, evaluator.SPECS).sums_up
+        }
         if shown:
             self._show(step, shown)
 
@@ -232,7 +236,8 @@ def _describe_attempt(task: Task, machine: Mapping[str, str], *, forks: bool) ->
         longer = TrialDescription.read(task.runs.trial(task.fork.trunk).description)
         earlier, fork = longer.attempts if longer else [], {"branch": ForkRecord(**asdict(task.fork))}
     specs = trial_metric_specs(task.config) | (system_metrics.SPECS if task.system_metrics else {})
-    known = known.model_copy(update={"attempts": [*earlier, attempt], **fork, "metrics": dump_specs(specs)})
+    told = (known.metrics or {}) | dump_specs(specs)
+    known = known.model_copy(update={"attempts": [*earlier, attempt], **fork, "metrics": told})
     write_json(task.files.description, known.to_json())
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from gatelab.metrics import MetricSpec, find_spec, load_specs
-from gatelab.orchestrator.system_metrics import SystemMetrics
+from gatelab.orchestrator.system_metrics import SPECS, SystemMetrics
 from gatelab.orchestrator.worker import Task, run_task
 from gatelab.results.store.journal import Journal, JournalTail, read_journal
 from gatelab.results.store.layout import RunsFolder
-from gatelab.results.store.metric_specs import is_mirrored, measure, sums_up
+from gatelab.results.store.metric_specs import BEFORE_SPECS
 from gatelab.results.store.records import read_json
 from gatelab.training.config import TrialConfig
 from gatelab.training.preparation import prepare
@@ -110,15 +110,17 @@ def test_a_gpu_is_sampled_under_the_names_of_mlflow(tmp_path: Path, monkeypatch:
         "system/gpu_1_utilization_percentage": 42.0,
         "system/gpu_1_power_usage_watts": 123.456,
     }
-    assert measure("system/gpu_1_power_usage_watts").unit == "W"
+    for specs in (SPECS, BEFORE_SPECS):
+        assert find_spec("system/gpu_1_power_usage_watts", specs).unit == "W"
 
 
 def test_samples_have_units_and_are_no_columns_of_tables() -> None:
     """MLflow gets them; no single number of them sums a trial up."""
     for name, unit in ALWAYS.items():
-        assert measure(name).unit == unit
-        assert is_mirrored(name, None)
-        assert not sums_up(name)
+        for spec in (find_spec(name, SPECS), find_spec(name, BEFORE_SPECS)):
+            assert spec.unit == unit
+            assert spec.is_mirrored(None)
+            assert not spec.sums_up
 
 
 @pytest.mark.parametrize("asked", [True, False])

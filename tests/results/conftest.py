@@ -13,6 +13,7 @@ import pytest
 
 from gatelab.ablations.loading import make_study
 from gatelab.ablations.pipeline import build_matrix
+from gatelab.metrics import Specs, dump_specs
 from gatelab.orchestrator.study_manifest import study_record, write_record
 from gatelab.results.store.journal import Journal
 from gatelab.results.store.layout import RunsFolder, TrialFolder
@@ -50,6 +51,8 @@ class Laboratory:
         write_record(self.folder, self.record)
         self.variants = [variant.label for variant in self.matrix.variants]
         self.steps = steps
+        self.specs: Specs | None = None
+        """What trials that begin record of their metrics; None: nothing, as in older versions."""
 
     def trial(self, variant: int, seed: int) -> TrialFolder:
         """The folder of a trial."""
@@ -67,7 +70,8 @@ class Laboratory:
         origin = {name: f"this {name}" for name in PROVENANCE} | provenance
         attempts.append({"started": 1_700_000_000.0 + len(attempts), "provenance": origin})
         config = next(t.config for t in self.matrix.trials if t.id == self.id(variant, seed)).model_dump(mode="json")
-        write_json(files.description, {"id": self.id(variant, seed), "config": config, "attempts": attempts})
+        specs = {} if self.specs is None else {"metrics": dump_specs(self.specs)}
+        write_json(files.description, {"id": self.id(variant, seed), "config": config, "attempts": attempts} | specs)
 
     def write(self, variant: int, seed: int, steps: Iterable[int], also: Mapping[int, float] | None = None) -> None:
         """Record steps in a segment of their own: the loss, every 5 steps an evaluation and a value of a layer."""

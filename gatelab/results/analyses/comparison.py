@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gatelab.metrics import MetricSpec, find_spec
 from gatelab.results.analyses.analysis import tidy, to_jsonable
 from gatelab.results.analyses.contrasts import (
     Contrast,
@@ -27,7 +28,7 @@ from gatelab.results.analyses.contrasts import (
 from gatelab.results.analyses.verdicts import Verdict
 from gatelab.results.statistics import paired
 from gatelab.results.statistics.paired import LEVEL, NO_INTERVAL, Interval, t_interval
-from gatelab.results.store.metric_specs import measure
+from gatelab.results.store.metric_specs import specs_of
 from gatelab.results.store.runs import AXIS, STATUSES, SUMMARY, axes_of, metrics_of
 
 DEFAULT_METRIC = "validation/loss"
@@ -81,6 +82,8 @@ class Comparison:
     axes: tuple[str, ...]
     rows: tuple[ComparisonRow, ...]
     notes: tuple[str, ...]
+    spec: MetricSpec
+    """What the metric is."""
 
     def frame(self) -> pa.Table:
         """Return a row for each variant, with the numbers of its tests and the level of each axis."""
@@ -89,7 +92,8 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON values. None: no such number."""
         rows = [{**to_jsonable(row), "is_baseline": row.is_baseline} for row in self.rows]
-        return {**to_jsonable(self), "rows": rows}
+        whole = {name: value for name, value in to_jsonable(self).items() if name != "spec"}
+        return {**whole, "rows": rows}
 
     def _record(self, row: ComparisonRow) -> dict[str, Any]:
         delta, counts = row.delta or NO_INTERVAL, row.outcomes
@@ -164,13 +168,13 @@ def compare(runs: pa.Table, metric: str = DEFAULT_METRIC, margin: float | None =
     trials = runs.select([*fixed, *{metric: None, SPEED: None}]).to_pylist()
     by_variant = group_by_variant(trials)
     found = contrasts(runs, metric)
-    axes, better = axes_of(runs), measure(metric).better
+    axes, spec = axes_of(runs), find_spec(metric, specs_of(runs))
     rows = [_row(variant, members, metric, axes, found.get(variant), margin) for variant, members in by_variant.items()]
     rows = _with_q_values(rows)
     several = not one_family(rows)
-    rows = [_with_verdict(row, better, found.get(row.variant), several) for row in rows]
-    if better:
-        sign = -1.0 if better == "higher" else 1.0
+    rows = [_with_verdict(row, spec.better, found.get(row.variant), several) for row in rows]
+    if spec.better:
+        sign = -1.0 if spec.better == "higher" else 1.0
         rows.sort(key=lambda row: (not math.isfinite(row.value.mean), sign * row.value.mean))
         # A mean over fewer seeds than others have, those that did not diverge, say, is the best of nothing.
         most = max((row.value.n for row in rows), default=0)
@@ -185,6 +189,7 @@ def compare(runs: pa.Table, metric: str = DEFAULT_METRIC, margin: float | None =
         axes=axes,
         rows=tuple(rows),
         notes=(*_notes(runs, rows), *noise_notes(found)),
+        spec=spec,
     )
 
 

@@ -6,9 +6,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatelab.errors import AnalysisUnavailable
+from gatelab.metrics import find_spec
 from gatelab.results.analyses.comparison import Comparisons, compare
 from gatelab.results.analyses.curves import binned_rows
 from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.metric_specs import specs_of
 from gatelab.results.store.metrics import metrics_from_journals, named
 from gatelab.results.store.runs import metrics_of
 
@@ -38,15 +40,6 @@ TRAINING_PANELS = (
 GATE_PANELS = ("mean", "below_0.1")  # of each position that has a gate
 
 
-FLOORS = {
-    "attention/first_token_share": "attention/first_token_share_uniform",
-    "attention/first_token_share_late": "attention/first_token_share_late_uniform",
-    "attention/first_token_share_top_head": "attention/first_token_share_uniform",
-    "attention/entropy": "attention/entropy_uniform",
-}
-"""Measure -> what attention that is uniform over the past shows of it."""
-
-
 TABLE = (
     "validation/loss",
     "attention/first_token_share",
@@ -68,7 +61,7 @@ AT_LAST = ("histogram/gate/*", "validation/position/*")
 """Metrics, as patterns, of which figures show the last evaluation, by layer or of the whole model."""
 
 
-DRAWN = {*LAYER_PANELS, *TRAINING_PANELS, *FLOORS, *FLOORS.values(), "gate/*", "weight_norm/gate_*", *AT_LAST}
+DRAWN = {*LAYER_PANELS, *TRAINING_PANELS, "attention/*_uniform", "gate/*", "weight_norm/gate_*", *AT_LAST}
 """All that figures show."""
 
 
@@ -118,7 +111,8 @@ def _notes(runs: pa.Table) -> Iterator[str]:
     yield "Of each trial's last evaluation, the mean over layers (attention/max_logit: the largest)."
     if lengths := _values(runs, "attention/sequence_length"):
         yield f"Sequences of {lengths} tokens."
-    floors = [f"{name} {values}" for name, floor in FLOORS.items() if (values := _values(runs, floor))]
+    specs = specs_of(runs)
+    floors = [f"{name} {values}" for name in TABLE if (values := _values(runs, find_spec(name, specs).floor))]
     if floors:
         yield f"Attention uniform over the past would show: {', '.join(floors)}."
 

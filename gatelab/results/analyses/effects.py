@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from gatelab.errors import AnalysisUnavailable, Unavailable
 from gatelab.extras import MissingExtra
+from gatelab.metrics import MetricSpec, find_spec
 from gatelab.results.analyses.analysis import tidy, to_jsonable
 from gatelab.results.analyses.comparison import DEFAULT_METRIC, UNFINISHED, environment_notes, unknown_metric
 from gatelab.results.analyses.effects_frame import EFFECTS, alias_rows, factorial_rows, importance_rows
@@ -32,7 +33,7 @@ from gatelab.results.statistics.importance import Importance, importance
 from gatelab.results.statistics.linear_model import Cell
 from gatelab.results.statistics.paired import LEVEL
 from gatelab.results.store.layout import RunsFolder
-from gatelab.results.store.metric_specs import measure
+from gatelab.results.store.metric_specs import specs_of
 from gatelab.results.store.records import StudyRecord
 from gatelab.results.store.runs import AXIS, axes_of, metrics_of, short_axes
 from gatelab.results.store.trials import Descriptions, study_descriptions
@@ -62,6 +63,8 @@ class Effects:
     importance: Importance | None
     """None for a complete factorial, which says more."""
     notes: tuple[str, ...]
+    spec: MetricSpec
+    """What the metric is."""
 
     def frame(self) -> pa.Table:
         """Return a row for each effect, level, combination, alias and importance."""
@@ -72,7 +75,7 @@ class Effects:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON values. None: no such number."""
-        values: dict[str, Any] = {**to_jsonable(self)}
+        values = {name: value for name, value in to_jsonable(self).items() if name != "spec"}
         if (factorial := self.factorial) is not None:
             errors = [{"name": of.name, "ss": of.ss, "df": of.df, "ms": of.ms} for of in factorial.errors]
             values["factorial"]["errors"] = to_jsonable(errors)
@@ -102,7 +105,7 @@ def effects(runs: pa.Table, metric: str = DEFAULT_METRIC, trunks: Collection[str
             f"(got {len(valued)} of {len(levels)})"
         )
     levels = {variant: levels[variant] for variant in valued}
-    better = measure(metric).better
+    spec = find_spec(metric, specs_of(runs))
     axes, cells, folded = _cells(valued, levels, varying)
     notes = [*_missing(seeds), *_chosen_by_divergence(seeds)]
     if folded:
@@ -115,13 +118,13 @@ def effects(runs: pa.Table, metric: str = DEFAULT_METRIC, trunks: Collection[str
         design, why, aliases = _choose(cells, axes)
         notes += [why] if why else []
         if design is not None:
-            found = factorial(design, trunks, better)
+            found = factorial(design, trunks, spec.better)
             notes += _notes(found, design, trunks)
     important = None
     if found is None or found.kind != FACTORIAL or found.cells < len(valued):
         values = {variant: own.values for variant, own in valued.items()}
         try:
-            important = importance(values, levels, _varying(varying, levels), better)
+            important = importance(values, levels, _varying(varying, levels), spec.better)
         except MissingExtra as error:
             notes.append(f"The importance of axes is left out: {error}.")
         else:
@@ -133,7 +136,7 @@ def effects(runs: pa.Table, metric: str = DEFAULT_METRIC, trunks: Collection[str
     if unfinished := sum(trial["outcome"] in UNFINISHED for trial in trials):
         notes.append(f"{unfinished} trials have not finished: the table will change.")
     study, study_hash = trials[0]["study"], trials[0]["study_hash"]
-    return Effects(study, study_hash, metric, varying, found, aliases, important, tuple(notes))
+    return Effects(study, study_hash, metric, varying, found, aliases, important, tuple(notes), spec)
 
 
 def _study(runs: pa.Table) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from gatelab.errors import AnalysisUnavailable
+from gatelab.metrics import MetricSpec, find_spec
 from gatelab.results.analyses.analysis import tidy, to_jsonable
 from gatelab.results.analyses.comparison import DEFAULT_METRIC, compare
 from gatelab.results.analyses.fits import FITS
@@ -25,6 +26,7 @@ from gatelab.results.analyses.scaling_fit import (
     Rung,
     fit_ladder,
 )
+from gatelab.results.store.metric_specs import specs_of
 from gatelab.results.store.records import StudyRecord
 from gatelab.results.store.runs import STATUSES, arm_of, axes_of
 from gatelab.status import Status
@@ -47,6 +49,8 @@ class Scaling:
     """Baselines first, each arm from the least compute on."""
     fit: Fit | None
     notes: tuple[str, ...]
+    spec: MetricSpec
+    """What the loss is."""
 
     def frame(self) -> pa.Table:
         """Return a row for each rung of each arm."""
@@ -194,6 +198,7 @@ def scaling(runs: pa.Table, ladder: Sequence[str], *, bootstraps: int = BOOTSTRA
         rungs=tuple(_with_gain(rung, rungs, gains) for rung in rungs),
         fit=fit,
         notes=(),
+        spec=find_spec(DEFAULT_METRIC, specs_of(runs)),
     )
     return replace(report, notes=(*_notes(report, reasons), *notes))
 

@@ -18,6 +18,7 @@ from gatelab.results.analyses.pivot import pivot
 from gatelab.results.analyses.scaling import BOOTSTRAPS, scaling_from_record
 from gatelab.results.report.context import StudyResults
 from gatelab.results.report.stamp import Stamp, json_with_provenance, make_stamp, with_origin, with_provenance
+from gatelab.results.store.metric_specs import specs_of
 from gatelab.results.store.runs import evaluations_frame
 from gatelab.results.views import claims as claims_view
 from gatelab.results.views import comparison as comparison_view
@@ -79,7 +80,7 @@ TABLES: dict[str, TableSpec] = {
         lambda study, options: diagnostics(study.runs),
         diagnostics_view.tables,
         lambda found, study, options: diagnostics_view.figures(
-            found, read_diagnostics(study.folder, study.study, study.last_step), found.baselines
+            found, read_diagnostics(study.folder, study.study, study.last_step), found.baselines, specs_of(study.runs)
         ),
     ),
     "evaluation": TableSpec(
@@ -87,7 +88,7 @@ TABLES: dict[str, TableSpec] = {
         lambda study, options: evaluation(study.runs, study.answers),
         evaluation_view.tables,
         lambda found, study, options: evaluation_view.figures(
-            found, evaluations_frame(study.record, study.answers), found.baselines
+            found, evaluations_frame(study.record, study.answers), found.baselines, specs_of(study.runs)
         ),
     ),
     "tolerance": TableSpec(

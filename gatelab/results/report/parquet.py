@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 
 from gatelab.atomic import replacing
 from gatelab.errors import AnalysisUnavailable
+from gatelab.metrics import Specs, find_spec
 from gatelab.results.analyses.comparison import compare
 from gatelab.results.analyses.fits import FITS
 from gatelab.results.analyses.learning_rates import learning_rates_from_record
 from gatelab.results.analyses.scaling import scaling_from_record
 from gatelab.results.store.layout import NotFound, RunsFolder
-from gatelab.results.store.metric_specs import measure
+from gatelab.results.store.metric_specs import SPECS_KEY, specs_json, specs_of
 from gatelab.results.store.metrics import METRICS, TEXT, each_journal
 from gatelab.results.store.records import StudyRecord
 from gatelab.results.store.runs import AXIS, evaluations_frame, metrics_of, runs_of_record
@@ -107,7 +108,7 @@ def export_record(
     folder: RunsFolder, record: StudyRecord, runs: pa.Table, answers: EvaluationResults, target: Path
 ) -> list[Path]:
     """Write a study as Parquet, from its record, its `runs` and the answers of its trials. See `export_study`."""
-    origin = _provenance(record, runs)
+    origin, specs = _provenance(record, runs), specs_of(runs)
     tables = {
         "runs": runs.drop_columns("study"),
         "evaluations": evaluations_frame(record, answers),
@@ -115,12 +116,12 @@ def export_record(
         "fits": fits(record, runs),
     }
     for name, table in tables.items():
-        with _written(target, name, table.schema, origin) as writer:
+        with _written(target, name, table.schema, origin, specs) as writer:
             writer.write_table(table)
     of_model = VALUES.remove(VALUES.get_field_index("layer"))
     with ExitStack() as stack:
-        metrics = stack.enter_context(_written(target, "metrics", of_model, origin))
-        layers = stack.enter_context(_written(target, "layers", VALUES, origin))
+        metrics = stack.enter_context(_written(target, "metrics", of_model, origin, specs))
+        layers = stack.enter_context(_written(target, "layers", VALUES, origin, specs))
         for rows in map(_sorted, each_journal(folder, record.trials)):
             whole = pc.is_null(rows["layer"])
             _append(metrics, rows.filter(whole).drop_columns("layer"))
@@ -132,8 +133,9 @@ def _comparisons(runs: pa.Table) -> pa.Table:
     """Return the comparison of a study by each metric that sums up its trials, in `COMPARISONS`."""
     frames = [COMPARISONS.empty_table()]
     for metric in metrics_of(runs):
-        frame = compare(runs, metric).frame()
-        unit = pa.repeat(pa.scalar(measure(metric).unit, pa.utf8()), len(frame))
+        found = compare(runs, metric)
+        frame = found.frame()
+        unit = pa.repeat(pa.scalar(found.spec.unit, pa.utf8()), len(frame))
         frames.append(frame.append_column("unit", unit).select(COMPARISONS.names))
     return pa.concat_tables(frames)
 
@@ -164,7 +166,8 @@ def runs_from_parquet(target: Path, study: str) -> pa.Table:
     version = (table.schema.metadata or {}).get(b"gatelab.schema", b"none").decode()
     if version != str(SCHEMA_VERSION):
         raise NotFound(f"{path} has schema version {version}, not {SCHEMA_VERSION}: gatelab export {study}")
-    plain = pa.schema([each.remove_metadata() for each in table.schema])
+    carried = {key: value for key, value in table.schema.metadata.items() if key == SPECS_KEY.encode()}
+    plain = pa.schema([each.remove_metadata() for each in table.schema], carried or None)
     return table.cast(plain).add_column(0, pa.field("study", pa.utf8()), pa.repeat(pa.scalar(study), len(table)))
 
 
@@ -173,13 +176,15 @@ def _path(target: Path, table: str, study: str) -> Path:
 
 
 @contextmanager
-def _written(target: Path, table: str, schema: pa.Schema, origin: Mapping[str, str]) -> Iterator[pq.ParquetWriter]:
+def _written(
+    target: Path, table: str, schema: pa.Schema, origin: Mapping[str, str], specs: Specs
+) -> Iterator[pq.ParquetWriter]:
     """Write a table of a study to a temporary file, and put it in place of the old one once it is whole."""
     with (
         replacing(_path(target, table, origin["gatelab.study"])) as path,
         pq.ParquetWriter(
             path,
-            _described(schema).with_metadata({**origin, "gatelab.table": table}),
+            _described(schema, specs).with_metadata({**origin, SPECS_KEY: specs_json(specs), "gatelab.table": table}),
             compression="zstd",
             use_dictionary=[each.name for each in schema if each.type == pa.utf8()],
             column_encoding={name: "DELTA_BINARY_PACKED" for name in ("step", "time") if name in schema.names},
@@ -189,17 +194,19 @@ def _written(target: Path, table: str, schema: pa.Schema, origin: Mapping[str, s
         yield writer
 
 
-def _described(schema: pa.Schema) -> pa.Schema:
-    """Return a schema whose columns carry their descriptions and units."""
+def _described(schema: pa.Schema, specs: Specs) -> pa.Schema:
+    """Return a schema whose columns say what they are, in which unit, which way is better, and their axis."""
     fields = []
     for field in schema:
-        unit, text = COLUMNS.get(field.name, (measure(field.name).unit, ""))
+        spec = find_spec(field.name, specs)
+        unit, text = COLUMNS.get(field.name, (spec.unit, ""))
         if field.name.startswith(AXIS):
             text = "its level; null: makes no difference to this variant"
         elif field.name in PROVENANCE:
             text = "provenance; what attempts differ in is joined by 'then'"
-        said = {key: value for key, value in (("unit", unit), ("description", text)) if value}
-        fields.append(field.with_metadata(said))
+        axis = "logarithmic" if spec.logarithmic else ""
+        said = {"unit": unit, "better": spec.better, "axis": axis, "description": text}
+        fields.append(field.with_metadata({key: value for key, value in said.items() if value}))
     return pa.schema(fields)
 
 

@@ -8,12 +8,14 @@ from dataclasses import replace
 import pyarrow.compute as pc
 
 from gatelab.errors import AnalysisUnavailable
+from gatelab.metrics import find_spec
 from gatelab.results.analyses.diagnostics import diagnostics
 from gatelab.results.analyses.effects import effects, trunks_of
 from gatelab.results.analyses.evaluation import evaluation
 from gatelab.results.report.context import MOST_DRAWN, Context
 from gatelab.results.report.parts import Section, picture, upright
 from gatelab.results.report.provenance import provenance_section
+from gatelab.results.store.metric_specs import specs_of
 from gatelab.results.store.preregistration import RegisterChanged
 from gatelab.results.views import claims as claims_view
 from gatelab.results.views import diagnostics as diagnostics_view
@@ -75,7 +77,7 @@ def _curves(context: Context) -> Section | None:
     for name in context.curve_names:
         if name in known:
             own = rows.filter(pc.equal(rows["name"], name))
-            figure = plot_curves(own, name, context.drawn, context.study)
+            figure = plot_curves(own, name, context.drawn, context.study, find_spec(name, specs_of(context.runs)))
             caption = (
                 f"`{name}` over training. Lines: mean over seeds; bands: their range. Below, where there is a "
                 "baseline, the paired difference to it."
@@ -148,7 +150,7 @@ def _diagnostics(context: Context) -> Section | None:
         "diagnostics-gates": "Distribution of gate scores by layer, at the last evaluation.",
         "loss-by-position": "Loss by the number of tokens that a prediction sees; below, the paired difference.",
     }
-    figures = diagnostics_view.figures(found, context.values.diagnostics, context.drawn)
+    figures = diagnostics_view.figures(found, context.values.diagnostics, context.drawn, specs_of(context.runs))
     pictures = [
         replace(picture(name, captions[name], figure), scale=name == "diagnostics-gates")
         for name, figure in figures.items()
@@ -167,7 +169,7 @@ def _evaluation(context: Context) -> Section | None:
         "loss-by-position-beyond": "Loss by the number of tokens that a prediction sees, in the longest sequences.",
         "retrieval": "Synthetic retrieval tasks against the length of the sequence.",
     }
-    figures = evaluation_view.figures(found, context.evaluations, context.drawn)
+    figures = evaluation_view.figures(found, context.evaluations, context.drawn, specs_of(context.runs))
     return Section(
         "evaluation",
         "Beyond the training length",

@@ -11,7 +11,6 @@ from gatelab.results.analyses.learning_rates import LearningRates
 from gatelab.results.analyses.scaling import Scaling
 from gatelab.results.analyses.verdicts import DIFFERENT, Verdict
 from gatelab.results.statistics.paired import LEVEL
-from gatelab.results.store.metric_specs import measure
 from gatelab.results.store.preregistration import RegisterChanged
 from gatelab.results.views.format import number, signed
 from gatelab.results.views.learning_rates import sentences
@@ -81,7 +80,7 @@ def _verdicts(comparison: Comparison) -> Iterator[str]:
     names = short_names(comparison.rows)
     compared = _compared(comparison)
     baselines = [row for row in comparison.rows if row.is_baseline]
-    unit = measure(comparison.metric).unit
+    unit = comparison.spec.unit
     by = f"`{comparison.metric}`{f' ({unit})' if unit else ''}"
     against = f"`{names[baselines[0].variant]}`" if len(baselines) == 1 else "their baselines"
     if len(compared) == 1:

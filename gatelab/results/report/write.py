@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gatelab.errors import AnalysisUnavailable
+from gatelab.metrics import find_spec
 from gatelab.results.analyses.comparison import DEFAULT_METRIC, compare
 from gatelab.results.analyses.curves import read_curves
 from gatelab.results.analyses.noise_ledger import update_ledger
@@ -12,6 +13,7 @@ from gatelab.results.report.artifacts import Artifacts, write
 from gatelab.results.report.context import StudyResults, read_results
 from gatelab.results.report.parquet import export_record
 from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.metric_specs import specs_of
 from gatelab.results.views.curves import plot_curves
 from gatelab.results.views.style import save_figure
 
@@ -56,5 +58,5 @@ def write_curves(folder: RunsFolder, study: str, metric: str, target: Path) -> l
 def _draw_curves(results: StudyResults, metric: str, target: Path) -> list[Path]:
     metrics = read_curves(results.folder, results.study, metric, results.last_step)
     variants = {row.variant: row.baseline for row in compare(results.runs).rows}
-    figure = plot_curves(metrics, metric, variants, results.study)
+    figure = plot_curves(metrics, metric, variants, results.study, find_spec(metric, specs_of(results.runs)))
     return save_figure(figure, target / f"curves-{metric.replace('/', '-')}")

@@ -1,88 +1,89 @@
-"""What the recorded metrics are: their units, their directions, and which of them tables and MLflow show.
+"""What the metrics of a study are, as its trials recorded it: unit, direction, axis, and whether they sum a trial up.
 
-docs/diagnostics.md and docs/results.md define each one.
+A metric is described where it is measured, and each trial keeps that description in its trial.json. `runs` carries it
+in the metadata of its schema, whichever store it is read from.
 """
 
-import fnmatch
-import functools
+import json
+from collections.abc import Collection
+from typing import Any
 
-from gatelab.metrics import BITS, NATS, SHARE, SIZE, SPEED, MetricSpec, find_spec
+import pyarrow as pa
 
-COUNT = MetricSpec("", "lower")
+from gatelab.metrics import BITS, NATS, SHARE, SIZE, MetricSpec, Specs, dump_specs, load_specs
+from gatelab.results.store.records import TrialDescription
 
-MEASURES: dict[str, MetricSpec] = {
-    # Pattern of a name -> what it is; the first that fits holds.
+SPECS_KEY = "gatelab.metrics"
+"""Key of the specs, as JSON, in the metadata of a schema."""
+
+_COUNT = MetricSpec("", "lower", kind="outcome")
+_CURVE = MetricSpec("nats/token", "lower", kind="detail")
+
+BEFORE_SPECS: Specs = {
     "*bits_per_byte*": BITS,
+    "validation/position/*": _CURVE,
     "validation/*": NATS,
-    "train/loss": NATS,
-    "train/final_loss": NATS,
-    "train/initial_loss": MetricSpec("nats/token"),
-    "train/*tokens_per_second": SPEED,
-    "train/seconds": MetricSpec("s", "lower"),
-    "train/*_spikes": COUNT,
-    "train/*_steps": COUNT,
-    "memory/peak_bytes": MetricSpec("bytes", "lower"),
-    "system/*_percentage": MetricSpec("%"),
-    "system/*_megabytes": MetricSpec("MB"),
-    "system/*_watts": MetricSpec("W"),
-    "attention/entropy*": MetricSpec("nats"),
-    "attention/max_logit": SIZE,
+    "train/loss": MetricSpec("nats/token", "lower", kind="series"),
+    "train/gradient_norm": MetricSpec(kind="series"),
+    "train/learning_rate": MetricSpec(kind="series"),
+    "train/tokens_per_second": MetricSpec("tokens/s", "higher", kind="series"),
+    "train/final_loss": MetricSpec("nats/token", "lower", kind="outcome"),
+    "train/initial_loss": MetricSpec("nats/token", kind="outcome"),
+    "train/*tokens_per_second": MetricSpec("tokens/s", "higher", kind="outcome"),
+    "train/seconds": MetricSpec("s", "lower", kind="outcome"),
+    "train/*_spikes": _COUNT,
+    "train/*_steps": _COUNT,
+    "memory/peak_bytes": MetricSpec("bytes", "lower", kind="outcome"),
+    "system/*_percentage": MetricSpec("%", kind="series"),
+    "system/*_megabytes": MetricSpec("MB", kind="series"),
+    "system/*_watts": MetricSpec("W", kind="series"),
+    "attention/entropy": MetricSpec("nats", floor="attention/entropy_uniform"),
+    "attention/entropy_uniform": MetricSpec("nats"),
+    "attention/max_logit": MetricSpec(logarithmic=True, mirrored_by_layer=True),
     "attention/logit_bound": SIZE,
     "attention/sequence_length": MetricSpec("tokens"),
+    "attention/first_token_share": MetricSpec(
+        "share", mirrored_by_layer=True, floor="attention/first_token_share_uniform"
+    ),
+    "attention/first_token_share_late": MetricSpec("share", floor="attention/first_token_share_late_uniform"),
+    "attention/first_token_share_top_head": MetricSpec("share", floor="attention/first_token_share_uniform"),
     "attention/*": SHARE,
+    "activation/ffn_residual": MetricSpec(logarithmic=True, mirrored_by_layer=True),
     "activation/*": SIZE,
     "sdpa*/mean_abs": SIZE,
+    "gate/*/mean": MetricSpec(mirrored_by_layer=True),
+    "histogram/*": MetricSpec(kind="detail"),
     "*/below_*": SHARE,
+    "gradient_norm": MetricSpec(mirrored_by_layer=True),
     "*_norm/*": SIZE,
+    "length/*/position/*": _CURVE,
     "length/*": NATS,
     "retrieval/*/accuracy": MetricSpec("share", "higher"),
     "retrieval/*/gain": MetricSpec("nats/token", "higher"),
     "retrieval/*/loss": NATS,
 }
+"""What the metrics were in versions whose trials did not record it. Only for reading these: a new metric is described
+where it is measured."""
 
 
-PER_STEP = ("train/loss", "train/gradient_norm", "train/learning_rate", "train/tokens_per_second")
-"""Metrics of the whole model that no single number sums up."""
+def specs_of_trials(descriptions: Collection[TrialDescription]) -> Specs:
+    """Return what the metrics of trials are: as they recorded it, and `BEFORE_SPECS` where some recorded nothing."""
+    recorded: dict[str, dict[str, Any]] = {}
+    for description in descriptions:
+        for pattern, spec in (description.metrics or {}).items():
+            recorded.setdefault(pattern, spec)
+    specs = load_specs(recorded)
+    if specs and all(description.metrics for description in descriptions):
+        return specs
+    return specs | {pattern: spec for pattern, spec in BEFORE_SPECS.items() if pattern not in specs}
 
 
-SYSTEM = "system/"
-"""Begins the names of what a trial's machine was doing, sampled now and then: no single number sums it up either."""
+def specs_of(runs: pa.Table) -> Specs:
+    """Return what the metrics of a `runs` frame are. One without a word of it is of an older version."""
+    known = (runs.schema.metadata or {}).get(SPECS_KEY.encode())
+    return BEFORE_SPECS if known is None else load_specs(json.loads(known))
 
 
-OF_LAYERS = (
-    "gradient_norm",
-    "attention/first_token_share",
-    "attention/max_logit",
-    "activation/ffn_residual",
-    "gate/*/mean",
-)
-"""Metrics of a layer that MLflow gets. Journals and Parquet have all; its pages would be lost in them."""
-
-
-def measure(name: str) -> MetricSpec:
-    """Return unit, direction and axis of a metric; none of them where nothing is known of it."""
-    return find_spec(name, MEASURES)
-
-
-def with_unit(name: str) -> str:
-    """Return a metric and its unit, for the head of a column or the side of a plot."""
-    unit = measure(name).unit
-    return f"{name} [{unit}]" if unit else name
-
-
-def sums_up(name: str) -> bool:
-    """True if a metric of the whole model is one number for each trial: a column of `runs`."""
-    return name not in PER_STEP and not name.startswith(SYSTEM) and not _is_detail(name)
-
-
-@functools.cache
-def is_mirrored(name: str, layer: int | None) -> bool:
-    """True if MLflow gets a metric."""
-    if layer is None:
-        return not _is_detail(name)
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in OF_LAYERS)
-
-
-def _is_detail(name: str) -> bool:
-    """True if a metric is a point of a curve or a bar of a histogram, which plots show as a whole."""
-    return "/position/" in name or name.startswith("histogram/")
+def specs_json(specs: Specs) -> str:
+    """Return specs as the metadata of a schema holds them under `SPECS_KEY`."""
+    return json.dumps(dump_specs(specs))

@@ -181,6 +181,8 @@ class TrialDescription(Record):
     parent: str | None = None
     branch: ForkRecord | None = None
     attempts: list[Attempt] = []
+    metrics: dict[str, dict[str, Any]] | None = None
+    """What its metrics are, as `gatelab.metrics.dump_specs` says it; None in trials of versions that did not say."""
 
 
 class QuestionRecord(Record):

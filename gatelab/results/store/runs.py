@@ -10,9 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from gatelab.metrics import Specs, find_spec
 from gatelab.results.store.journal import read_journal
 from gatelab.results.store.layout import RunsFolder
-from gatelab.results.store.metric_specs import sums_up
+from gatelab.results.store.metric_specs import SPECS_KEY, specs_json, specs_of_trials
 from gatelab.results.store.records import Outcome, StudyRecord, TrialRecord
 from gatelab.results.store.trials import (
     PROVENANCE,
@@ -105,7 +106,7 @@ def metrics_of(runs: pa.Table) -> tuple[str, ...]:
 
 
 def run_row(record: StudyRecord, trial: TrialRecord, outcome: Outcome, origin: Mapping[str, str]) -> dict[str, Any]:
-    """Return a trial's row of `runs`; `origin` is where its numbers come from."""
+    """Return a trial's row of `runs`; `origin` is where its numbers come from. `runs_frame` picks the metrics in it."""
     variant = record.variants[trial.variant]
     return {
         "study": record.name,
@@ -123,7 +124,7 @@ def run_row(record: StudyRecord, trial: TrialRecord, outcome: Outcome, origin: M
         "flops_per_token": variant.flops_per_token,
         "tokens": variant.tokens,
         **{AXIS + axis: variant.levels.get(axis) for axis in record.axes},
-        **{name: value for name, value in outcome.metrics.items() if sums_up(name)},
+        **outcome.metrics,
         **{name: origin.get(name) or None for name in PROVENANCE},
     }
 
@@ -154,13 +155,17 @@ def runs_of_record(
             values = newest_values(evaluations[trial.id])
             outcome = outcome.model_copy(update={"metrics": {**outcome.metrics, **values}})
         rows.append(run_row(record, trial, outcome, provenance(descriptions.get(trial.id))))
-    return runs_frame(record, rows)
+    return runs_frame(record, rows, specs_of_trials(descriptions.values()))
 
 
-def runs_frame(record: StudyRecord, rows: list[dict[str, Any]]) -> pa.Table:
-    """Return rows as a frame, with a column for every metric that some trial has."""
-    fixed = runs_schema(record.axes).names
-    return pa.Table.from_pylist(rows, runs_schema(record.axes, {name for row in rows for name in row} - set(fixed)))
+def runs_frame(record: StudyRecord, rows: list[dict[str, Any]], specs: Specs) -> pa.Table:
+    """Return rows as a frame, with a column for every metric that sums up some trial, and what the metrics are.
+
+    See `specs_of` for the latter.
+    """
+    others = {name for row in rows for name in row} - set(runs_schema(record.axes).names)
+    schema = runs_schema(record.axes, {name for name in others if find_spec(name, specs).sums_up})
+    return pa.Table.from_pylist(rows, schema.with_metadata({SPECS_KEY: specs_json(specs)}))
 
 
 EVALUATIONS = pa.schema(

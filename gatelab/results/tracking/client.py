@@ -1,5 +1,6 @@
 """A study in MLflow: its experiment, its runs and what is written on them."""
 
+import json
 import math
 import os
 import sys
@@ -9,8 +10,13 @@ from pathlib import Path
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
+from gatelab.metrics import Specs, load_specs
 from gatelab.results.store.layout import NotFound
+from gatelab.results.store.metric_specs import BEFORE_SPECS
 from gatelab.results.store.records import DamagedRecord, StudyRecord
+
+SPECS_FILE = "metrics.json"
+"""The artifact of a study's run that says what its metrics are."""
 
 
 @dataclass
@@ -95,12 +101,22 @@ class RunIndex:
         """Read the record of the study from its run's artifacts. Raises NotFound, NewerRecord, DamagedRecord."""
         if self.study_run is None:
             raise NotFound(f"MLflow experiment {self.experiment_id} was not written by gatelab")
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        path = self.client.download_artifacts(self.study_run.run_id, "study.json")
-        record = StudyRecord.read(Path(path))
+        record = StudyRecord.read(self._download(self.study_run, "study.json"))
         if record is None:
             raise DamagedRecord(f"study.json of MLflow run {self.study_run.run_id} is no whole JSON object")
         return record
+
+    def metric_specs(self) -> Specs:
+        """Read what the study's metrics are, from its run's artifacts; a store of an older version has none there."""
+        if self.study_run is None or SPECS_FILE not in {
+            file.path for file in self.client.list_artifacts(self.study_run.run_id)
+        }:
+            return BEFORE_SPECS
+        return load_specs(json.loads(self._download(self.study_run, SPECS_FILE).read_text(encoding="utf-8")))
+
+    def _download(self, run: Run, name: str) -> Path:
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        return Path(self.client.download_artifacts(run.run_id, name))
 
 
 def _from_store(value: float) -> float:

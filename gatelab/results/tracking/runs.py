@@ -30,4 +30,4 @@ def runs_from_mlflow(tracking_uri: str, study: str) -> pa.Table:
             )
             origin = json.loads(run.tags["gatelab.provenance"])
         rows.append(run_row(record, trial, outcome, origin))
-    return runs_frame(record, rows)
+    return runs_frame(record, rows, index.metric_specs())

@@ -15,12 +15,13 @@ import pyarrow as pa
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
+from gatelab.metrics import Specs, dump_specs, find_spec
 from gatelab.results.store.journal import SCHEMA, JournalTail
 from gatelab.results.store.layout import PAGE, RunsFolder, TrialFolder
-from gatelab.results.store.metric_specs import is_mirrored
-from gatelab.results.store.records import Outcome, StudyRecord, TrialRecord
+from gatelab.results.store.metric_specs import BEFORE_SPECS, specs_of_trials
+from gatelab.results.store.records import Outcome, StudyRecord, TrialDescription, TrialRecord
 from gatelab.results.store.trials import newest_values, provenance, read_description, read_evaluations, read_outcome
-from gatelab.results.tracking.client import Run, RunIndex
+from gatelab.results.tracking.client import SPECS_FILE, Run, RunIndex
 from gatelab.results.tracking.ui import (
     COMPARISON,
     DESCRIPTION_TAG,
@@ -60,19 +61,24 @@ class Mirror:
         self._tails: dict[str, JournalTail] = {}
         self._held: dict[str, pa.Table] = {}  # rows of a span that is not over
         self._done: set[str] = set()
+        self._descriptions: dict[str, TrialDescription] = {}
+        self._specs = BEFORE_SPECS  # what readers of the store take metrics to be
 
     def sync(self) -> int:
         """Send what is new; return the number of values sent. Raises what MLflow raises if the store is away."""
         try:
             if self._index is None:
                 self._index = self._connect()
-            return sum(self._sync_trial(self._index, trial) for trial in self._record.trials)
+            sent = sum(self._sync_trial(self._index, trial) for trial in self._record.trials)
+            self._sync_specs(self._index)
+            return sent
         except Exception:
             # What was sent is on the runs; start over from there.
             self._index = None
             self._tails.clear()
             self._held.clear()
             self._done.clear()
+            self._specs = BEFORE_SPECS
             raise
 
     def add_files(self, paths: Iterable[Path]) -> None:
@@ -127,11 +133,15 @@ class Mirror:
         if outcome.status == Status.WAITING:
             return 0
         over = outcome.status in OVER
+        description = read_description(files)
+        if description is not None:
+            self._descriptions[trial.id] = description
+        specs = specs_of_trials([description] if description else [])
         run = index.runs.get(trial.id)
         if run is None:
-            run = index.runs[trial.id] = self._create_run(index, trial)
+            run = index.runs[trial.id] = self._create_run(index, trial, description)
         if not run.described:
-            self._describe(index.client, run, trial)
+            self._describe(index.client, run, trial, description)
         tail = self._tails.setdefault(trial.id, JournalTail(files.journal))
         rows = pa.concat_tables([self._held.get(trial.id, SCHEMA.empty_table()), tail.read()])
         span = max(1, math.ceil(self._record.variants[trial.variant].steps / BUCKETS))
@@ -139,17 +149,28 @@ class Mirror:
         upto = last if over else last // span * span
         steps = rows["step"].to_numpy()
         self._held[trial.id] = rows.slice(int(np.searchsorted(steps, upto, side="right")))
-        sent = self._send(index.client, run, rows.slice(0, len(rows) - len(self._held[trial.id])), span, upto)
+        rows = _mirrored(rows.slice(0, len(rows) - len(self._held[trial.id])), specs)
+        sent = self._send(index.client, run, rows, span, upto)
         outcome = outcome if "step" in outcome.model_fields_set else outcome.model_copy(update={"step": last})
-        self._update(index.client, run, outcome, provenance(read_description(files)))
+        final = {
+            name: value for name, value in outcome.metrics.items() if find_spec(name, specs).kind == "outcome"
+        }  # the journal has the others, at its last step
+        self._update(index.client, run, outcome, provenance(description), final)
         if outcome.status.is_over:  # one that failed may be tried again
-            sent += self._send_evaluations(index.client, run, files, outcome)
+            sent += self._send_evaluations(index.client, run, files, outcome, specs)
             self._done.add(trial.id)
             del self._tails[trial.id], self._held[trial.id]
         return sent
 
-    def _create_run(self, index: RunIndex, trial: TrialRecord) -> Run:
-        description = read_description(self._folder.trial(trial.id))
+    def _sync_specs(self, index: RunIndex) -> None:
+        """Put what the study's metrics are beside its record, where that is news."""
+        known = [self._descriptions[trial.id] for trial in self._record.trials if trial.id in self._descriptions]
+        specs = specs_of_trials(known)
+        if specs != self._specs and index.study_run is not None:
+            index.client.log_dict(index.study_run.run_id, dump_specs(specs), SPECS_FILE)
+            self._specs = specs
+
+    def _create_run(self, index: RunIndex, trial: TrialRecord, description: TrialDescription | None) -> Run:
         started = description.attempts[0].started if description and description.attempts else 0.0
         tags = {
             "gatelab.trial": trial.id,
@@ -169,7 +190,9 @@ class Mirror:
         )
         return Run(run.info.run_id, tags)
 
-    def _describe(self, client: MlflowClient, run: Run, trial: TrialRecord) -> None:
+    def _describe(
+        self, client: MlflowClient, run: Run, trial: TrialRecord, description: TrialDescription | None
+    ) -> None:
         """Give a run its parameters and what it trains on."""
         variant = self._record.variants[trial.variant]
         params = {
@@ -180,7 +203,6 @@ class Mirror:
             "flops_per_token": variant.flops_per_token,
         }
         client.log_batch(run.run_id, params=[Param(name, str(value)) for name, value in params.items()])
-        description = read_description(self._folder.trial(trial.id))
         identity = description.attempts[-1].provenance.get("data") if description and description.attempts else None
         if description and identity:
             source = description.config.get("data", {}).get("source", "")
@@ -188,7 +210,7 @@ class Mirror:
         run.described = True
 
     def _send(self, client: MlflowClient, run: Run, rows: pa.Table, span: int, upto: int) -> int:
-        metrics = [metric for metric in thin(_mirrored(rows), span) if metric.step > run.mirrored]
+        metrics = [metric for metric in thin(rows, span) if metric.step > run.mirrored]
         for start in range(0, len(metrics), BATCH):
             client.log_batch(run.run_id, metrics=metrics[start : start + BATCH])
         if upto > run.mirrored:
@@ -196,10 +218,12 @@ class Mirror:
             client.set_tag(run.run_id, "gatelab.mirrored", str(upto))
         return len(metrics)
 
-    def _send_evaluations(self, client: MlflowClient, run: Run, files: TrialFolder, outcome: Outcome) -> int:
+    def _send_evaluations(
+        self, client: MlflowClient, run: Run, files: TrialFolder, outcome: Outcome, specs: Specs
+    ) -> int:
         """Send what was measured after training and is not on the run yet."""
         values = newest_values(read_evaluations(files))
-        found = {name: value for name, value in values.items() if is_mirrored(name, None)}
+        found = {name: value for name, value in values.items() if find_spec(name, specs).is_mirrored(None)}
         new = {name: value for name, value in found.items() if not _same(run.latest.get(name), value)}
         now = time.time_ns() // 1_000_000
         for start in range(0, len(new), BATCH):
@@ -209,8 +233,10 @@ class Mirror:
         run.latest |= new
         return len(new)
 
-    def _update(self, client: MlflowClient, run: Run, outcome: Outcome, origin: Mapping[str, str]) -> None:
-        """Bring what a run says of its trial up to date."""
+    def _update(
+        self, client: MlflowClient, run: Run, outcome: Outcome, origin: Mapping[str, str], final: Mapping[str, float]
+    ) -> None:
+        """Bring what a run says of its trial up to date; `final`: the metrics that only its outcome has."""
         status = outcome.status
         tags = {
             "gatelab.outcome": status.value,
@@ -224,11 +250,7 @@ class Mirror:
         if not changed:
             return
         now = int((outcome.ended or 0) * 1000)
-        metrics = [
-            Metric(name, value, now, outcome.step)
-            for name, value in outcome.metrics.items()
-            if name.startswith(("train/", "memory/"))  # the journal has the others, at its last step
-        ]
+        metrics = [Metric(name, value, now, outcome.step) for name, value in final.items()]
         client.log_batch(run.run_id, metrics=metrics, tags=[RunTag(*item) for item in changed.items()])
         if "gatelab.outcome" in changed and status in OVER:
             client.set_terminated(run.run_id, "FAILED" if status == Status.FAILED else "FINISHED", end_time=now)
@@ -237,12 +259,12 @@ class Mirror:
         run.tags |= changed
 
 
-def _mirrored(rows: pa.Table) -> pa.Table:
+def _mirrored(rows: pa.Table, specs: Specs) -> pa.Table:
     """Return the rows of a journal that MLflow gets."""
-    wanted = [
-        is_mirrored(name, layer)
-        for name, layer in zip(rows["name"].to_pylist(), rows["layer"].to_pylist(), strict=True)
-    ]
+    names = rows["name"].to_pylist()
+    known = {name: find_spec(name, specs) for name in set(names)}
+    layers = rows["layer"].to_pylist()
+    wanted = [known[name].is_mirrored(layer) for name, layer in zip(names, layers, strict=True)]
     return rows.filter(pa.array(wanted, pa.bool_()))
 
 

@@ -7,10 +7,9 @@ from gatelab.results.analyses.comparison import Comparison, ComparisonRow, one_f
 from gatelab.results.analyses.contrasts import Evidence
 from gatelab.results.analyses.verdicts import Verdict
 from gatelab.results.statistics.blocks import pairing_gain
-from gatelab.results.store.metric_specs import measure, with_unit
 from gatelab.results.store.runs import short_axes
 from gatelab.results.views import format
-from gatelab.results.views.format import DASH, number, or_dash
+from gatelab.results.views.format import DASH, number, or_dash, with_unit
 from gatelab.results.views.table import Column, Table
 
 
@@ -20,7 +19,7 @@ def comparison_table(comparison: Comparison) -> Table:
     names = short_axes(shown_axes)
     columns = [Column(names[axis]) for axis in shown_axes] or [Column("variant")]
     columns += [
-        Column(with_unit(comparison.metric), numeric=True),
+        Column(with_unit(comparison.metric, comparison.spec), numeric=True),
         Column("Δ to baseline", numeric=True),
         Column("95 % interval", numeric=True),
         Column("p", numeric=True),
@@ -50,7 +49,7 @@ def tables(comparison: Comparison) -> list[Table]:
 
 def _legend(comparison: Comparison) -> list[str]:
     """Say what the numbers of a comparison are, and what they cannot say."""
-    directed = bool(measure(comparison.metric).better)
+    directed = bool(comparison.spec.better)
     tested = [row for row in comparison.rows if row.evidence is not None and not row.why]
     evidence = [row.evidence for row in tested if row.evidence]
     families = sorted({of.family for of in evidence if of.family})
@@ -148,7 +147,7 @@ def metrics_table(title: str, comparisons: Sequence[Comparison], notes: Sequence
     for comparison in comparisons:
         cells = {row.variant: _mean_and_difference(row) for row in comparison.rows}
         if comparison.metric not in zeros:
-            rows.append((with_unit(comparison.metric), *(cells[variant] for variant in order)))
+            rows.append((with_unit(comparison.metric, comparison.spec), *(cells[variant] for variant in order)))
     seeds = sorted({row.value.n for row in variants.values()})
     legend = (
         f"Mean over {' or '.join(map(str, seeds))} seeds (difference to the baseline at equal seeds ± half of its 95 % "

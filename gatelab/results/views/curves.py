@@ -6,16 +6,17 @@ import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gatelab.metrics import MetricSpec
 from gatelab.results.analyses.curves import Variants, curves_by_seed, unknown_metric
 from gatelab.results.statistics.series import Curve, bin_means, differences_to_baselines
-from gatelab.results.store.metric_specs import with_unit
-from gatelab.results.views.style import draw_curves, legend_below, style_axes
+from gatelab.results.views.format import unit_of, with_unit
+from gatelab.results.views.style import draw_curves, legend_below, spans_decade, style_axes
 
 INSIDE = 6
 """Lines of a figure whose names have room within it."""
 
 
-def plot_curves(metrics: pa.Table, metric: str, variants: Variants, title: str) -> Figure:
+def plot_curves(metrics: pa.Table, metric: str, variants: Variants, title: str, spec: MetricSpec) -> Figure:
     """Plot a metric against steps, and below it each variant's difference to its baseline at equal seeds.
 
     Args:
@@ -23,9 +24,11 @@ def plot_curves(metrics: pa.Table, metric: str, variants: Variants, title: str) 
         metric: a name in it.
         variants: variant -> its baseline, in the order of the legend.
         title: above the figure.
+        spec: what the metric is: its unit and its axis.
 
     Lines are means over the seeds that have reached a step; bands reach from the lowest to the highest seed.
-    Non-finite values are left out. Raises AnalysisUnavailable.
+    Non-finite values are left out. A metric with a logarithmic axis has one if its values span a factor of ten.
+    Raises AnalysisUnavailable.
     """
     of_model = metrics.filter(pc.is_null(metrics["layer"]))
     rows = of_model.filter(pc.equal(of_model["name"], metric))
@@ -34,7 +37,6 @@ def plot_curves(metrics: pa.Table, metric: str, variants: Variants, title: str) 
     last = pc.max(rows["step"]).as_py()
     curves = {variant: _by_seed(rows.filter(pc.equal(rows["variant"], variant)), last) for variant in variants}
     differences = differences_to_baselines(curves, variants)
-    unit = with_unit(metric).removeprefix(metric)
     compared = any(differences.values())
     figure = Figure(figsize=(6.5, 6.2 if compared else 4.2), layout="constrained")
     panels = figure.subplots(2 if compared else 1, 1, sharex=True, squeeze=False, height_ratios=[3, 2][: 1 + compared])
@@ -42,7 +44,7 @@ def plot_curves(metrics: pa.Table, metric: str, variants: Variants, title: str) 
     for index, variant in enumerate(variants):
         seeds = len(curves[variant])
         draw_curves(top, index, curves[variant], f"{variant} ({seeds} seed{'s' if seeds != 1 else ''})")
-    top.set_ylabel(metric + unit)
+    top.set_ylabel(with_unit(metric, spec))
     how = "mean; band: range over seeds"
     if len(variants) > INSIDE:
         top.set_title(f"{title} ({how})", fontsize=10)
@@ -51,13 +53,17 @@ def plot_curves(metrics: pa.Table, metric: str, variants: Variants, title: str) 
     else:
         top.set_title(title, fontsize=10)
         top.legend(frameon=False, fontsize=8, title=how, title_fontsize=7)
-    _focus(top, [curve for own in curves.values() for curve in own.values()])
+    drawn = [curve for own in curves.values() for curve in own.values()]
+    if spec.logarithmic and drawn and spans_decade(np.concatenate([values for _, values in drawn])):
+        top.set_yscale("log")
+    else:
+        _focus(top, drawn)
     if compared:
         bottom = panels[1, 0]
         bottom.axhline(0, color="#555555", linewidth=0.8)
         for index, variant in enumerate(variants):
             draw_curves(bottom, index, differences.get(variant, {}), variant)
-        bottom.set_ylabel(f"difference\nto baseline{unit}")
+        bottom.set_ylabel(f"difference\nto baseline{unit_of(spec)}")
         _focus(bottom, [curve for own in differences.values() for curve in own.values()])
     panels[-1, 0].set_xlabel("step")
     for panel in panels[:, 0]:

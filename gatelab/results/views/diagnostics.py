@@ -13,39 +13,42 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gatelab.errors import AnalysisUnavailable
+from gatelab.metrics import MetricSpec, Specs, find_spec
 from gatelab.results.analyses.comparison import Comparisons
 from gatelab.results.analyses.curves import Variants, curves_by_seed
-from gatelab.results.analyses.diagnostics import FLOORS, GATE_PANELS, LAYER_PANELS, TRAINING_PANELS, no_diagnostics
+from gatelab.results.analyses.diagnostics import GATE_PANELS, LAYER_PANELS, TRAINING_PANELS, no_diagnostics
 from gatelab.results.statistics.series import Curve, differences_to_baselines
-from gatelab.results.store.metric_specs import measure, with_unit
 from gatelab.results.store.metrics import named
 from gatelab.results.views.comparison import metrics_table
-from gatelab.results.views.style import draw_curves, legend_below, panels, style_axes
+from gatelab.results.views.format import unit_of, with_unit
+from gatelab.results.views.style import draw_curves, legend_below, panels, spans_decade, style_axes
 from gatelab.results.views.table import Table
 
 
-def plot_by_layer(metrics: pa.Table, variants: Variants, title: str) -> Figure:
+def plot_by_layer(metrics: pa.Table, variants: Variants, title: str, specs: Specs) -> Figure:
     """Draw each measure by layer, at each trial's last evaluation. Raises AnalysisUnavailable."""
     last = _at_last_step(_of_diagnostics(metrics, layers=True))
     whole = _of_diagnostics(metrics, layers=False)
     names = [*LAYER_PANELS, *_gate_panels(last), *(f"weight_norm/gate_{position}" for position in _positions(last))]
 
     def draw(axes: Axes, name: str) -> None:
-        _draw_variants(axes, name, last, variants, "layer", marker="o")
-        _draw_floor(axes, name, whole)
+        spec = find_spec(name, specs)
+        _draw_variants(axes, name, spec, last, variants, "layer", marker="o")
+        _draw_floor(axes, spec.floor, whole)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     return panels(names, draw, "layer (the first is 0)", title)
 
 
-def plot_over_training(metrics: pa.Table, variants: Variants, title: str) -> Figure:
+def plot_over_training(metrics: pa.Table, variants: Variants, title: str, specs: Specs) -> Figure:
     """Draw each measure of the whole model over training. Raises AnalysisUnavailable."""
     whole = _of_diagnostics(metrics, layers=False)
     names = [*TRAINING_PANELS, *_gate_panels(whole)]
 
     def draw(axes: Axes, name: str) -> None:
-        _draw_variants(axes, name, whole, variants, "step", marker="o")
-        _draw_floor(axes, name, whole)
+        spec = find_spec(name, specs)
+        _draw_variants(axes, name, spec, whole, variants, "step", marker="o")
+        _draw_floor(axes, spec.floor, whole)
 
     return panels(names, draw, "step", title)
 
@@ -87,7 +90,7 @@ def plot_gates(metrics: pa.Table, variants: Variants, title: str) -> Figure | No
     return figure
 
 
-def plot_by_position(metrics: pa.Table, variants: Variants, title: str) -> Figure:
+def plot_by_position(metrics: pa.Table, variants: Variants, title: str, specs: Specs) -> Figure:
     """Draw loss by the number of tokens that a prediction sees, at the last evaluation.
 
     Below it stands the paired difference. Raises AnalysisUnavailable.
@@ -98,6 +101,7 @@ def plot_by_position(metrics: pa.Table, variants: Variants, title: str) -> Figur
     seen = [float(np.sqrt(np.prod(_bounds(name)))) for name in rows["name"].to_pylist()]
     rows = rows.append_column("seen", pa.array(seen)).sort_by("seen")
     curves = {variant: curves_by_seed(rows.filter(pc.equal(rows["variant"], variant)), "seen") for variant in variants}
+    unit = unit_of(find_spec(rows["name"][0].as_py(), specs))
     differences = differences_to_baselines(curves, variants)
     compared = any(differences.values())
     figure = Figure(figsize=(6.5, 5.4 if compared else 3.4), layout="constrained")
@@ -110,7 +114,7 @@ def plot_by_position(metrics: pa.Table, variants: Variants, title: str) -> Figur
         for index, variant in enumerate(variants):
             draw_curves(axes, index, own.get(variant, {}), variant, marker="o")
         axes.set_xscale("log", base=2)
-        axes.set_ylabel(f"{label} [nats/token]")
+        axes.set_ylabel(f"{label}{unit}")
         style_axes(axes)
     grid[0].set_title(title, fontsize=10)
     handles, labels = grid[0].get_legend_handles_labels()
@@ -146,22 +150,22 @@ def _gate_panels(rows: pa.Table) -> list[str]:
     return [f"gate/{position}/{kind}" for position in _positions(rows) for kind in GATE_PANELS]
 
 
-def _draw_variants(axes: Axes, name: str, rows: pa.Table, variants: Variants, abscissa: str, marker: str = "") -> None:
+def _draw_variants(
+    axes: Axes, name: str, spec: MetricSpec, rows: pa.Table, variants: Variants, abscissa: str, marker: str = ""
+) -> None:
     mine = rows.filter(pc.equal(rows["name"], name)).sort_by(abscissa)
     for index, variant in enumerate(variants):
         curves = curves_by_seed(mine.filter(pc.equal(mine["variant"], variant)), abscissa)
         draw_curves(axes, index, curves, variant, marker)
-    axes.set_title(with_unit(name), fontsize=8)
-    if measure(name).logarithmic and len(mine):
-        least, most = (bound(mine["value"]).as_py() for bound in (pc.min, pc.max))
-        if 0 < 10 * least < most:
-            axes.set_yscale("log")
+    axes.set_title(with_unit(name, spec), fontsize=8)
+    if spec.logarithmic and len(mine) and spans_decade(mine["value"].to_numpy()):
+        axes.set_yscale("log")
 
 
-def _draw_floor(axes: Axes, name: str, whole: pa.Table) -> None:
+def _draw_floor(axes: Axes, floor: str, whole: pa.Table) -> None:
     """Draw what uniform attention shows, where the measure has such a floor."""
-    if name in FLOORS:
-        for value in pc.unique(whole.filter(pc.equal(whole["name"], FLOORS[name]))["value"]).to_pylist():
+    if floor:
+        for value in pc.unique(whole.filter(pc.equal(whole["name"], floor))["value"]).to_pylist():
             axes.axhline(value, color="#555555", linestyle=":", linewidth=1, label="uniform attention")
 
 
@@ -190,7 +194,7 @@ def _bounds(name: str) -> tuple[int, int]:
 DRAWINGS = {
     "diagnostics-layers": plot_by_layer,
     "diagnostics-training": plot_over_training,
-    "diagnostics-gates": plot_gates,
+    "diagnostics-gates": lambda metrics, variants, title, specs: plot_gates(metrics, variants, title),
     "loss-by-position": plot_by_position,
 }
 """Name of a file -> how its figure is drawn."""
@@ -201,11 +205,11 @@ def tables(found: Comparisons) -> list[Table]:
     return [metrics_table("diagnostics", found.comparisons, found.notes)]
 
 
-def figures(found: Comparisons, metrics: pa.Table, variants: Variants) -> dict[str, Figure]:
+def figures(found: Comparisons, metrics: pa.Table, variants: Variants, specs: Specs) -> dict[str, Figure]:
     """Draw what `drawn_rows` keeps of the values of some variants: the figures that these values make."""
     drawn: dict[str, Figure] = {}
     for name, draw in DRAWINGS.items():
         with contextlib.suppress(AnalysisUnavailable):
-            figure = draw(metrics, variants, found.study)
+            figure = draw(metrics, variants, found.study, specs)
             drawn |= {name: figure} if figure is not None else {}
     return drawn

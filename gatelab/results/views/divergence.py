@@ -11,10 +11,10 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gatelab.metrics import Specs, find_spec
 from gatelab.results.analyses.divergence import DivergenceTrace, measurements_of_event, place_of, ring_rows
-from gatelab.results.store.metric_specs import with_unit
-from gatelab.results.views.format import DASH
-from gatelab.results.views.style import panels
+from gatelab.results.views.format import DASH, with_unit
+from gatelab.results.views.style import panels, spans_decade
 from gatelab.results.views.table import Column, Table
 
 
@@ -51,7 +51,7 @@ def traces_table(study: str, found: Iterable[DivergenceTrace]) -> Table:
     return Table(f"{study}: autopsies", columns, tuple(rows), notes=tuple(notes))
 
 
-def plot_trace(metrics: pa.Table, trace: DivergenceTrace) -> Figure:
+def plot_trace(metrics: pa.Table, trace: DivergenceTrace, specs: Specs) -> Figure:
     """Draw the ring of an event: the loss and a line for each layer of each measurement, with its exit as a point."""
     rings = ring_rows(metrics.filter(pc.equal(metrics["trial"], trace.trial)))
     ring = measurements_of_event(rings, trace.found)
@@ -80,10 +80,9 @@ def plot_trace(metrics: pa.Table, trace: DivergenceTrace) -> Figure:
             axes.axhspan(first.low, first.high, color=palette(layers.index(first.layer)), alpha=0.15, linewidth=0)
         if trace.loss_step is not None:
             axes.axvline(trace.loss_step, color="#D55E00", linestyle="--", linewidth=1, label="the loss left its band")
-        axes.set_title(with_unit(name), fontsize=8)
+        axes.set_title(with_unit(name, find_spec(name, specs)), fontsize=8)
         shown = (losses if name == "train/loss" else ring.filter(pc.equal(ring["name"], name)))["value"].to_numpy()
-        shown = shown[np.isfinite(shown)]
-        if len(shown) and 0 < 10 * shown.min() < shown.max():
+        if spans_decade(shown[np.isfinite(shown)]):
             axes.set_yscale("log")
 
     figure = panels(["train/loss", *names], draw, "step", "")

@@ -10,9 +10,8 @@ from gatelab.results.analyses.factorial import FACTORIAL, FRACTION, CellEffect, 
 from gatelab.results.analyses.verdicts import Verdict
 from gatelab.results.statistics.importance import TOP, Importance
 from gatelab.results.statistics.linear_model import Effect
-from gatelab.results.store.metric_specs import measure, with_unit
 from gatelab.results.store.runs import short_axes
-from gatelab.results.views.format import DASH, bounds
+from gatelab.results.views.format import DASH, bounds, with_unit
 from gatelab.results.views.table import Column, Table
 
 SHOWN = 20
@@ -51,7 +50,7 @@ def _legend(factorial: Factorial) -> str:
 
 
 def _terms_table(found: Effects, factorial: Factorial) -> Table:
-    unit = measure(found.metric).unit
+    unit = found.spec.unit
     squares = f"SS [({unit})²]" if unit else "SS"
     columns = [
         Column("effect"),
@@ -155,7 +154,7 @@ def _importance_table(found: Effects, important: Importance) -> Table:
         notes.append(
             f"PED-ANOVA: how unlike the levels of the best {TOP:.0%} of runs are to those of all, as shares of 1."
         )
-    elif not measure(found.metric).better:
+    elif not found.spec.better:
         notes.append("PED-ANOVA is of the best runs, and this metric has no better.")
     else:
         notes.append(
@@ -168,7 +167,7 @@ def _importance_table(found: Effects, important: Importance) -> Table:
 
 
 def _ways(found: Effects) -> str:
-    return "better or worse" if measure(found.metric).better else "lower or higher"
+    return "better or worse" if found.spec.better else "lower or higher"
 
 
 def _or_dash(value: float, form: str) -> str:
@@ -180,7 +179,7 @@ def _chance(p: float) -> str:
 
 
 def _estimate_columns(found: Effects, what: str) -> list[Column]:
-    numeric = (with_unit(found.metric), what, "95 % interval")
+    numeric = (with_unit(found.metric, found.spec), what, "95 % interval")
     return [*(Column(heading, True) for heading in numeric), Column("verdict")]
 
 

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from gatelab.results.analyses.effects import Effects
 from gatelab.results.analyses.factorial import Factorial
 from gatelab.results.statistics.linear_model import Effect
-from gatelab.results.store.metric_specs import with_unit
 from gatelab.results.store.runs import short_axes
 from gatelab.results.views.effects import shown_interactions
+from gatelab.results.views.format import with_unit
 from gatelab.results.views.style import MARKERS, line_style, style_axes
 
 COLUMNS = 4
@@ -45,7 +45,7 @@ def plot_effects(found: Effects) -> Figure | None:
         )
         _name_levels(axes, names[axis], [level.level for level in mine])
         if place % columns == 0:
-            axes.set_ylabel(with_unit(found.metric), fontsize=8)
+            axes.set_ylabel(with_unit(found.metric, found.spec), fontsize=8)
     bars = "bars: 95 % of the difference to the grand mean" if factorial.is_tested else "no error: no intervals"
     figure.suptitle(f"{found.study}: means of levels\n({bars})", fontsize=10)
     return figure
@@ -69,7 +69,7 @@ def plot_interaction(found: Effects) -> Figure | None:
     for place, (pair, axes) in enumerate(zip(pairs, grid.flat, strict=False)):
         _draw_interaction(axes, factorial, pair, names)
         if place % columns == 0:
-            axes.set_ylabel(with_unit(found.metric), fontsize=8)
+            axes.set_ylabel(with_unit(found.metric, found.spec), fontsize=8)
     bars = "bars: 95 % of the interaction" if factorial.is_tested else "no error: no intervals"
     figure.suptitle(f"{found.study}: interactions\n({bars})", fontsize=10)
     return figure

@@ -2,10 +2,21 @@
 
 import math
 
+from gatelab.metrics import MetricSpec
 from gatelab.results.statistics.paired import Interval
 
 DASH = "–"
 """Stands where there is no number."""
+
+
+def unit_of(spec: MetricSpec) -> str:
+    """Write the unit of a metric as it follows a name: ' [nats/token]', or nothing where it has none."""
+    return f" [{spec.unit}]" if spec.unit else ""
+
+
+def with_unit(name: str, spec: MetricSpec) -> str:
+    """Write a metric and its unit, for the head of a column or the side of a plot."""
+    return f"{name}{unit_of(spec)}"
 
 
 def number(value: float) -> str:

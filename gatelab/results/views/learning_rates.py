@@ -7,13 +7,15 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gatelab.metrics import find_spec
 from gatelab.results.analyses.curves import curves_by_seed
 from gatelab.results.analyses.learning_rates import Arm, LearningRates
 from gatelab.results.analyses.sweep_quantities import LOSS, OPTIMUM, STABLE, UPPER, Quantity
 from gatelab.results.analyses.sweeps import RATE
 from gatelab.results.statistics.paired import Interval
-from gatelab.results.store.metric_specs import measure, with_unit
+from gatelab.results.store.metric_specs import specs_of
 from gatelab.results.store.runs import AXIS, arm_of
+from gatelab.results.views.format import with_unit
 from gatelab.results.views.style import draw_curves, legend_below, line_style, panels, style_axes
 from gatelab.results.views.table import Column, Table
 from gatelab.status import Status
@@ -138,6 +140,7 @@ def plot_by_rate(runs: pa.Table, title: str) -> Figure | None:
     None if they recorded none of it.
     """
     names = [name for name in BY_RATE if name in runs.column_names]
+    specs = specs_of(runs)
     trials = [trial for trial in runs.to_pylist() if trial["outcome"] == Status.FINISHED]
     arms = list(dict.fromkeys(arm_of(trial, [RATE]) for trial in trials))
     if not names or not trials:
@@ -152,9 +155,10 @@ def plot_by_rate(runs: pa.Table, title: str) -> Figure | None:
                 "value": pa.array([trial[name] for trial in own], pa.float64(), from_pandas=True),
             }
             draw_curves(axes, index, curves_by_seed(pa.table(columns), "rate"), arm, marker="o")
-        axes.set_title(with_unit(name), fontsize=8)
+        spec = find_spec(name, specs)
+        axes.set_title(with_unit(name, spec), fontsize=8)
         axes.set_xscale("log")
-        if measure(name).logarithmic:
+        if spec.logarithmic:
             axes.set_yscale("log")
 
     return panels(names, draw, "learning rate", title, columns=2)

@@ -4,9 +4,8 @@ import math
 
 from gatelab.results.analyses.comparison import ComparisonRow
 from gatelab.results.analyses.pivot import NO_LEVEL, Pivot
-from gatelab.results.store.metric_specs import with_unit
 from gatelab.results.store.runs import short_axes
-from gatelab.results.views.format import DASH, number
+from gatelab.results.views.format import DASH, number, with_unit
 from gatelab.results.views.table import Column, Table
 
 
@@ -16,15 +15,14 @@ def pivot_table(found: Pivot) -> Table:
     names = short_axes(found.comparison.axes)
     headings = [names[axis] for axis in found.rows]
     over = " × ".join(names[axis] for axis in found.columns)
+    measure = with_unit(found.comparison.metric, found.comparison.spec)
     columns = [Column(heading) for heading in headings]
-    columns += [
-        Column(f"{over} = {', '.join(key)}" if key else with_unit(found.comparison.metric), True) for key in across
-    ]
+    columns += [Column(f"{over} = {', '.join(key)}" if key else measure, True) for key in across]
     rows = [(*key, *(_cell(found.cells.get((key, other))) for other in across)) for key in down]
     best = {key for key, row in found.cells.items() if row.best}
     emphasised = tuple(any(place[0] == key for place in best) for key in down)
     notes = (
-        f"{with_unit(found.comparison.metric)}: mean over seeds (difference to the baseline ± half of its 95 % "
+        f"{measure}: mean over seeds (difference to the baseline ± half of its 95 % "
         f"t-interval, and the verdict); {NO_LEVEL}: the axis makes no difference there. "
         "In bold: the row of the best mean.",
         *found.comparison.notes,

@@ -12,9 +12,8 @@ from gatelab.results.analyses.comparison import DEFAULT_METRIC
 from gatelab.results.analyses.scaling import Scaling
 from gatelab.results.analyses.scaling_fit import BEYOND, COMPUTE, FORMULAS, PARAMETERS_AND_TOKENS, Estimate, Fit, Rung
 from gatelab.results.statistics import power_law
-from gatelab.results.store.metric_specs import with_unit
 from gatelab.results.views import format
-from gatelab.results.views.format import DASH
+from gatelab.results.views.format import DASH, unit_of, with_unit
 from gatelab.results.views.style import COLOURS, MARKERS, legend_below, style_axes
 from gatelab.results.views.table import Column, Table
 
@@ -22,7 +21,14 @@ from gatelab.results.views.table import Column, Table
 def tables(report: Scaling) -> list[Table]:
     """Lay out a report for people: the rungs as they were measured and, if there is a fit, its numbers."""
     headings = ("arm", "rung")
-    numbers = ("parameters", "tokens", "compute [FLOPs]", with_unit(DEFAULT_METRIC), "seeds", "Δ to baseline")
+    numbers = (
+        "parameters",
+        "tokens",
+        "compute [FLOPs]",
+        with_unit(DEFAULT_METRIC, report.spec),
+        "seeds",
+        "Δ to baseline",
+    )
     gains = ("CEG", "CEG 95 %", "CEG in time")
     columns = [
         *map(Column, headings),
@@ -157,11 +163,11 @@ def plot_scaling(report: Scaling, title: str) -> Figure:
     if report.fit is not None:
         _draw_laws(above, report, report.fit, names)
     above.set_xscale("log")
-    above.set_ylabel(with_unit(DEFAULT_METRIC))
+    above.set_ylabel(with_unit(DEFAULT_METRIC, report.spec))
     above.set_title(f"{title} (dots: seeds; bands and bars: 95 %)", fontsize=10)
     for axes in below:
         axes.axhline(0, color="#555555", linewidth=0.8)
-        axes.set_ylabel("difference to\nbaseline [nats/token]")
+        axes.set_ylabel(f"difference to\nbaseline{unit_of(report.spec)}")
     for axes in (above, *below):
         style_axes(axes)
     (below or [above])[-1].set_xlabel("training compute [FLOPs]")

@@ -10,14 +10,15 @@ import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gatelab.metrics import find_spec
 from gatelab.results.analyses.curves import Variants, curves_by_seed
 from gatelab.results.analyses.stability import SCORES, Spread, Stability, VariantStability, drawn_traces
 from gatelab.results.analyses.trial_stability import GATES, lines_of
 from gatelab.results.statistics.series import Curve, bin_maxima
-from gatelab.results.store.metric_specs import with_unit
+from gatelab.results.store.metric_specs import specs_of
 from gatelab.results.views.divergence import plot_trace, traces_table
-from gatelab.results.views.format import DASH
-from gatelab.results.views.style import draw_curves, line_style, panels
+from gatelab.results.views.format import DASH, with_unit
+from gatelab.results.views.style import draw_curves, line_style, panels, spans_decade
 from gatelab.results.views.table import Column, Table
 from gatelab.status import Status
 
@@ -93,6 +94,7 @@ def plot_stability(runs: pa.Table, metrics: pa.Table, variants: Variants, title:
 
     Lines and bands show the trials that did not diverge; those that did are thin lines up to a cross at their end.
     """
+    specs = specs_of(runs)
     shown = {name: line for name, (_, line) in lines_of(metrics).items()}
     diverged = {trial["trial"] for trial in runs.to_pylist() if trial["outcome"] == Status.DIVERGED}
     headings = {
@@ -101,7 +103,7 @@ def plot_stability(runs: pa.Table, metrics: pa.Table, variants: Variants, title:
     }
 
     def draw(axes: Axes, name: str) -> None:
-        rows = shown[name].sort_by("step")
+        rows, spec = shown[name].sort_by("step"), find_spec(name, specs)
         lost = pc.is_in(rows["trial"], pa.array(sorted(diverged), pa.utf8()))
         for index, variant in enumerate(variants):
             mine = pc.equal(rows["variant"], variant)
@@ -109,12 +111,11 @@ def plot_stability(runs: pa.Table, metrics: pa.Table, variants: Variants, title:
                 {seed: bin_maxima(curve) for seed, curve in curves_by_seed(rows.filter(pc.and_(mine, those))).items()}
                 for those in (lost, pc.invert(lost))
             )
-            draw_curves(axes, index, survived, variant, "" if name.startswith("train/") else "o")
+            draw_curves(axes, index, survived, variant, "" if spec.kind == "series" else "o")
             _draw_lost(axes, index, ended, "" if survived else variant)
-        axes.set_title(headings.get(name, with_unit(name)), fontsize=8)
+        axes.set_title(headings.get(name, with_unit(name, spec)), fontsize=8)
         values = rows["value"].to_numpy()
-        values = values[np.isfinite(values)]
-        if len(values) and 0 < 10 * values.min() < values.max():
+        if spans_decade(values[np.isfinite(values)]):
             axes.set_yscale("log")
 
     return panels(list(shown), draw, "step", title)
@@ -135,5 +136,5 @@ def figures(found: Stability, runs: pa.Table, metrics: pa.Table) -> dict[str, Fi
     if len(variants) <= MOST_LINES:
         drawn["stability-training"] = plot_stability(runs, metrics, variants, found.study)
     for trace in drawn_traces(found.traces):
-        drawn[f"stability-autopsy-{trace.trial[:12]}-{trace.found}"] = plot_trace(metrics, trace)
+        drawn[f"stability-autopsy-{trace.trial[:12]}-{trace.found}"] = plot_trace(metrics, trace, specs_of(runs))
     return drawn

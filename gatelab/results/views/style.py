@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -49,6 +50,11 @@ def style_axes(axes: Axes) -> None:
     """Give axes a light grid and no frame."""
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def spans_decade(values: npt.NDArray[np.float64]) -> bool:
+    """Return whether values are positive and span more than a factor of ten, which a logarithmic axis shows better."""
+    return len(values) > 0 and bool(0 < 10 * np.fmin.reduce(values) < np.fmax.reduce(values))
 
 
 def panels(

@@ -33,6 +33,10 @@ from gatelab.results.views.diagnostics import (
     plot_over_training,
     tables,
 )
+from gatelab.training.config import TrialConfig
+from gatelab.training.metric_specs import trial_metric_specs
+
+SPECS = trial_metric_specs(TrialConfig())
 
 MEASURES = (
     "attention/first_token_share",
@@ -143,7 +147,9 @@ def assert_shown(panels: dict[str, dict[str, dict[float, float]]], name: str, ex
 
 def test_layers_are_those_of_each_trials_last_evaluation(studied: Any) -> None:
     """A line holds the mean over seeds of what each trial measured last, layer by layer, whenever that was."""
-    panels = drawn(plot_by_layer(metrics_from_journals(studied.folder, studied.name), variants(studied), "gates"))
+    panels = drawn(
+        plot_by_layer(metrics_from_journals(studied.folder, studied.name), variants(studied), "gates", SPECS)
+    )
     late = "attention/first_token_share_late"  # over training alone
     gates = [f"gate/{position}/{kind}" for position in ("sdpa", "value") for kind in ("mean", "below_0.1")]
     norms = ["weight_norm/gate_sdpa", "weight_norm/gate_value"]
@@ -161,7 +167,9 @@ def test_layers_are_those_of_each_trials_last_evaluation(studied: Any) -> None:
 
 def test_training_shows_the_whole_model_at_every_evaluation(studied: Any) -> None:
     """Values of layers do not enter; a seed that has not come so far does not, either."""
-    panels = drawn(plot_over_training(metrics_from_journals(studied.folder, studied.name), variants(studied), "gates"))
+    panels = drawn(
+        plot_over_training(metrics_from_journals(studied.folder, studied.name), variants(studied), "gates", SPECS)
+    )
     assert list(panels) == [
         "attention/first_token_share_late",
         "attention/first_token_share_top_head",
@@ -224,10 +232,10 @@ def test_a_study_without_gates_is_diagnosed(laboratory: Any, tmp_path: Path) -> 
     metrics = metrics_from_journals(lab.folder, lab.name)
     assert plot_gates(metrics, variants(lab), "no gates") is None
     for draw in (plot_by_layer, plot_over_training):
-        panels = drawn(draw(metrics, variants(lab), "no gates"))
+        panels = drawn(draw(metrics, variants(lab), "no gates", SPECS))
         assert not any("gate" in name for name in panels)
         assert {line for lines in panels.values() for line in lines} == {lab.variants[0], "uniform attention"}
-    [axes] = plot_by_position(metrics, variants(lab), "no gates").axes  # and nothing to compare with
+    [axes] = plot_by_position(metrics, variants(lab), "no gates", SPECS).axes  # and nothing to compare with
     assert set(lines(axes)) == {lab.variants[0]}
     found = write("diagnostics", read_results(lab.folder, lab.name), tmp_path / "out")
     assert not any("gate/" in comparison.metric for comparison in found.result.comparisons)
@@ -238,7 +246,7 @@ def test_a_study_without_gates_is_diagnosed(laboratory: Any, tmp_path: Path) -> 
 
 def test_loss_by_position_and_its_paired_difference(studied: Any) -> None:
     """Octaves stand in their middle; differences are of equal seeds, each trial's last evaluation."""
-    figure = plot_by_position(metrics_from_journals(studied.folder, studied.name), variants(studied), "gates")
+    figure = plot_by_position(metrics_from_journals(studied.folder, studied.name), variants(studied), "gates", SPECS)
     top, bottom = figure.axes
 
     def values(variant: int, octave: str) -> list[float]:
@@ -264,7 +272,7 @@ def test_loss_by_position_and_its_paired_difference(studied: Any) -> None:
 
 def test_units_and_layers_are_said(studied: Any) -> None:
     """A figure taken out of its context says its units, what its abscissa is and who is who."""
-    figure = plot_by_layer(metrics_from_journals(studied.folder, studied.name), variants(studied), "one study")
+    figure = plot_by_layer(metrics_from_journals(studied.folder, studied.name), variants(studied), "one study", SPECS)
     titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
     assert {"attention/entropy [nats]", "attention/first_token_share [share]", "attention/max_logit"} <= set(titles)
     assert {axes.get_xlabel() for axes in figure.axes if axes.get_visible()} == {"", "layer (the first is 0)"}
@@ -281,7 +289,7 @@ def test_sizes_that_differ_much_are_shown_on_a_logarithmic_axis(laboratory: Any,
     for name in ("activation/ffn_residual", "attention/entropy"):
         entry[0][name], entry[1][name] = 1.0, spread
     lab.plant(0, 0, {20: entry}, "finished")
-    figure = plot_by_layer(metrics_from_journals(lab.folder, lab.name), variants(lab), "sizes")
+    figure = plot_by_layer(metrics_from_journals(lab.folder, lab.name), variants(lab), "sizes", SPECS)
     scales = {axes.get_title().partition(" [")[0]: axes.get_yscale() for axes in figure.axes}
     assert scales["activation/ffn_residual"] == ("log" if spread == 1000 else "linear")
     assert scales["attention/entropy"] == "linear"
@@ -297,9 +305,9 @@ def test_a_study_that_was_not_measured_says_so(laboratory: Any, tmp_path: Path) 
     for frame in (empty, metrics):
         for draw in (plot_by_layer, plot_over_training):
             with pytest.raises(AnalysisUnavailable, match=why):
-                draw(frame, variants(lab), "nothing")
+                draw(frame, variants(lab), "nothing", SPECS)
         with pytest.raises(AnalysisUnavailable, match="no trial has been evaluated yet"):
-            plot_by_position(frame, variants(lab), "nothing")
+            plot_by_position(frame, variants(lab), "nothing", SPECS)
         assert plot_gates(frame, variants(lab), "nothing") is None
     with pytest.raises(AnalysisUnavailable, match=why):
         diagnostics(runs_from_journals(lab.folder, lab.name))
@@ -466,7 +474,7 @@ def test_values_that_are_not_finite_are_left_out(laboratory: Any) -> None:
         entry = evaluation(variant, 0, 20)
         entry[1 - variant]["attention/max_logit"] = math.inf if variant else math.nan
         lab.plant(variant, 0, {20: entry}, "finished")
-    panels = drawn(plot_by_layer(metrics_from_journals(lab.folder, lab.name), variants(lab), "overflow"))
+    panels = drawn(plot_by_layer(metrics_from_journals(lab.folder, lab.name), variants(lab), "overflow", SPECS))
     assert panels["attention/max_logit"] == {
         label: {variant: pytest.approx(planted("attention/max_logit", variant, 0, 20, variant))}
         for variant, label in enumerate(lab.variants)
@@ -478,7 +486,7 @@ def test_the_order_of_rows_does_not_matter(studied: Any) -> None:
     metrics = metrics_from_journals(studied.folder, studied.name)
     shuffled = metrics.take(pa.array(np.random.default_rng(0).permutation(len(metrics))))
     for draw in (plot_by_layer, plot_over_training):
-        assert drawn(draw(shuffled, variants(studied), "")) == drawn(draw(metrics, variants(studied), ""))
+        assert drawn(draw(shuffled, variants(studied), "", SPECS)) == drawn(draw(metrics, variants(studied), "", SPECS))
     for (place, image), (other, same) in zip(
         images(plot_gates(metrics, variants(studied), "")).items(),
         images(plot_gates(shuffled, variants(studied), "")).items(),

@@ -23,6 +23,10 @@ from gatelab.results.store.trials import study_evaluations
 from gatelab.results.tracking.runs import runs_from_mlflow
 from gatelab.results.tracking.sync import Mirror
 from gatelab.results.views import evaluation as evaluation_views
+from gatelab.training.config import TrialConfig
+from gatelab.training.metric_specs import trial_metric_specs
+
+SPECS = trial_metric_specs(TrialConfig())
 
 
 def evaluation_rows(lab: Any) -> Any:
@@ -110,17 +114,17 @@ def test_losses_are_drawn_by_length_and_by_position(laboratory: Any) -> None:
     """A panel for each RoPE: the loss of whole sequences at each length, and within the longest ones."""
     lab = answered(laboratory)
     rows, variants = evaluation_rows(lab), dict.fromkeys(lab.variants)
-    assert lines(evaluation_views.plot_by_length(rows, variants, "far")) == {
+    assert lines(evaluation_views.plot_by_length(rows, variants, "far", SPECS)) == {
         f"loss, {rope} [nats/token]": expected(lab, {length: f"length/{length:06d}/{rope}/loss" for length in LENGTHS})
         for rope in ROPES
     }
-    assert lines(evaluation_views.plot_by_position(rows, variants, "far")) == {
+    assert lines(evaluation_views.plot_by_position(rows, variants, "far", SPECS)) == {
         f"loss, {rope} [nats/token]": expected(
             lab, {at: f"length/000032/{rope}/position/{octave}" for octave, at in OCTAVES.items()}
         )
         for rope in ROPES
     }
-    figure = evaluation_views.plot_by_length(rows, variants, "far")
+    figure = evaluation_views.plot_by_length(rows, variants, "far", SPECS)
     assert figure is not None
     assert {axes.get_xlabel() for axes in figure.axes} == {"tokens in a sequence"}
     assert {axes.get_xscale() for axes in figure.axes} == {"log"}
@@ -131,7 +135,7 @@ def test_retrieval_is_drawn_by_length(laboratory: Any) -> None:
     """A panel for each task, score and RoPE, each with its unit."""
     lab = answered(laboratory)
     rows = evaluation_rows(lab)
-    assert lines(evaluation_views.plot_retrieval(rows, dict.fromkeys(lab.variants), "far")) == {
+    assert lines(evaluation_views.plot_retrieval(rows, dict.fromkeys(lab.variants), "far", SPECS)) == {
         f"needle/{kind}, {rope} [{unit}]": expected(
             lab, {length: f"retrieval/{length:06d}/{rope}/needle/{kind}" for length in LENGTHS}
         )
@@ -147,7 +151,7 @@ def test_accuracies_that_are_all_nothing_are_not_drawn(laboratory: Any, gain: fl
     lab.finish(0, 0)
     stem = "retrieval/000016/plain/needle"
     lab.answer(0, 0, "retrieval", 1.0, {f"{stem}/accuracy": 0.0, f"{stem}/gain": gain})
-    figure = evaluation_views.plot_retrieval(evaluation_rows(lab), dict.fromkeys(lab.variants), "small")
+    figure = evaluation_views.plot_retrieval(evaluation_rows(lab), dict.fromkeys(lab.variants), "small", SPECS)
     assert lines(figure) == {"needle/gain, plain [nats/token]": {lab.variants[0]: {16.0: gain}}}
 
 
@@ -158,7 +162,7 @@ def test_the_longest_is_the_longest_by_number(laboratory: Any) -> None:
     names = [f"length/{length:06d}/plain/position/00001-00001" for length in (1 << 20, 1 << 19)]
     lab.answer(0, 0, "loss", 1.0, dict(zip(names, (2.0, 3.0), strict=True)))
     rows = evaluation_rows(lab)
-    figure = evaluation_views.plot_by_position(rows, dict.fromkeys(lab.variants), "very far")
+    figure = evaluation_views.plot_by_position(rows, dict.fromkeys(lab.variants), "very far", SPECS)
     assert lines(figure) == {"loss, plain [nats/token]": {lab.variants[0]: {1.0: 2.0}}}
 
 
@@ -272,7 +276,7 @@ def test_a_study_that_was_asked_nothing_says_so(laboratory: Any) -> None:
     assert not list(lab.folder.study(lab.name).path.glob("evaluation*"))
     rows = evaluation_rows(lab)
     assert rows.column_names == ["trial", "variant", "seed", "name", "value"]
-    assert [draw(rows, {}, "") for draw in evaluation_views.DRAWINGS.values()] == [None] * 3
+    assert [draw(rows, {}, "", SPECS) for draw in evaluation_views.DRAWINGS.values()] == [None] * 3
 
 
 def sync(lab: Any, uri: str | None = None) -> int:

@@ -18,6 +18,7 @@ from gatelab.results.analyses.trial_stability import Settings, settings_from
 from gatelab.results.report.artifacts import write
 from gatelab.results.report.context import read_results
 from gatelab.results.statistics.spikes import BAND, LASTING, WINDOW, band_exit, spike_score
+from gatelab.results.store.metric_specs import specs_of
 from gatelab.results.store.metrics import metrics_from_journals
 from gatelab.results.store.runs import runs_from_journals
 from gatelab.results.store.trials import study_descriptions
@@ -328,7 +329,7 @@ def test_an_autopsy_is_drawn_layer_by_layer(shaken: Any) -> None:
     """A panel for the loss and each measurement, in the order of the forward pass; a point where a layer left."""
     metrics = metrics_from_journals(shaken.folder, shaken.name)
     [autopsy] = found_in(shaken).traces
-    figure = plot_trace(metrics, autopsy)
+    figure = plot_trace(metrics, autopsy, specs_of(runs_from_journals(shaken.folder, shaken.name)))
     panels = {axes.get_title().partition(" [")[0]: axes for axes in figure.axes if axes.get_visible()}
     assert list(panels) == ["train/loss", *NAMES]
     points = [line for line in panels["activation/ffn_output"].get_lines() if line.get_marker() == "o"]
@@ -351,7 +352,9 @@ def test_an_unknown_measurement_comes_last() -> None:
 def test_rings_are_no_evaluations(shaken: Any) -> None:
     """A divergence does not take the last evaluation from the figure of diagnostics by layer."""
     metrics = metrics_from_journals(shaken.folder, shaken.name)
-    figure = plot_by_layer(metrics, {"position=none": None}, "layers")
+    figure = plot_by_layer(
+        metrics, {"position=none": None}, "layers", specs_of(runs_from_journals(shaken.folder, shaken.name))
+    )
     axes = next(axes for axes in figure.axes if axes.get_title() == "activation/ffn_residual")
     assert list(axes.get_lines()[0].get_ydata()) == [100.5, 200.5, 300.5]
 

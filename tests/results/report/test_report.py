@@ -15,6 +15,7 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
+from gatelab.metrics import NATS
 from gatelab.orchestrator.preregistration import register_claims
 from gatelab.results.analyses.comparison import Comparison, ComparisonRow, compare
 from gatelab.results.analyses.contrasts import Evidence
@@ -56,7 +57,7 @@ def row(variant: str, mean: float | None, delta: float | None = None, verdict: s
 
 def comparison(*rows: ComparisonRow) -> Comparison:
     """A comparison by validation/loss."""
-    return Comparison("s", "h", "validation/loss", None, ("model.gate.position",), rows, ())
+    return Comparison("s", "h", "validation/loss", None, ("model.gate.position",), rows, (), NATS)
 
 
 class Tables(HTMLParser):

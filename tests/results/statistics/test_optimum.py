@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from gatelab.metrics import NATS
 from gatelab.results.analyses.curves import read_curves
 from gatelab.results.analyses.diagnostics import read_diagnostics
 from gatelab.results.analyses.stability import read_stability, stability
 from gatelab.results.analyses.trial_stability import settings_from
 from gatelab.results.statistics.series import SPANS, bin_means, extremes
+from gatelab.results.store.metric_specs import BEFORE_SPECS
 from gatelab.results.store.metrics import metrics_from_journals
 from gatelab.results.store.runs import runs_from_journals
 from gatelab.results.store.trials import study_descriptions
@@ -126,8 +128,8 @@ def test_curves_of_means_are_curves_of_all_values(metric: str, long: Any) -> Non
     rows = read_curves(long.folder, long.name, metric, STEPS)
     assert len(rows) < 4 * SPANS
     assert_same(
-        plot_curves(rows, metric, variants(long), "long"),
-        plot_curves(metrics_from_journals(long.folder, long.name), metric, variants(long), "long"),
+        plot_curves(rows, metric, variants(long), "long", NATS),
+        plot_curves(metrics_from_journals(long.folder, long.name), metric, variants(long), "long", NATS),
     )
 
 
@@ -137,11 +139,11 @@ def test_diagnostics_keep_each_last_evaluation_and_means_before(long: Any) -> No
     whole = metrics_from_journals(long.folder, long.name)
     assert len(rows) < len(whole) / 5
     for name in ("diagnostics-layers", "loss-by-position"):
-        ours, theirs = (DRAWINGS[name](each, variants(long), "long") for each in (rows, whole))
+        ours, theirs = (DRAWINGS[name](each, variants(long), "long", BEFORE_SPECS) for each in (rows, whole))
         assert ours is not None
         assert theirs is not None
         assert_same(ours, theirs)
-    figure = DRAWINGS["diagnostics-training"](rows, variants(long), "long")
+    figure = DRAWINGS["diagnostics-training"](rows, variants(long), "long", BEFORE_SPECS)
     assert figure is not None
     axes = next(axes for axes in figure.axes if axes.get_title().startswith("attention/entropy"))
     line = next(line for line in axes.get_lines() if line.get_label() == "position=none")

@@ -7,13 +7,16 @@ from collections.abc import Mapping
 import pytest
 
 from gatelab.metrics import dump_specs, find_spec, load_specs
-from gatelab.results.store.metric_specs import is_mirrored, measure, sums_up, with_unit
+from gatelab.results.store.metric_specs import BEFORE_SPECS
+from gatelab.results.views.format import with_unit
 from gatelab.training.config import TrialConfig
 from gatelab.training.evals.spec import EvalSpec
 from gatelab.training.evals.trained_model import TrainedModel
 from gatelab.training.loop import train
 from gatelab.training.metric_specs import trial_metric_specs
 from gatelab.training.preparation import prepare
+
+DECLARED = trial_metric_specs(TrialConfig())
 
 KNOWN = {
     # The first pattern that fits -> its unit and which way is better, as docs and tables state them.
@@ -99,10 +102,11 @@ def test_every_metric_has_its_unit_and_direction(recorded: tuple[Names, set[str]
     assert len(everything) > 100
     for name in everything:
         fitting = [entry for pattern, entry in KNOWN.items() if fnmatch.fnmatchcase(name, pattern)]
-        assert fitting, f"{name}: say in gatelab/results/store/metric_specs.py what it is, and here"
-        found = measure(name)
-        assert (found.unit, found.better) == fitting[0], name
-        assert with_unit(name) == (f"{name} [{fitting[0][0]}]" if fitting[0][0] else name)
+        assert fitting, f"{name}: say beside the code that measures it what it is, and here"
+        for specs in (DECLARED, BEFORE_SPECS):
+            found = find_spec(name, specs)
+            assert (found.unit, found.better) == fitting[0], name
+            assert with_unit(name, found) == (f"{name} [{fitting[0][0]}]" if fitting[0][0] else name)
     for pattern in KNOWN:  # nothing here is a leftover
         assert fnmatch.filter(everything, pattern), pattern
 
@@ -110,20 +114,16 @@ def test_every_metric_has_its_unit_and_direction(recorded: tuple[Names, set[str]
 def test_what_training_says_of_a_metric_is_what_tables_know(recorded: tuple[Names, set[str], set[str]]) -> None:
     """Each metric is declared where it is measured, and as the table for older trials has it; JSON keeps it all."""
     names, outcome, answers = recorded
-    declared = trial_metric_specs(TrialConfig())
-    specs = load_specs(json.loads(json.dumps(dump_specs(declared))))
-    assert list(specs.items()) == list(declared.items())
+    specs = load_specs(json.loads(json.dumps(dump_specs(DECLARED))))
+    assert list(specs.items()) == list(DECLARED.items())
     seen = set()
     for name in names.whole | names.of_layers | outcome | answers | {"tasks/wikitext/bits_per_byte"}:
         fitting = [pattern for pattern in specs if fnmatch.fnmatchcase(name, pattern)]
         assert fitting, f"{name}: declare it beside the code that measures it"
         seen.update(fitting)
-        spec, table = specs[fitting[0]], measure(name)
+        spec, table = specs[fitting[0]], find_spec(name, BEFORE_SPECS)
         assert {specs[pattern] for pattern in fitting} == {spec}, name  # the order of patterns decides nothing
-        assert (spec.unit, spec.better, spec.logarithmic) == (table.unit, table.better, table.logarithmic), name
-        assert spec.sums_up == sums_up(name), name
-        assert spec.is_mirrored(None) == is_mirrored(name, None), name
-        assert spec.is_mirrored(0) == is_mirrored(name, 0), name
+        assert spec == table, name
         assert not spec.floor or spec.floor in names.whole
     assert {pattern for pattern in specs if pattern not in seen and not pattern.startswith("autopsy/")} == set()
     assert {name for name in outcome if find_spec(name, specs).kind == "outcome"} == outcome - names.whole
@@ -134,18 +134,18 @@ def test_sizes_are_plotted_on_logarithmic_axes(recorded: tuple[Names, set[str], 
     names, outcome, answers = recorded
     for name in names.whole | names.of_layers | outcome | answers:
         size = name.startswith(("activation/", "weight_norm/", "gradient_norm/")) or name.endswith("mean_abs")
-        assert measure(name).logarithmic == (size or name == "attention/max_logit"), name
+        assert find_spec(name, DECLARED).logarithmic == (size or name == "attention/max_logit"), name
 
 
 def test_a_column_of_runs_is_one_number_for_each_trial(recorded: tuple[Names, set[str], set[str]]) -> None:
     """All that an outcome sums up is a column; what is recorded at each step or as points of a curve is none."""
     names, outcome, answers = recorded
     per_step = {"train/loss", "train/gradient_norm", "train/learning_rate", "train/tokens_per_second"}
-    assert all(sums_up(name) for name in outcome)
-    assert not any(sums_up(name) for name in per_step)
+    assert all(find_spec(name, DECLARED).sums_up for name in outcome)
+    assert not any(find_spec(name, DECLARED).sums_up for name in per_step)
     curves = {name for name in names.whole | answers if "/position/" in name}
     assert curves
-    assert {name for name in names.whole | answers if not sums_up(name)} == per_step | curves
+    assert {name for name in names.whole | answers if not find_spec(name, DECLARED).sums_up} == per_step | curves
     assert names.whole - curves - per_step <= outcome
 
 
@@ -153,8 +153,8 @@ def test_mlflow_gets_what_its_pages_can_show(recorded: tuple[Names, set[str], se
     """Every number of the whole model, and of layers the few that tell a sink, a massive activation or a dead gate."""
     names, outcome, answers = recorded
     for name in names.whole | outcome | answers:
-        assert is_mirrored(name, None) == ("/position/" not in name), name
-    assert {name for name in names.of_layers if is_mirrored(name, 0)} == {
+        assert find_spec(name, DECLARED).is_mirrored(None) == ("/position/" not in name), name
+    assert {name for name in names.of_layers if find_spec(name, DECLARED).is_mirrored(0)} == {
         "gradient_norm",
         "attention/first_token_share",
         "attention/max_logit",
@@ -185,6 +185,7 @@ def test_names_are_ones_that_mlflow_takes(recorded: tuple[Names, set[str], set[s
 )
 def test_what_others_name(name: str, unit: str, better: str) -> None:
     """Tasks of the harness have names of their own: nothing is claimed of those that nothing is known of."""
-    assert (measure(name).unit, measure(name).better) == (unit, better)
-    assert sums_up(name)
-    assert is_mirrored(name, None)
+    for spec in (find_spec(name, DECLARED), find_spec(name, BEFORE_SPECS)):
+        assert (spec.unit, spec.better) == (unit, better)
+        assert spec.sums_up
+        assert spec.is_mirrored(None)

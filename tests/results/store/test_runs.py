@@ -19,6 +19,7 @@ from gatelab.results.report.write import write_study
 from gatelab.results.store import metrics, records
 from gatelab.results.store.journal import Journal, read_journal
 from gatelab.results.store.layout import NotFound, RunsFolder
+from gatelab.results.store.metric_specs import specs_of
 from gatelab.results.store.metrics import METRICS, each_journal, metrics_from_journals, named, together
 from gatelab.results.store.records import TrialRecord
 from gatelab.results.store.runs import SUMMARY, axes_of, runs_from_journals, runs_schema
@@ -33,6 +34,7 @@ def agreed(lab: Any) -> list[dict[str, Any]]:
     """The rows of `runs`, once it is clear that journals and MLflow give the same frame and the same tables."""
     here, there = runs_from_journals(lab.folder, lab.name), runs_from_mlflow(lab.folder.tracking_uri, lab.name)
     assert here.schema == there.schema == runs_schema(lab.record.axes)
+    assert specs_of(here) == specs_of(there)
     for own, mirrored in zip(here.to_pylist(), there.to_pylist(), strict=True):
         assert {name: repr(value) for name, value in own.items()} == {
             name: repr(value) for name, value in mirrored.items()

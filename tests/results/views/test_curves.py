@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gatelab.errors import AnalysisUnavailable
+from gatelab.metrics import NATS
 from gatelab.results.store.metrics import metrics_from_journals
 from gatelab.results.views.curves import plot_curves
 from gatelab.results.views.style import save_figure
@@ -61,7 +62,7 @@ SMALL = {
 
 def test_lines_are_means_and_differences_are_paired() -> None:
     """By hand: the mean of the seeds that reached a step; below it the mean of the differences at equal seeds."""
-    top, bottom = panels(plot_curves(frame(SMALL), LOSS, PAIR, "gates"))
+    top, bottom = panels(plot_curves(frame(SMALL), LOSS, PAIR, "gates", NATS))
     assert top["none"] == {10: 5.0, 20: 3.25, 30: 2.25}
     assert top["sdpa"] == {10: pytest.approx(6.0), 20: pytest.approx(14 / 3), 30: 5.25}
     assert bottom == {"sdpa": {10: -0.5, 20: -0.75, 30: -0.5}}
@@ -69,7 +70,7 @@ def test_lines_are_means_and_differences_are_paired() -> None:
 
 def test_bands_reach_over_the_seeds() -> None:
     """The band shows how much of a difference between lines could be luck."""
-    figure = plot_curves(frame(SMALL), LOSS, PAIR, "gates")
+    figure = plot_curves(frame(SMALL), LOSS, PAIR, "gates", NATS)
     corners = [{tuple(point) for point in band.get_paths()[0].vertices} for band in figure.axes[0].collections]
     assert {(10, 4.0), (10, 6.0), (30, 2.0), (30, 2.5)} <= corners[0]
     assert {(10, 3.5), (10, 9.0), (20, 2.0), (20, 9.0)} <= corners[1]
@@ -77,7 +78,7 @@ def test_bands_reach_over_the_seeds() -> None:
 
 def test_what_is_plotted_is_said() -> None:
     """A figure taken out of its context still says its metric, its unit, its variants and how many seeds they had."""
-    figure = plot_curves(frame(SMALL), LOSS, PAIR, "gates")
+    figure = plot_curves(frame(SMALL), LOSS, PAIR, "gates", NATS)
     top, bottom = figure.axes
     assert top.get_ylabel() == "validation/loss [nats/token]"
     assert bottom.get_ylabel().split() == ["difference", "to", "baseline", "[nats/token]"]
@@ -91,16 +92,16 @@ def test_what_is_plotted_is_said() -> None:
 
 def test_without_a_baseline_there_is_one_panel() -> None:
     """There is nothing to show the difference of."""
-    figure = plot_curves(frame(SMALL), LOSS, {"none": "none"}, "gates")
+    figure = plot_curves(frame(SMALL), LOSS, {"none": "none"}, "gates", NATS)
     assert [set(panel) for panel in panels(figure)] == [{"none"}]
-    assert len(plot_curves(frame(SMALL), LOSS, {"none": None, "sdpa": None}, "gates").axes) == 1
+    assert len(plot_curves(frame(SMALL), LOSS, {"none": None, "sdpa": None}, "gates", NATS).axes) == 1
 
 
 def test_variants_can_be_told_apart() -> None:
     """More variants than colours still have a look of their own each."""
     names = [f"variant {index}" for index in range(20)]
     curves = frame({(name, 0): {1: 1.0, 2: 2.0} for name in names})
-    figure = plot_curves(curves, LOSS, dict.fromkeys(names), "many")
+    figure = plot_curves(curves, LOSS, dict.fromkeys(names), "many", NATS)
     looks = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].get_lines()]
     assert len(set(looks)) == 20
 
@@ -114,7 +115,7 @@ def test_non_finite_values_and_values_of_layers_are_left_out() -> None:
             frame({("none", 0): {1: 77.0, 2: 77.0}}, layer=1),
         ]
     )
-    figure = plot_curves(curves, LOSS, {"none": "none", "sdpa": "none", "lost": "none"}, "gates")
+    figure = plot_curves(curves, LOSS, {"none": "none", "sdpa": "none", "lost": "none"}, "gates", NATS)
     top, bottom = panels(figure)
     assert top == {"none": {1: 4.0, 2: 3.0, 3: 2.0}, "sdpa": {1: 4.0}}
     assert bottom == {"sdpa": {1: 0.0}}
@@ -125,7 +126,7 @@ def test_long_curves_are_averaged_over_spans() -> None:
     """A metric of every step is readable: at most 200 points, each the mean of the steps that it stands for."""
     generator = np.random.default_rng(0)
     values = dict(enumerate(generator.normal(size=1_000).tolist(), 1))
-    [top] = panels(plot_curves(frame({("none", 0): values}), LOSS, {"none": None}, "long"))
+    [top] = panels(plot_curves(frame({("none", 0): values}), LOSS, {"none": None}, "long", NATS))
     steps = sorted(top["none"])
     assert 100 <= len(steps) <= 200
     assert steps[-1] == 1_000
@@ -142,7 +143,7 @@ def test_trials_of_different_length_are_averaged_over_the_same_spans(reached: in
         ("none", 1): {step: step + 2 for step in part},
         ("sdpa", 0): {step: step for step in part},
     }
-    top, bottom = panels(plot_curves(frame(curves), LOSS, PAIR, "running"))
+    top, bottom = panels(plot_curves(frame(curves), LOSS, PAIR, "running", NATS))
     assert set(bottom["sdpa"].values()) == {0.0}  # as far as it got, it is its baseline
     for step, value in top["none"].items():
         assert value == pytest.approx(top["sdpa"][step] + 1 if step in top["sdpa"] else step, abs=3)
@@ -156,9 +157,9 @@ def test_an_unknown_metric_is_answered_with_the_known() -> None:
     with pytest.raises(
         AnalysisUnavailable, match=r"'train/los' was not recorded \(there are: train/loss, validation/loss\)"
     ):
-        plot_curves(curves, "train/los", PAIR, "gates")
+        plot_curves(curves, "train/los", PAIR, "gates", NATS)
     with pytest.raises(AnalysisUnavailable, match="none yet"):
-        plot_curves(curves.slice(0, 0), LOSS, PAIR, "gates")
+        plot_curves(curves.slice(0, 0), LOSS, PAIR, "gates", NATS)
 
 
 def test_figures_are_written_for_the_screen_and_for_print(laboratory: Any, tmp_path: Path) -> None:
@@ -168,7 +169,7 @@ def test_figures_are_written_for_the_screen_and_for_print(laboratory: Any, tmp_p
         for seed in (0, 1):
             lab.finish(variant, seed)
     variants = {label: lab.record.variants[label].baseline for label in lab.variants}
-    figure = plot_curves(metrics_from_journals(lab.folder, lab.name), "train/loss", variants, lab.name)
+    figure = plot_curves(metrics_from_journals(lab.folder, lab.name), "train/loss", variants, lab.name, NATS)
     assert panels(figure)[0]["position=sdpa"] == {
         step: pytest.approx(np.mean([lab.loss(1, seed, step) for seed in (0, 1)])) for step in range(1, 21)
     }

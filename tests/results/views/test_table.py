@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gatelab.metrics import NATS, SPEED, MetricSpec
 from gatelab.results.analyses.comparison import Comparison, ComparisonRow
 from gatelab.results.analyses.contrasts import Evidence
 from gatelab.results.statistics.paired import Interval
@@ -35,9 +36,13 @@ def row(variant: str, value: Interval, delta: Interval | None, outcomes: dict[st
     return ComparisonRow(variant=variant, value=value, delta=delta, outcomes=outcomes, **known | rest)
 
 
-def comparison(*rows: ComparisonRow, metric: str = "validation/loss", notes: tuple[str, ...] = ()) -> Comparison:
+def comparison(
+    *rows: ComparisonRow, metric: str = "validation/loss", notes: tuple[str, ...] = (), spec: MetricSpec = NATS
+) -> Comparison:
     """A comparison of rows."""
-    return Comparison("gates", "abc", metric, None, ("model.gate.position", "model.gate.granularity"), rows, notes)
+    return Comparison(
+        "gates", "abc", metric, None, ("model.gate.position", "model.gate.granularity"), rows, notes, spec
+    )
 
 
 TESTED: dict[str, Any] = {
@@ -191,6 +196,7 @@ def test_a_table_says_how_it_is_sorted() -> None:
         row("none", Interval(2e4, 1e4, 3e4, 3), None, {"finished": 3}, best=True),
         row("sdpa", Interval(1e4, 1e4, 1e4, 3), Interval(-1e4, -2e4, -1e3, 3), {"finished": 3}),
         metric="train/mean_tokens_per_second",
+        spec=SPEED,
     )
     grid = comparison_table(fast)
     assert "train/mean_tokens_per_second [tokens/s]" in [column.heading for column in grid.columns]
@@ -201,7 +207,8 @@ def test_axes_without_a_level_anywhere_are_left_out() -> None:
     """A column of dashes tells nothing; without any axis the variant is named."""
     rows = [row("none", Interval(1.6, 1.3, 1.9, 3), None, {"finished": 3}, levels={"a.b": None, "c.b": "x"})]
     known = [
-        Comparison("s", "h", "validation/loss", None, axes, tuple(rows), ()) for axes in (("a.b", "c.b"), ("a.b",))
+        Comparison("s", "h", "validation/loss", None, axes, tuple(rows), (), NATS)
+        for axes in (("a.b", "c.b"), ("a.b",))
     ]
     assert [comparison_table(each).columns[0].heading for each in known] == ["b", "variant"]
     assert [comparison_table(each).rows[0][0] for each in known] == ["x", "none"]
@@ -209,7 +216,7 @@ def test_axes_without_a_level_anywhere_are_left_out() -> None:
     headings = [
         c.heading
         for c in comparison_table(
-            Comparison("s", "h", "validation/loss", None, ("a.b", "c.b"), tuple(both), ())
+            Comparison("s", "h", "validation/loss", None, ("a.b", "c.b"), tuple(both), (), NATS)
         ).columns
     ]
     assert headings[:2] == ["a.b", "c.b"]
