@@ -120,12 +120,15 @@ class Results:
 
     def curves(self, metric: str = DEFAULT_METRIC) -> Plot:
         """Plot a metric over training: means and ranges over seeds, paired differences. Raises AnalysisUnavailable."""
+        from gatelab.metrics import find_spec
         from gatelab.results.analyses.curves import read_curves
+        from gatelab.results.store.metric_specs import specs_of
         from gatelab.results.views.curves import plot_curves
 
         metrics = read_curves(self._folder, self.study, metric, self._results.last_step)
         baselines = {name: variant.baseline for name, variant in self.record.variants.items()}
-        figure = plot_curves(metrics, metric, baselines, self.study)
+        spec = find_spec(metric, specs_of(self.runs))
+        figure = plot_curves(metrics, metric, baselines, self.study, spec)
         return Plot(f"curves-{metric.replace('/', '-')}", figure)
 
     def report(self, path: Folder | None = None, metric: str = DEFAULT_METRIC) -> Path:

@@ -224,20 +224,23 @@ def _prefix_checkpoint(task: Task) -> Path | None:
 def _describe_attempt(task: Task, machine: Mapping[str, str], *, forks: bool) -> None:
     """Add this attempt to the trial's description: when, with which code, where, and what its metrics are.
 
-    A trial that forks from a longer one has the attempts of that one first.
+    A trial that forks from a longer one has the attempts of that one first. What earlier attempts measured stays
+    described, as it stays in the journal.
     """
     attempt = Attempt(started=time.time(), provenance={**code_version(), "data": task.data_identity, **machine})
     known = TrialDescription.read(task.files.description)
     if known is None:
         parent = {} if task.parent is None else {"parent": task.parent}
         known = TrialDescription(id=task.trial_id, config=task.config.model_dump(mode="json"), **parent)
-    earlier, fork = known.attempts, {}
+    earlier, fork, told = known.attempts, {}, known.metrics or {}
     if forks and task.fork is not None and not earlier:
         longer = TrialDescription.read(task.runs.trial(task.fork.trunk).description)
-        earlier, fork = longer.attempts if longer else [], {"branch": ForkRecord(**asdict(task.fork))}
+        fork = {"branch": ForkRecord(**asdict(task.fork))}
+        if longer is not None:
+            earlier, told = longer.attempts, longer.metrics or {}
     specs = trial_metric_specs(task.config) | (system_metrics.SPECS if task.system_metrics else {})
-    told = (known.metrics or {}) | dump_specs(specs)
-    known = known.model_copy(update={"attempts": [*earlier, attempt], **fork, "metrics": told})
+    metrics = told | dump_specs(specs)
+    known = known.model_copy(update={"attempts": [*earlier, attempt], **fork, "metrics": metrics})
     write_json(task.files.description, known.to_json())
 
 

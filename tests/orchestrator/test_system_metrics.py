@@ -7,13 +7,13 @@ import psutil
 import pytest
 import torch
 
-from gatelab.metrics import MetricSpec, find_spec, load_specs
+from gatelab.metrics import MetricSpec, dump_specs, find_spec, load_specs
 from gatelab.orchestrator.system_metrics import SPECS, SystemMetrics
 from gatelab.orchestrator.worker import Task, run_task
 from gatelab.results.store.journal import Journal, JournalTail, read_journal
 from gatelab.results.store.layout import RunsFolder
-from gatelab.results.store.metric_specs import BEFORE_SPECS
-from gatelab.results.store.records import read_json
+from gatelab.results.store.metric_specs import BEFORE_SPECS, specs_of_trials
+from gatelab.results.store.records import TrialDescription, read_json, write_json
 from gatelab.training.config import TrialConfig
 from gatelab.training.preparation import prepare
 
@@ -123,9 +123,8 @@ def test_samples_have_units_and_are_no_columns_of_tables() -> None:
             assert not spec.sums_up
 
 
-@pytest.mark.parametrize("asked", [True, False])
-def test_a_trial_records_them_only_if_asked(asked: bool, corpus: Path, tmp_path: Path) -> None:
-    """The training's own record is the same either way."""
+def small_task(corpus: Path, tmp_path: Path, asked: bool) -> Task:
+    """A trial of a few steps, whose machine is sampled if that is asked."""
     config = TrialConfig.model_validate(
         {
             "model": {"layers": 1, "hidden_size": 8, "query_heads": 1, "kv_heads": 1, "head_dim": 8, "ffn_size": 8},
@@ -136,7 +135,7 @@ def test_a_trial_records_them_only_if_asked(asked: bool, corpus: Path, tmp_path:
     )
     folder = RunsFolder(tmp_path / "runs")
     identity = prepare(config.data, folder.data).manifest.identity
-    task = Task(
+    return Task(
         trial_id="a-trial",
         config=config,
         data_identity=identity,
@@ -145,6 +144,13 @@ def test_a_trial_records_them_only_if_asked(asked: bool, corpus: Path, tmp_path:
         checkpoint_seconds=60,
         system_metrics=asked,
     )
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_trial_records_them_only_if_asked(asked: bool, corpus: Path, tmp_path: Path) -> None:
+    """The training's own record is the same either way."""
+    task = small_task(corpus, tmp_path, asked)
+    folder = task.runs
     assert run_task(task, "cpu").status == "finished"
     description = read_json(folder.trial(task.trial_id).description)
     assert description is not None
@@ -157,3 +163,16 @@ def test_a_trial_records_them_only_if_asked(asked: bool, corpus: Path, tmp_path:
     assert (set(ALWAYS) <= names) == asked
     assert any(name.startswith("system/") for name in names) == asked
     assert [row["step"] for row in rows if row["name"] == "train/loss"] == [1, 2, 3, 4]
+
+
+def test_what_an_earlier_attempt_measured_stays_described(corpus: Path, tmp_path: Path) -> None:
+    """Its samples stay in the journal, too: one that goes on without them still knows that they are no summary."""
+    task = small_task(corpus, tmp_path, asked=False)
+    begun = TrialDescription(id=task.trial_id, config={}, metrics=dump_specs(SPECS))
+    write_json(task.files.description, begun.to_json())
+    assert run_task(task, "cpu").status == "finished"
+    description = TrialDescription.read(task.files.description)
+    assert description is not None
+    specs = specs_of_trials([description])
+    assert find_spec("system/cpu_utilization_percentage", specs) == MetricSpec("%", kind="series")
+    assert find_spec("train/loss", specs) == MetricSpec("nats/token", "lower", kind="series")
