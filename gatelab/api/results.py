@@ -176,6 +176,12 @@ class Results:
         return f"<p>{html.escape(repr(self))}</p>{self.comparison()._repr_html_()}"
 
 
+class NoStudy(NotFound, KeyError):
+    """There is no such study in a runs folder."""
+
+    __str__ = Exception.__str__  # KeyError's would quote the message
+
+
 class Runs(Mapping[str, Results]):
     """The studies of a runs folder, by name."""
 
@@ -183,7 +189,10 @@ class Runs(Mapping[str, Results]):
         self._folder = folder
 
     def __getitem__(self, study: str) -> Results:
-        self._folder.study(study).read()  # NotFound names the studies that there are
+        try:
+            self._folder.study(study).read()
+        except NotFound as error:  # it names the studies that there are
+            raise NoStudy(str(error)) from None
         return Results(self._folder, study)
 
     def __iter__(self) -> Iterator[str]:

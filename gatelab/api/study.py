@@ -166,14 +166,14 @@ def _options(tracking_uri: str | None, retries: int, checkpoint_seconds: float, 
 @contextmanager
 def _tell(start: "StudyStart") -> "Iterator[Callable[[Progress], None]]":
     """Say on standard error what is about to run, and now and then how far it is."""
-    name, due = start.matrix.plan.study.name, time.monotonic()
+    name, due, told = start.matrix.plan.study.name, time.monotonic(), ""
     for note in (*start.changes, *start.matrix.notes):
         print(f"{name}: {note}", file=sys.stderr)
 
     def tell(progress: "Progress") -> None:
-        nonlocal due
-        if time.monotonic() >= due or progress.is_over:
-            due = time.monotonic() + TELL_SECONDS
-            print(f"{name}: {progress}", file=sys.stderr)
+        nonlocal due, told
+        if (time.monotonic() >= due or progress.is_over) and str(progress) != told:
+            due, told = time.monotonic() + TELL_SECONDS, str(progress)
+            print(f"{name}: {told}", file=sys.stderr)
 
     yield tell
