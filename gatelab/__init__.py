@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gatelab.api.study import Study as Study
     from gatelab.errors import AnalysisUnavailable as AnalysisUnavailable
     from gatelab.errors import GatelabError as GatelabError
+    from gatelab.errors import WrongRequest as WrongRequest
     from gatelab.kernels.attention import gated_attention as gated_attention
     from gatelab.orchestrator.inline import InlineExecutor as InlineExecutor
     from gatelab.orchestrator.ray_executor import RayExecutor as RayExecutor
@@ -35,7 +36,7 @@ _HOMES = {
     **dict.fromkeys(("Results", "Runs", "open"), "gatelab.api.results"),
     "Plan": "gatelab.api.plan",
     "Study": "gatelab.api.study",
-    **dict.fromkeys(("AnalysisUnavailable", "GatelabError"), "gatelab.errors"),
+    **dict.fromkeys(("AnalysisUnavailable", "GatelabError", "WrongRequest"), "gatelab.errors"),
     "InlineExecutor": "gatelab.orchestrator.inline",
     "RayExecutor": "gatelab.orchestrator.ray_executor",
     "TrialConfig": "gatelab.training.config",
@@ -55,6 +56,7 @@ __all__ = [
     "Runs",
     "Study",
     "TrialConfig",
+    "WrongRequest",
     "__version__",
     "gated_attention",
     "open",

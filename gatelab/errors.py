@@ -7,6 +7,10 @@ class GatelabError(Exception):
     """Base of the exceptions that gatelab raises for people: its text says what is wrong and what would be right."""
 
 
+class WrongRequest(GatelabError, ValueError):
+    """An argument that cannot be met, such as a metric that no trial has; its text says what could be."""
+
+
 class AnalysisUnavailable(GatelabError):
     """An analysis has nothing to show for a study; its text says why."""
 

@@ -79,12 +79,12 @@ class Results:
     def comparison(self, metric: str = DEFAULT_METRIC, margin: float | None = None) -> "Finding[Comparison]":
         """Compare the variants with their baseline: means, paired differences, intervals, tests, verdicts.
 
-        A difference within `margin`, in the metric's unit, counts as none. Raises ValueError for an unknown metric.
+        A difference within `margin`, in the metric's unit, counts as none. Raises WrongRequest for an unknown metric.
         """
         return Finding("comparison", self._results, {"metric": metric, "margin": margin})
 
     def pivot(self, rows: Collection[str], columns: Collection[str], metric: str = DEFAULT_METRIC) -> "Finding[Pivot]":
-        """Spread a comparison over axes, some down and some across. Raises ValueError for an unknown axis or metric."""
+        """Spread a comparison over axes, some down and some across. Raises WrongRequest for an unknown name."""
         options = {"metric": metric, "margin": None, "rows": list(rows), "columns": list(columns)}
         return Finding("pivot", self._results, options)
 
@@ -134,7 +134,7 @@ class Results:
     def report(self, path: Folder | None = None, metric: str = DEFAULT_METRIC) -> Path:
         """Write one HTML page of all this, and its figures; return its path.
 
-        Default: report.html in the study's folder. Raises ValueError for an unknown metric.
+        Default: report.html in the study's folder. Raises WrongRequest for an unknown metric.
         """
         from gatelab.results.report.page import write_report
 

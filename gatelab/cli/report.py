@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from gatelab.cli import arguments as args
 from gatelab.cli.console import SOME_FAILED, console, fail, reporting_errors
+from gatelab.errors import WrongRequest
 from gatelab.results.store.layout import RunsFolder
 
 
@@ -49,7 +50,7 @@ def report(
     with reporting_errors():
         try:
             page, figures = write_report(folder, name, output, metric)
-        except ValueError as error:
+        except WrongRequest as error:
             fail(f"--metric: {error}", error)
     problem = add_to_mlflow(folder, name, tracking_uri, [page, *figures])
     console.print(escape(str(page)))

@@ -14,7 +14,7 @@ from rich.markup import escape
 from gatelab.cli import arguments as args
 from gatelab.cli.analysis import show_analysis
 from gatelab.cli.console import console, fail, print_json, print_table, reporting_errors
-from gatelab.errors import AnalysisUnavailable
+from gatelab.errors import AnalysisUnavailable, WrongRequest
 from gatelab.results.store.layout import RunsFolder
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def compare(
     frame = _read_runs(RunsFolder(runs), args.study_name(study), source, parquet, tracking_uri)
     try:
         comparison = compare(frame, metric, margin)
-    except ValueError as error:
+    except WrongRequest as error:
         fail(f"--metric: {error}", error)
     result: Analysis = comparison
     stamp = make_stamp(frame, "comparison", metric=metric, margin=margin)
@@ -106,7 +106,7 @@ def compare(
         down, across = ([name for name in (given or "").split(",") if name] for given in (rows, columns))
         try:
             result = pivot(comparison, down, across)
-        except ValueError as error:
+        except WrongRequest as error:
             fail(f"--rows, --columns: {error}", error)
         stamp = make_stamp(frame, "pivot", metric=metric, margin=margin, rows=down, columns=across)
     if form is args.Format.terminal:

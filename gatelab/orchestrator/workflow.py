@@ -12,7 +12,7 @@ from gatelab.ablations.ladder import ladder
 from gatelab.ablations.learning_rate_grid import SUFFIX
 from gatelab.ablations.matrix import Matrix
 from gatelab.ablations.study import SIZES, StudyPlan
-from gatelab.errors import AnalysisUnavailable, Unavailable
+from gatelab.errors import AnalysisUnavailable, Unavailable, WrongRequest
 from gatelab.orchestrator import planning
 from gatelab.orchestrator.executor import Executor
 from gatelab.orchestrator.inline import InlineExecutor
@@ -108,10 +108,12 @@ class ScalingReport:
 
 
 def make_executor(executor: Executor | Literal["inline", "ray"]) -> Executor:
-    """Return an executor that is given by name, or as it is. Raises ValueError."""
+    """Return an executor that is given by name, or as it is. Raises WrongRequest."""
     if isinstance(executor, str):
         if executor not in ("inline", "ray"):
-            raise ValueError(f"executor {executor!r}: expected 'inline', 'ray' or an executor such as RayExecutor(...)")
+            raise WrongRequest(
+                f"executor {executor!r}: expected 'inline', 'ray' or an executor such as RayExecutor(...)"
+            )
         return InlineExecutor() if executor == "inline" else RayExecutor()
     return executor
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gatelab.errors import WrongRequest
 from gatelab.metrics import MetricSpec, find_spec
 from gatelab.results.analyses.analysis import tidy, to_jsonable
 from gatelab.results.analyses.contrasts import (
@@ -159,11 +160,11 @@ def compare(runs: pa.Table, metric: str = DEFAULT_METRIC, margin: float | None =
     """Compare the variants of a `runs` frame by a summary metric: best mean first, if the metric has a direction.
 
     Trials that diverged, failed or have not finished have no value: they are counted beside the mean, never in it. A
-    difference within `margin`, in the metric's unit, counts as none. Raises ValueError for an unknown metric.
+    difference within `margin`, in the metric's unit, counts as none. Raises WrongRequest for an unknown metric.
     """
     known = metrics_of(runs)
     if metric not in known:
-        raise ValueError(unknown_metric(metric, known))
+        raise WrongRequest(unknown_metric(metric, known))
     fixed = [name for name in runs.column_names if name not in known]
     trials = runs.select([*fixed, *{metric: None, SPEED: None}]).to_pylist()
     by_variant = group_by_variant(trials)

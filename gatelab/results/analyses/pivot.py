@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from gatelab.errors import WrongRequest
 from gatelab.results.analyses.analysis import to_jsonable
 from gatelab.results.analyses.comparison import Comparison, ComparisonRow
 
@@ -60,13 +61,13 @@ class Pivot:
 
 
 def pivot(comparison: Comparison, rows: Sequence[str], columns: Sequence[str]) -> Pivot:
-    """Lay a comparison out by axes, which may be named by their last words. Raises ValueError.
+    """Lay a comparison out by axes, which may be named by their last words. Raises WrongRequest.
 
     An axis that is in neither must be the same, or make no difference, wherever two variants would share a cell.
     """
     down, across = (tuple(_axis(name, comparison.axes) for name in names) for names in (rows, columns))
     if twice := set(down) & set(across):
-        raise ValueError(f"{', '.join(sorted(twice))}: both in rows and in columns")
+        raise WrongRequest(f"{', '.join(sorted(twice))}: both in rows and in columns")
     cells: dict[tuple[tuple[str, ...], tuple[str, ...]], ComparisonRow] = {}
     for row in comparison.rows:
         place = tuple(tuple(row.levels[axis] or NO_LEVEL for axis in axes) for axes in (down, across))
@@ -74,16 +75,16 @@ def pivot(comparison: Comparison, rows: Sequence[str], columns: Sequence[str]) -
         if key in cells:
             others = [axis for axis in comparison.axes if axis not in (*down, *across)]
             differing = [axis for axis in others if row.levels[axis] != cells[key].levels[axis]]
-            raise ValueError(f"{' and '.join(differing)} differ within a cell: put them into rows or columns")
+            raise WrongRequest(f"{' and '.join(differing)} differ within a cell: put them into rows or columns")
         cells[key] = row
     return Pivot(comparison, down, across, cells)
 
 
 def _axis(name: str, axes: Sequence[str]) -> str:
-    """Return the axis with this name. Raises ValueError."""
+    """Return the axis with this name. Raises WrongRequest."""
     found = [axis for axis in axes if axis == name] or [axis for axis in axes if axis.endswith(f".{name}")]
     if len(found) != 1:
-        raise ValueError(
+        raise WrongRequest(
             f"{name!r} {'is more than one axis' if found else 'is no axis'} (there are: {', '.join(axes)})"
         )
     return found[0]

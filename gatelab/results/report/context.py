@@ -196,7 +196,7 @@ class Context:
 def read_context(folder: RunsFolder, study: str, metric: str) -> Context:
     """Read a study's records and compare its variants by a metric, with the margin that its claims state for it.
 
-    Raises NotFound, and ValueError for an unknown metric.
+    Raises NotFound, and WrongRequest for an unknown metric.
     """
     record = folder.study(study).read()
     descriptions, states = study_descriptions(folder, record), study_outcomes(folder, record)

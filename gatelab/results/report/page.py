@@ -43,7 +43,7 @@ def write_report(
         page: the file to write. Default: report.html in the study's folder.
         metric: by which variants are compared.
 
-    Raises NotFound, and ValueError for an unknown metric.
+    Raises NotFound, and WrongRequest for an unknown metric.
     """
     collected = report(folder, study, metric)
     target = folder.study(study).path

@@ -38,7 +38,7 @@ def report(folder: RunsFolder, study: str, metric: str = DEFAULT_METRIC) -> Repo
         study: its name.
         metric: by which variants are compared.
 
-    Raises NotFound, and ValueError for an unknown metric.
+    Raises NotFound, and WrongRequest for an unknown metric.
     """
     context = read_context(folder, study, metric)
     runs, comparison = context.runs, context.comparison
