@@ -12,22 +12,22 @@ class MetricSpec:
 
     unit: str = ""
     better: Literal["lower", "higher", ""] = ""
-    """Which way is better; '': neither by itself, as a share of attention."""
+    """The direction that is better; '': neither by itself, as a share of attention."""
     logarithmic: bool = False
-    """Whether plots show it on a logarithmic axis."""
+    """True if plots show it on a logarithmic axis."""
     kind: Literal["summary", "outcome", "series", "detail"] = "summary"
     """summary: one number sums a trial up, that of its last evaluation. outcome: one number sums a trial up, and only
     its outcome has it. series: recorded as training goes on, and no single number sums it up. detail: a point of a
     curve or a bar of a histogram, which plots show as a whole."""
     mirrored_by_layer: bool = False
-    """Whether MLflow gets the values of each layer. Journals and Parquet have those of all metrics; its pages would be
+    """True if MLflow gets the values of each layer. Journals and Parquet have those of all metrics; its pages would be
     lost in them."""
     floor: str = ""
     """The metric that says what attention that is uniform over the past would show."""
 
     @property
     def sums_up(self) -> bool:
-        """Whether a metric of the whole model is one number for each trial."""
+        """True if a metric of the whole model is one number for each trial."""
         return self.kind in ("summary", "outcome")
 
     def is_mirrored(self, layer: int | None) -> bool:

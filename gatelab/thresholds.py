@@ -7,4 +7,4 @@ MIN_VALUES = 32
 MAD_SCALE = 1.4826
 """The standard deviation of normal values over their median absolute deviation."""
 NOISE_FLOOR = 1e-3
-"""Of the median: no series is so calm that less than this is its noise."""
+"""The least noise of a series, as a share of its median: no series is calmer than this."""

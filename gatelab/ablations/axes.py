@@ -14,7 +14,7 @@ from gatelab.errors import Unavailable
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_. -]*"
 RESERVED = ("variant", "parameters", "flops_per_token")
-"""What tables and MLflow call other things: no axis has these names."""
+"""Names that no axis may have, since tables and MLflow call other things by them."""
 NO_SEED = "seeds are not an axis: use seeds"
 
 Levels = list[Any] | dict[str, dict[str, Any]]

@@ -31,7 +31,7 @@ class Variant:
 
     @cached_property
     def canonical(self) -> dict[str, Any]:
-        """What decides the results of its trials, seeds aside."""
+        """All that decides the results of its trials, seeds aside."""
         return canonical_variant(self.config, self.data_id)
 
     @cached_property
@@ -110,7 +110,7 @@ class Matrix:
     variant_of: dict[tuple[str, ...], str] = field(default_factory=dict)
     """Labels of a combination's levels, axis by axis -> variant."""
     parent: "Matrix | None" = None
-    """Of the study that this one continues."""
+    """The matrix of the study that this one continues."""
 
     @property
     def excluded(self) -> dict[str, str]:

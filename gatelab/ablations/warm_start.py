@@ -15,7 +15,7 @@ from gatelab.errors import Unavailable
 from gatelab.training.config import TrialConfig
 
 INHERITED = ("axes", "exclude", "baseline", "match", "seeds", "nuisance", "fixed")
-"""What a study that does not say it takes from its parent, beside the base."""
+"""Fields that a study takes from its parent where it does not set them, beside the base."""
 
 FREE = ("rope_base", "yarn_factor", "yarn_length", "norm_eps")
 """Fields of a model that none of its parameters depends on: training may go on with others."""

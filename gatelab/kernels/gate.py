@@ -30,7 +30,7 @@ class Activation:
 
     @property
     def positive(self) -> bool:
-        """Whether a > 0 everywhere."""
+        """True if a > 0 everywhere."""
         return self.log_slope is not None
 
 

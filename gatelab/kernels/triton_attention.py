@@ -131,7 +131,7 @@ def architecture(device: torch.device) -> str:
 
 
 def tiles_for(kernel: str, x: Tensor) -> Tiles:
-    """How a kernel is launched on `x [B, T, H, D]`."""
+    """Return how a kernel is launched on `x [B, T, H, D]`."""
     return TILES[architecture(x.device), x.element_size()][kernel][padded(x.shape[-1])]
 
 

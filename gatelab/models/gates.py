@@ -51,12 +51,12 @@ class Gate:
 
     @property
     def projected(self) -> bool:
-        """Whether the logits are a projection of the hidden state (else they are a learned constant)."""
+        """True if the logits are a projection of the hidden state (else they are a learned constant)."""
         return self.config.input == "hidden"
 
     @property
     def has_constant(self) -> bool:
-        """Whether there is a learned vector beside, or instead of, the projection: a bias, or the constant gate."""
+        """True if there is a learned vector beside, or instead of, the projection: a bias, or the constant gate."""
         return self.config.bias is not None
 
     @property

@@ -27,7 +27,7 @@ from gatelab.training.evals.spec import EvalSpec
 from gatelab.training.evals.trained_model import TrainedModel, refusal
 
 MULTIPLES = (1, 2, 4)
-"""Of the length of a trial's training: the lengths at which it is evaluated by default."""
+"""Lengths at which a trial is evaluated by default, as multiples of the length at which it was trained."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from gatelab.ablations.matrix import Matrix, Variant
 from gatelab.results.analyses.sweeps import Sweep
 
 NAME = "learning_rate"
-"""Of the parameter in Optuna."""
+"""Name of the parameter in Optuna."""
 
 Rates = dict[str, list[float]]
 """Label of a variant -> learning rates, ascending."""

@@ -48,7 +48,7 @@ class SearchResult:
     """How a search ended."""
 
     progress: Progress
-    """Of the trials of all rounds."""
+    """Progress of the trials of all rounds."""
     unfinished: str
     """Why not everything was located that could be, or ''."""
 

@@ -33,7 +33,7 @@ class WorkerSetup:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     raise_errors: bool = False
-    """Whether what goes wrong in a task is raised, for a debugger, instead of being its result."""
+    """True if an error in a task is raised, for a debugger, instead of being the task's result."""
 
 
 class Worker(Protocol[Task_contra, Result_co]):

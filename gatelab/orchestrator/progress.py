@@ -36,9 +36,9 @@ class Progress:
     trials: dict[str, TrialProgress]  # by id
     concurrency: int = 1
     tracking_problem: str = ""
-    """What keeps MLflow from being up to date, or ''."""
+    """The problem that keeps MLflow from being up to date, or ''."""
     stopping: bool = False
-    """Whether it was interrupted."""
+    """True if it was interrupted."""
     started: float = field(default_factory=time.monotonic)
 
     def count(self, state: str) -> int:

@@ -19,7 +19,7 @@ class RayExecutor:
     """Run tasks on Ray, several at a time."""
 
     address: str | None = None
-    """Of a Ray cluster; None: the Ray that this process has, or one that is started here and stopped at the end."""
+    """Address of a Ray cluster; None: the Ray that this process has, or one started here and stopped at the end."""
     gpus_per_trial: float | None = None
     """GPUs of each task, or a part of one; None: 1 where Ray has GPUs, else 0."""
     concurrency: int | None = None

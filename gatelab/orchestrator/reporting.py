@@ -17,7 +17,7 @@ class AnalysisReport:
     study: str
     written: Artifacts
     tracking_problem: str
-    """What kept it from MLflow, or ''."""
+    """The problem that kept it from MLflow, or ''."""
 
 
 def write_analysis(

@@ -38,13 +38,13 @@ class RunOptions:
     """How to run a study, wherever it runs: none of this enters a trial's identity."""
 
     tracking_uri: str | None = None
-    """Of an MLflow store; None: SQLite in the runs folder."""
+    """URI of an MLflow store; None: SQLite in the runs folder."""
     retries: int = 1
-    """How often a trial that failed is tried again."""
+    """Number of times that a failed trial is tried again."""
     checkpoint_seconds: float = 60.0
     """Time between two checkpoints."""
     system_metrics: bool = False
-    """Whether trials record what their machine is doing."""
+    """True if trials record what their machine is doing."""
 
 
 def run_matrix(

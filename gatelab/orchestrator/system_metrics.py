@@ -20,7 +20,7 @@ SPECS = {
     "system/*_megabytes": MetricSpec("MB", kind="series"),
     "system/*_watts": MetricSpec("W", kind="series"),
 }
-"""What a sample measures."""
+"""Metrics of a sample."""
 
 logger = logging.getLogger(__name__)
 

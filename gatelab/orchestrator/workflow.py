@@ -36,11 +36,11 @@ class StudyStart:
 
     matrix: Matrix
     changes: Sequence[str]
-    """How it differs from when it was last run, for people."""
+    """Its differences from when it was last run, for people."""
     done: int
-    """How many of its trials are over already."""
+    """Number of its trials that are over already."""
     chain: int = 1
-    """How many studies are run one after another, of which it is one."""
+    """Number of studies that are run one after another, this one included."""
 
 
 Watch = Callable[[StudyStart], AbstractContextManager[Callable[[Progress], None]]]
@@ -61,7 +61,7 @@ class StudyResult:
     written: Artifacts
     """Its comparison, and the files that were written."""
     tracking_problem: str
-    """What kept MLflow from being up to date, or ''."""
+    """The problem that kept MLflow from being up to date, or ''."""
 
 
 @dataclass(frozen=True)

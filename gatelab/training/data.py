@@ -17,7 +17,7 @@ from gatelab.training.corpus import DataError, Skipped
 from gatelab.training.tokenizer import ByteTokenizer, FileTokenizer, Tokenizer
 
 DOCUMENTS = "validation-documents.npy"
-"""Of the validation part, `[documents, 2]` int64: tokens, and index of the domain in alphabetical order."""
+"""File of the validation documents, `[documents, 2]` int64: tokens, and index of the domain in alphabetical order."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class HeldOut:
     """`[N, T]`: index into `names` for the targets 1 … T of each window."""
     names: tuple[str, ...]
     bytes_per_token: tuple[float, ...]
-    """Of each domain's whole validation text: turns nats per token into nats per byte."""
+    """Bytes per token of each domain's whole validation text: they turn nats per token into nats per byte."""
 
 
 class Dataset:
@@ -99,7 +99,7 @@ class Dataset:
 
     @cached_property
     def bytes_per_token(self) -> float:
-        """Of the validation text: turns nats per token into nats per byte."""
+        """Bytes per token of the validation text: they turn nats per token into nats per byte."""
         return self.manifest.validation.bytes / self.manifest.validation.tokens
 
     @cached_property
@@ -110,7 +110,7 @@ class Dataset:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """What the text was tokenised with."""
+        """The tokenizer that the text was tokenised with."""
         trained = self.folder / "tokenizer.json"
         return FileTokenizer(trained.read_text(encoding="utf-8")) if trained.exists() else ByteTokenizer()
 

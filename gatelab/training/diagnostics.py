@@ -27,7 +27,7 @@ CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 25}
 """Attention probabilities that exist at a time: as many as a CPU's cache holds, or as keep a GPU busy."""
 FLOAT_COUNTS = 1 << 24  # up to here float32 counts one by one
 BINS = 20
-"""Of the histogram of gate scores over [0, 1]; what lies outside counts in the bin at its end."""
+"""Bins of the histogram of gate scores over [0, 1]; what lies outside counts in the bin at its end."""
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
 SCORES = ("mean", "std", "min", "max", "first_token_mean", *QUANTILES)
@@ -56,13 +56,13 @@ SPECS = {
     "gate/*/below_*": SHARE,
     "histogram/gate/*": MetricSpec(kind="detail"),
 }
-"""What `diagnose` measures."""
+"""Metrics that `diagnose` measures."""
 NORM_SPECS = {
     "gradient_norm": MetricSpec(mirrored_by_layer=True),
     "gradient_norm/*": SIZE,
     "weight_norm/*": SIZE,
 }
-"""What `norms` measures."""
+"""Metrics that `norms` measures."""
 
 Values = dict[str, float]
 

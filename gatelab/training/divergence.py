@@ -30,7 +30,7 @@ SPECS = {
     **{f"autopsy/activation/{place}/*": MetricSpec(logarithmic=True, kind="detail") for place in PLACES},
     "autopsy/gradient_norm/*": MetricSpec(kind="detail"),
 }
-"""What `StepHistory` writes."""
+"""Metrics that `StepHistory` writes."""
 
 
 def divergence_reason(trial: TrialConfig, losses: Sequence[float], mean: float, first: int) -> str:

@@ -19,7 +19,7 @@ SPECS = {
     "bits_per_byte/*": BITS,
     "position/*": MetricSpec("nats/token", "lower", kind="detail"),
 }
-"""What `loss_metrics` and `position_losses` measure, without the beginning that says of what."""
+"""Metrics that `loss_metrics` and `position_losses` measure, without the beginning that says of what."""
 
 
 def language_model_loss(model: nn.Module, windows: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:

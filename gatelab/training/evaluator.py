@@ -12,7 +12,7 @@ from gatelab.training.evaluation import loss_metrics, position_losses, token_los
 from gatelab.training.train_state import TrainState
 
 SPECS = prefixed("validation/", evaluation.SPECS)
-"""What is measured of held-out text; layers have `diagnostics.NORM_SPECS` and, as the whole, `diagnostics.SPECS`."""
+"""Metrics of held-out text; layers have `diagnostics.NORM_SPECS` and, as the whole, `diagnostics.SPECS`."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Evaluation:
     """What one evaluation found, by name."""
 
     summary: dict[str, float]
-    """Of the whole model: the last evaluation's sum a trial up."""
+    """Metrics of the whole model: the last evaluation's sum a trial up."""
     positions: dict[str, float]
     """validation/position/…"""
     layers: list[dict[str, float]]

@@ -32,7 +32,7 @@ SPECS = {
     "train/learning_rate": MetricSpec(kind="series"),
     "train/tokens_per_second": MetricSpec("tokens/s", "higher", kind="series"),
 }
-"""What is recorded between evaluations."""
+"""Metrics that are recorded between evaluations."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Outcome:
     step: int
     """Optimiser steps done."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """What sums the trial up: validation/* and the diagnostics of the whole model, of the last evaluation;
+    """Metrics that sum the trial up: validation/* and the diagnostics of the whole model, of the last evaluation;
     train/initial_loss, of the first batch before any step; train/final_loss, the mean over the steps since metrics
     were logged last but one; train/mean_tokens_per_second and train/seconds, of training alone; memory/peak_bytes; of
     the losses of all steps train/loss_spikes, train/loss_spike_steps and train/loss_nonfinite_steps (see

@@ -18,7 +18,7 @@ SPECS = {
     "train/*_spikes": COUNT,
     "train/*_steps": COUNT,
 }
-"""What `Progress.summarise` measures."""
+"""Metrics that `Progress.summarise` measures."""
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Progress:
     seconds: float = 0.0
     """Time of training, over all attempts, without evaluation and checkpoints."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """What sums the trial up so far: see `Outcome`."""
+    """Metrics that sum the trial up so far: see `Outcome`."""
     losses: SpikeCounter = field(default_factory=SpikeCounter)
     gradients: SpikeCounter = field(default_factory=SpikeCounter)
 

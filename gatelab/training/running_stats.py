@@ -15,7 +15,7 @@ class RunningStats:
 
     def __init__(self) -> None:
         self.weight = 1.0
-        """What the current batch counts in means: its size, where batches differ in it."""
+        """Weight of the current batch in means: its size, where batches differ in it."""
         self._means: dict[str, tuple[Tensor, float]] = {}
         self._extremes: dict[str, Tensor] = {}
         self._samples: dict[str, tuple[list[Tensor], Mapping[str, float]]] = {}

@@ -24,7 +24,7 @@ from gatelab.training.evals.token_scorer import TokenScorer
 from gatelab.training.tokenizer import Tokenizer
 
 SPECS = {"*bits_per_byte*": BITS}
-"""Of what tasks measure, whose names are the harness's, what is known here."""
+"""The metrics of tasks that are known here; their names are the harness's."""
 
 
 def run_tasks(

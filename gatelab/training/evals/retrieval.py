@@ -18,7 +18,7 @@ SPECS = {
     "gain": MetricSpec("nats/token", "higher"),
     "n": MetricSpec(),
 }
-"""What `score` measures, without the beginning that says of which task."""
+"""Metrics that `score` measures, without the beginning that names the task."""
 
 
 @dataclass(frozen=True)

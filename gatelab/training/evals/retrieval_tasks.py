@@ -50,7 +50,7 @@ class Draft:
     """An example before it has its haystack."""
 
     sentences: list[tuple[float, Tokens]]
-    """What to hide, and at which depth: 0 is the beginning of the haystack, 1 its end."""
+    """Sentences to hide, each after its depth: 0 is the beginning of the haystack, 1 its end."""
     question: Tokens
     answers: tuple[Tokens, ...]
 

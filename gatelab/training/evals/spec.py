@@ -24,7 +24,7 @@ class EvalSpec:
     amount: int = 64_000
     """Held-out tokens, or examples; of a task of lm-eval at most so many documents, 0: all."""
     task: str = ""
-    """Which task."""
+    """Name of the task."""
     folder: str = ""
     """Where lm-eval finds tasks of one's own."""
 

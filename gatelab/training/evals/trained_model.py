@@ -23,7 +23,7 @@ SPECS = {
     **prefixed("retrieval/*/", retrieval.SPECS),
     **prefixed("tasks/", lm_eval_tasks.SPECS),
 }
-"""What `TrainedModel.evaluate` measures."""
+"""Metrics that `TrainedModel.evaluate` measures."""
 HAYSTACK = 1 << 22  # tokens of the held-out text that synthetic tasks are hidden in, at most
 
 
