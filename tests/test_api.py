@@ -249,3 +249,55 @@ def test_a_study_file_is_the_study(study: gl.Study, text: Path, tmp_path: Path) 
     loaded = gl.Study.load(tmp_path / "tiny.yaml", overrides={"data.source": str(text)})
     assert [trial.id for trial in loaded.plan().trials] == [trial.id for trial in study.plan().trials]
     assert loaded.hash == study.hash
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import torch
+import gatelab as gl
+
+torch.set_num_threads(1)
+root, text = sys.argv[1:]
+base = {
+    "model": {"layers": 1, "hidden_size": 16, "query_heads": 2, "kv_heads": 2, "head_dim": 8, "ffn_size": 16},
+    "training": {"tokens": "500M", "sequence_length": 16, "batch_size": 4},
+    "evaluation": {"tokens": 256, "points": 2},
+    "data": {"source": text},
+}
+
+def interrupt():
+    while not any(path.stat().st_size for path in Path(root).glob("trials/*/journal/*.arrows")):
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+threading.Thread(target=interrupt, daemon=True).start()
+try:
+    gl.Study("long", base=base, seeds=[0]).run(root, progress=False)
+except KeyboardInterrupt:
+    [checkpoint] = Path(root).glob("trials/*/checkpoints/step-*.json")
+    print("interrupted", gl.open(root)["long"].runs["outcome"].to_pylist())
+"""
+
+
+def test_an_interrupt_is_raised_and_costs_nothing(text: Path, tmp_path: Path) -> None:
+    """Ctrl-C ends a script or a cell, as in any program, and the trial goes on from where it was."""
+    assert python(INTERRUPTED, str(tmp_path / "runs"), str(text)) == "interrupted ['interrupted']"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"), [({"seeds": None}, "seeds"), ({"axes": ["a"]}, "axes"), ({"base": 7}, "base")], ids=str
+)
+def test_wrong_kinds_are_named(fields: dict[str, object], said: str) -> None:
+    """A mistake in Python is answered as one in a file is: by its key."""
+    with pytest.raises(StudyError, match=rf"gl\.Study\('x'\): {said}"):
+        gl.Study("x", **fields)
+
+
+def test_what_is_not_there_is_named(results: gl.Results, study: gl.Study, tmp_path: Path) -> None:
+    """A variant or an executor that there is not: the message says what there is."""
+    with pytest.raises(NotFound, match=r"no variant 'position=spda' in tiny; did you mean position=sdpa\?"):
+        results.stability(["position=spda"])
+    with pytest.raises(gl.WrongRequest, match="executor None: expected 'inline', 'ray' or"):
+        study.run(tmp_path, executor=None, progress=False)

@@ -107,7 +107,9 @@ class Results:
         return Finding("tolerance", results._results, {})
 
     def stability(self, variants: Collection[str] = ()) -> "Finding[Stability]":
-        """Score how stable training was, of some variants or of all. Raises AnalysisUnavailable."""
+        """Score how stable training was, of some variants or of all. Raises NotFound, AnalysisUnavailable."""
+        for variant in variants:
+            self._check_variant(variant)
         return Finding("stability", self._results, {"variants": list(variants)})
 
     def diagnostics(self) -> "Finding[Comparisons]":
@@ -160,12 +162,15 @@ class Results:
         """
         from gatelab.orchestrator.evaluation import eval_jobs, load_model
 
-        if variant not in self.variants:
-            raise NotFound(f"no variant {variant!r} in {self.study}; {nearest(variant, self.variants)}")
+        self._check_variant(variant)
         jobs = eval_jobs(self._folder, self.study, lambda trial: (trial.variant, trial.seed) == (variant, seed))
         if not jobs:
             raise NotFound(f"no trial of {variant!r} at seed {seed} has finished in {self.study}")
         return load_model(self._folder, jobs[0], device)
+
+    def _check_variant(self, variant: str) -> None:
+        if variant not in self.variants:
+            raise NotFound(f"no variant {variant!r} in {self.study}; {nearest(variant, self.variants)}")
 
     def __repr__(self) -> str:
         outcomes: list[str] = self.runs["outcome"].to_pylist()

@@ -54,9 +54,9 @@ class Study:
         """
         raw = {
             "name": name,
-            "base": base if isinstance(base, str) else dict(base),
-            "axes": dict(axes or {}),
-            "seeds": seeds if isinstance(seeds, int | str) else list(seeds),
+            "base": dict(base) if isinstance(base, Mapping) else base,
+            "axes": dict(axes) if isinstance(axes, Mapping) else axes if axes is not None else {},
+            "seeds": list(seeds) if isinstance(seeds, Collection) and not isinstance(seeds, str) else seeds,
             **fields,
         }
         self._plan = make_study(raw, f"gl.Study({name!r})")
@@ -107,7 +107,8 @@ class Study:
     ) -> "Results":
         """Run it: what is finished is kept, what was interrupted goes on, what is new runs.
 
-        An interrupt (KeyboardInterrupt) keeps what was done: the same call goes on from there.
+        An interrupt (KeyboardInterrupt) is raised once running trials have written a checkpoint: the same call goes on
+        from there.
 
         Args:
             folder: where trials, tables and plots are written.
@@ -128,7 +129,8 @@ class Study:
 
         options = _options(tracking_uri, retries, checkpoint_seconds, system_metrics)
         runs, watch = RunsFolder(Path(folder)), _tell if progress else unwatched
-        run_study(self._plan, runs, make_executor(executor), options, watch=watch)
+        if run_study(self._plan, runs, make_executor(executor), options, watch=watch).interrupted:
+            raise KeyboardInterrupt
         return Results(runs, self.name)
 
     def search_learning_rates(
@@ -149,12 +151,14 @@ class Study:
 
         options = _options(tracking_uri, retries, checkpoint_seconds, False)
         runs, watch = RunsFolder(Path(folder)), _tell if progress else unwatched
-        search_learning_rates(self._plan, runs, make_executor(executor), options, watch=watch)
+        if search_learning_rates(self._plan, runs, make_executor(executor), options, watch=watch).interrupted:
+            raise KeyboardInterrupt
         return Results(runs, search_of(self.name))
 
     def __repr__(self) -> str:
         axes = ", ".join(f"{axis.name} ({len(axis.levels)})" for axis in self._plan.axes) or "no axes"
-        return f"Study({self.name!r}: {axes}; {len(self._plan.study.common_seeds)} seeds)"
+        seeds = len(self._plan.study.common_seeds)
+        return f"Study({self.name!r}: {axes}; {seeds} seed{'' if seeds == 1 else 's'})"
 
 
 def _options(tracking_uri: str | None, retries: int, checkpoint_seconds: float, system_metrics: bool) -> "RunOptions":

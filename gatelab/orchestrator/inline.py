@@ -1,5 +1,7 @@
 """The executor in this process: one task after another, without Ray, where a debugger can stop."""
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,7 +25,7 @@ from gatelab.orchestrator.pool import (
 class InlineExecutor:
     """Run tasks in this process, with as many threads as torch has here.
 
-    An interrupt (KeyboardInterrupt) ends the task where it is: a trial goes on from its last checkpoint.
+    An interrupt (Ctrl-C) lets a trial write a checkpoint, from which it goes on; a second one ends it at once.
     """
 
     device: str = "auto"
@@ -45,7 +47,43 @@ class InlineExecutor:
         self, worker: type[Worker[Task, Result]], tasks: int, spoils: Callable[[Result], bool] = never
     ) -> Iterator[Pool[Task, Result]]:
         """Yield a pool of one worker, an object in this process."""
-        yield _InlinePool(worker, WorkerSetup(device=self.device, raise_errors=self.raise_errors), spoils)
+        interrupt = _Interrupt()
+        setup = WorkerSetup(device=self.device, should_stop=interrupt.is_set, raise_errors=self.raise_errors)
+        yield _InlinePool(worker, setup, spoils, interrupt)
+
+
+class _Interrupt:
+    """A first Ctrl-C, kept until the task in hand has stopped."""
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def is_set(self) -> bool:
+        return self._set
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Raise KeyboardInterrupt at the end, or at once for a second one.
+
+        Does nothing where Python would not have raised it: in other threads, and where the signal has another handler.
+        """
+        main = threading.current_thread() is threading.main_thread()
+        if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield
+            return
+
+        def interrupt(*_: object) -> None:
+            if self._set:
+                raise KeyboardInterrupt
+            self._set = True
+
+        signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._set:
+            raise KeyboardInterrupt
 
 
 class _InlinePool(Generic[Task, Result]):
@@ -54,9 +92,13 @@ class _InlinePool(Generic[Task, Result]):
     concurrency = 1
 
     def __init__(
-        self, worker: type[Worker[Task, Result]], setup: WorkerSetup, spoils: Callable[[Result], bool]
+        self,
+        worker: type[Worker[Task, Result]],
+        setup: WorkerSetup,
+        spoils: Callable[[Result], bool],
+        interrupt: _Interrupt,
     ) -> None:
-        self._make, self._setup, self._spoils = worker, setup, spoils
+        self._make, self._setup, self._spoils, self._interrupt = worker, setup, spoils, interrupt
         self._worker: Worker[Task, Result] | None = None
         self._submitted: list[Task] = []
 
@@ -74,7 +116,8 @@ class _InlinePool(Generic[Task, Result]):
         worker = self._worker or self._make(self._setup)
         self._worker = None
         try:
-            result = worker.run(task, _every(POLL_SECONDS, meanwhile))
+            with self._interrupt.deferred():
+                result = worker.run(task, _every(POLL_SECONDS, meanwhile))
         except Exception as error:
             if self._setup.raise_errors:
                 raise

@@ -19,7 +19,7 @@ def do_nothing() -> None:
     """Do nothing."""
 
 
-def never(result: object) -> bool:
+def never(*arguments: object) -> bool:
     """Return False."""
     return False
 
@@ -32,6 +32,8 @@ class WorkerSetup:
     """Threads of torch; None: as many as the process has."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    should_stop: Callable[[], bool] = never
+    """Is asked between the steps of a long task: when it says yes, the task is left where it can go on."""
     raise_errors: bool = False
     """True if an error in a task is raised, for a debugger, instead of being the task's result."""
 

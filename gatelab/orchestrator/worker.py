@@ -15,7 +15,7 @@ import torch
 from gatelab.ablations.shared_prefix import Fork
 from gatelab.metrics import dump_specs, find_spec
 from gatelab.orchestrator import system_metrics
-from gatelab.orchestrator.pool import WorkerSetup, do_nothing
+from gatelab.orchestrator.pool import WorkerSetup, do_nothing, never
 from gatelab.orchestrator.provenance import code_version
 from gatelab.orchestrator.system_metrics import SystemMetrics
 from gatelab.results.store.journal import Journal, continue_from
@@ -104,6 +104,7 @@ class TrialWorker:
             task,
             self._setup.device,
             lambda journal: _Pulse(journal, meanwhile),
+            should_stop=self._setup.should_stop,
             raise_errors=self._setup.raise_errors,
         )
 
@@ -113,6 +114,7 @@ def run_task(
     device: str = "auto",
     recorder: Callable[[Journal], Recorder] = lambda journal: journal,
     *,
+    should_stop: Callable[[], bool] = never,
     raise_errors: bool = False,
 ) -> Outcome:
     """Train a trial and return its outcome; write it to the trial's folder if the trial is over.
@@ -121,6 +123,8 @@ def run_task(
         task: the trial.
         device: auto, cpu, cuda or cuda:N.
         recorder: may wrap the journal, to see what is recorded.
+        should_stop: is asked when metrics are logged, beside the task's stop file; when it says yes, a checkpoint is
+            written and the outcome is stopped.
         raise_errors: whether an error is raised once it has been logged. By default the outcome is `failed`, with the
             end of its traceback as the reason.
 
@@ -145,7 +149,7 @@ def run_task(
             return outcome
         with _logging_to(files.log):
             try:
-                return _train(task, device, recorder)
+                return _train(task, device, recorder, should_stop)
             except Exception:
                 logging.getLogger("gatelab").exception("the trial failed")
                 if raise_errors:
@@ -176,7 +180,9 @@ def _outcome_of_parent(task: Task) -> Outcome | None:
     return outcome
 
 
-def _train(task: Task, device_name: str, recorder: Callable[[Journal], Recorder]) -> Outcome:
+def _train(
+    task: Task, device_name: str, recorder: Callable[[Journal], Recorder], should_stop: Callable[[], bool]
+) -> Outcome:
     files, runs = task.files, task.runs
     files.outcome.unlink(missing_ok=True)  # of an attempt that failed
     device = choose_device(device_name)
@@ -201,7 +207,7 @@ def _train(task: Task, device_name: str, recorder: Callable[[Journal], Recorder]
             fork=prefix,
             fork_steps=task.fork_steps,
             checkpoint_seconds=task.checkpoint_seconds,
-            should_stop=task.stop_file.exists,
+            should_stop=lambda: task.stop_file.exists() or should_stop(),
         )
     outcome = Outcome(**asdict(ended), ended=time.time())
     if outcome.status is not Status.STOPPED:

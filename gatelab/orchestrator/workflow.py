@@ -109,12 +109,13 @@ class ScalingReport:
 
 def make_executor(executor: Executor | Literal["inline", "ray"]) -> Executor:
     """Return an executor that is given by name, or as it is. Raises WrongRequest."""
-    if isinstance(executor, str):
-        if executor not in ("inline", "ray"):
-            raise WrongRequest(
-                f"executor {executor!r}: expected 'inline', 'ray' or an executor such as RayExecutor(...)"
-            )
-        return InlineExecutor() if executor == "inline" else RayExecutor()
+    if executor == "inline":
+        return InlineExecutor()
+    if executor == "ray":
+        return RayExecutor()
+    if isinstance(executor, str) or not hasattr(executor, "open_pool"):
+        known = "'inline', 'ray' or an executor such as RayExecutor(...)"
+        raise WrongRequest(f"executor {executor!r}: expected {known}")
     return executor
 
 
