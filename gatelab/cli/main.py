@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from gatelab import __version__
-from gatelab.cli import effects, evaluate, init, machine, plan, report, results, run, scaling, stability, tolerance
+from gatelab.cli import effects, evaluate, init, learning_rates, machine, plan, report, results, run, scaling, stability
 from gatelab.cli.console import BAD_REQUEST, errors
 from gatelab.extras import missing_extra
 
@@ -23,7 +23,7 @@ for command in (
     init.init,
     plan.plan,
     run.run,
-    tolerance.lr_tolerance,
+    learning_rates.lr_tolerance,
     scaling.scaling,
     results.status,
     results.compare,

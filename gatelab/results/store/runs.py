@@ -4,6 +4,7 @@ The record of a study says which trials there are; their outcomes and descriptio
 of them. The frame is the same either way.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -91,10 +92,13 @@ def short_axes(axes: Iterable[str]) -> dict[str, str]:
     return {axis: end if counts[end] == 1 else axis for axis, end in ends.items()}
 
 
+_short_axes = functools.cache(short_axes)  # the same for every row of a frame
+
+
 def arm_of(trial: Mapping[str, Any], without: Collection[str]) -> str:
     """Label a row of `runs` by its levels on all axes but some: which of the compared changes it is."""
     every = {name.removeprefix(AXIS): level for name, level in trial.items() if name.startswith(AXIS)}
-    short = short_axes(every)
+    short = _short_axes(tuple(every))
     # An axis that makes no difference to it has no level.
     levels = {name: level for name, level in every.items() if level is not None and name not in without}
     return ", ".join(f"{short[name]}={level}" for name, level in levels.items()) or "base"
