@@ -9,9 +9,7 @@ from gatelab.ablations.matrix import Matrix, Variant
 from gatelab.ablations.paths import level_label
 from gatelab.ablations.study import Axis, Level, StudyPlan
 from gatelab.ablations.trials import trials_of
-
-SUFFIX = "-lr-tolerance"
-"""Ends the name of the study that a search is."""
+from gatelab.names import SEARCH_SUFFIX
 
 Rates = Mapping[str, Collection[float]]
 """Label of a variant -> learning rates."""
@@ -38,7 +36,7 @@ def label_at(variant: str, rate: float) -> str:
 
 
 def _plan(plan: StudyPlan, rates: Collection[float]) -> StudyPlan:
-    of_its_own = {"name": plan.study.name + SUFFIX, "claims": {}, "seeds": plan.study.common_seeds}
+    of_its_own = {"name": plan.study.name + SEARCH_SUFFIX, "claims": {}, "seeds": plan.study.common_seeds}
     study = plan.study.model_copy(update=of_its_own)
     levels = tuple(Level(level_label(rate), {LEARNING_RATE: rate}) for rate in rates)
     return replace(plan, study=study, axes=(*plan.axes, Axis(LEARNING_RATE, levels)))

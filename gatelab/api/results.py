@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from gatelab.ablations.errors import nearest
 from gatelab.api.finding import Finding, Plot
+from gatelab.names import search_of
 from gatelab.results.analyses.comparison import DEFAULT_METRIC
 from gatelab.results.store.layout import DEFAULT_ROOT, NotFound, RunsFolder
 
@@ -219,10 +220,3 @@ def open(folder: Folder = DEFAULT_ROOT) -> Runs:
     if not path.is_dir():
         raise NotFound(f"no runs folder {str(path)!r}: gatelab run STUDY.yaml --runs {path} makes one")
     return Runs(RunsFolder(path))
-
-
-def search_of(study: str) -> str:
-    """Return the name of the study that searches the learning rates of a study."""
-    from gatelab.results.report.context import SEARCH
-
-    return study.removesuffix(SEARCH) + SEARCH

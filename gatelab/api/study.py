@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from gatelab.ablations.loading import load_study, make_study
 from gatelab.ablations.study import DEFAULT_BASE
 from gatelab.api.plan import Plan
-from gatelab.api.results import Folder, Results, search_of
+from gatelab.api.results import Folder, Results
+from gatelab.names import search_of
 from gatelab.results.store.layout import DEFAULT_ROOT, RunsFolder
 
 if TYPE_CHECKING:

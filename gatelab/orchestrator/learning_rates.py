@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gatelab.ablations.errors import StudyError
-from gatelab.ablations.learning_rate_grid import SUFFIX, learning_rate_grid
+from gatelab.ablations.learning_rate_grid import learning_rate_grid
 from gatelab.ablations.learning_rates import ToleranceConfig, rounded, searched_kind
 from gatelab.ablations.matrix import Matrix, Variant
 from gatelab.errors import Unavailable
+from gatelab.names import SEARCH_SUFFIX
 from gatelab.orchestrator.executor import CannotRun, Executor
 from gatelab.orchestrator.learning_rate_account import LearningRateAccount, Rates
 from gatelab.orchestrator.progress import Progress
@@ -70,7 +71,7 @@ def search(
         DataError: the data cannot be used.
         StudyError: the window alone exceeds the study's budget.
     """
-    study = folder.study(matrix.plan.study.name + SUFFIX)
+    study = folder.study(matrix.plan.study.name + SEARCH_SUFFIX)
     study.path.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(study.path / "search.lock", timeout=0)
     try:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gatelab.ablations.errors import Problem
-from gatelab.ablations.learning_rate_grid import SUFFIX
 from gatelab.ablations.learning_rates import LEARNING_RATE, searched_kind
 from gatelab.ablations.matrix import Matrix, Variant
 from gatelab.ablations.pipeline import Optimum, build_matrix, not_searched
 from gatelab.ablations.shared_prefix import forks
 from gatelab.ablations.study import StudyPlan
 from gatelab.errors import Unavailable
+from gatelab.names import SEARCH_SUFFIX
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import read_json, write_json
 from gatelab.results.store.trials import is_over
@@ -63,7 +63,7 @@ def searched(folder: RunsFolder) -> Optimum:
     """
 
     def optimum_of(plan: StudyPlan, variant: Variant) -> float | Unavailable:
-        study = folder.study(plan.study.name + SUFFIX)
+        study = folder.study(plan.study.name + SEARCH_SUFFIX)
         found = read_json(study.located)
         if found is None:
             begun = study.record.exists()

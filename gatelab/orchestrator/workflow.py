@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gatelab.ablations.ladder import ladder
-from gatelab.ablations.learning_rate_grid import SUFFIX
 from gatelab.ablations.matrix import Matrix
 from gatelab.ablations.study import SIZES, StudyPlan
 from gatelab.errors import AnalysisUnavailable, Unavailable, WrongRequest
+from gatelab.names import search_of
 from gatelab.orchestrator import planning
 from gatelab.orchestrator.executor import Executor
 from gatelab.orchestrator.inline import InlineExecutor
@@ -182,7 +182,7 @@ def search_learning_rates(
 
 def report_learning_rates(folder: RunsFolder, study: str, tracking_uri: str | None) -> AnalysisReport:
     """Write what has been found so far of a study's learning rates. Raises NotFound, AnalysisUnavailable."""
-    return write_analysis("tolerance", folder, study.removesuffix(SUFFIX) + SUFFIX, tracking_uri)
+    return write_analysis("tolerance", folder, search_of(study), tracking_uri)
 
 
 def run_scaling(

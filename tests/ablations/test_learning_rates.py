@@ -14,13 +14,14 @@ from pydantic import ValidationError
 from gatelab.ablations.errors import StudyError
 from gatelab.ablations.flags import study_from_flags
 from gatelab.ablations.ladder import ladder
-from gatelab.ablations.learning_rate_grid import SUFFIX, Rates, label_at, learning_rate_grid
+from gatelab.ablations.learning_rate_grid import Rates, label_at, learning_rate_grid
 from gatelab.ablations.learning_rates import LEARNING_RATE, RateRule, ToleranceConfig, rounded, with_rate
 from gatelab.ablations.matrix import Matrix, Variant
 from gatelab.ablations.pipeline import build_matrix
 from gatelab.ablations.study import StudyPlan
 from gatelab.errors import Unavailable
 from gatelab.models.accounting import count_parameters
+from gatelab.names import SEARCH_SUFFIX
 
 Plan = Callable[..., Matrix]
 Load = Callable[..., StudyPlan]
@@ -212,7 +213,7 @@ def test_each_variant_has_learning_rates_of_its_own(plan: Plan) -> None:
     """A search's cells: labels, levels, trials seed by seed, and the baseline at the same learning rate if there."""
     matrix = plan(POSITIONS + "seeds: 2\n")
     found = cells(matrix, {"position=none": [0.1, 0.001], "position=sdpa": [0.001, 0.0123]})
-    assert found.plan.study.name == f"mine{SUFFIX}"
+    assert found.plan.study.name == f"mine{SEARCH_SUFFIX}"
     assert [variant.label for variant in found.variants] == [
         "position=none, learning_rate=0.001", "position=none, learning_rate=0.1",
         "position=sdpa, learning_rate=0.001", "position=sdpa, learning_rate=0.0123",

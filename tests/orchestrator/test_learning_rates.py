@@ -21,11 +21,12 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from gatelab.ablations.errors import StudyError
-from gatelab.ablations.learning_rate_grid import SUFFIX, learning_rate_grid
+from gatelab.ablations.learning_rate_grid import learning_rate_grid
 from gatelab.ablations.learning_rates import LEARNING_RATE, ToleranceConfig
 from gatelab.ablations.loading import make_study
 from gatelab.ablations.matrix import Matrix
 from gatelab.ablations.study import StudyPlan
+from gatelab.names import SEARCH_SUFFIX
 from gatelab.orchestrator.learning_rates import Round, propose, search, window_matrix
 from gatelab.orchestrator.planning import plan_search, plan_study, searched, searched_or_given
 from gatelab.orchestrator.progress import Progress
@@ -253,7 +254,7 @@ def by_hand(matrix: Matrix, folder: RunsFolder, skip: str = "") -> Callable[[Rou
 
 def account(folder: RunsFolder) -> dict[str, optuna.Study]:
     """Optuna's studies, by the label of their variant and, where a label has several, a number."""
-    backend = JournalFileBackend(str(folder.study("tiny" + SUFFIX).path / "optuna.log"))
+    backend = JournalFileBackend(str(folder.study("tiny" + SEARCH_SUFFIX).path / "optuna.log"))
     storage = JournalStorage(backend)
     studies: dict[str, optuna.Study] = {}
     for name in optuna.get_all_study_names(storage):
@@ -271,7 +272,7 @@ def told(study: optuna.Study) -> dict[float, tuple[float | None, Any]]:
 
 def known(folder: RunsFolder) -> dict[str, Sweep]:
     """What the trials' own files say of the search, by arm."""
-    return {sweep.arm: sweep for sweep in sweeps(runs_from_journals(folder, "tiny" + SUFFIX))}
+    return {sweep.arm: sweep for sweep in sweeps(runs_from_journals(folder, "tiny" + SEARCH_SUFFIX))}
 
 
 def assert_account_agrees(folder: RunsFolder) -> None:
@@ -291,7 +292,7 @@ def assert_account_agrees(folder: RunsFolder) -> None:
 
 def test_a_search_runs_to_its_end_and_then_no_more(found: RunsFolder, copy: RunsFolder, tiny: Plan) -> None:
     """All cells trained once, the account kept; the same command again trains nothing and finds the same."""
-    record = found.study("tiny" + SUFFIX).read()
+    record = found.study("tiny" + SEARCH_SUFFIX).read()
     assert segments(found) == len(record.trials) == len(list(found.root.glob("trials/*")))
     for sweep in known(found).values():
         assert set(RATES) <= set(sweep.rates)
@@ -301,15 +302,15 @@ def test_a_search_runs_to_its_end_and_then_no_more(found: RunsFolder, copy: Runs
     assert sorted(account(found)) == ["position=none", "position=sdpa"]
     assert record.tolerance is not None
     assert record.tolerance.lattice == ToleranceConfig(**HOW).lattice
-    ours = runs_from_journals(found, "tiny" + SUFFIX).to_pylist()
-    assert repr(ours) == repr(runs_from_mlflow(found.tracking_uri, "tiny" + SUFFIX).to_pylist())
+    ours = runs_from_journals(found, "tiny" + SEARCH_SUFFIX).to_pylist()
+    assert repr(ours) == repr(runs_from_mlflow(found.tracking_uri, "tiny" + SEARCH_SUFFIX).to_pylist())
 
     rounds: list[Round] = []
     before = {path: path.stat().st_mtime_ns for path in copy.root.glob("trials/*/journal/*")}
     again = search(plan_search(tiny(seeds=2)), copy, RayExecutor(), RunOptions(), announce=rounds.append)
     assert (again.progress.stopping, again.unfinished) == (False, "")
     assert {path: path.stat().st_mtime_ns for path in copy.root.glob("trials/*/journal/*")} == before
-    assert copy.study("tiny" + SUFFIX).read() == record
+    assert copy.study("tiny" + SEARCH_SUFFIX).read() == record
     assert_account_agrees(copy)
     assert changed(plan_search(tiny(seeds=2)), copy) == []
     assert not rounds  # there is nothing to try
@@ -334,14 +335,14 @@ def test_rounds_are_announced_as_they_are(empty: RunsFolder, tiny: Plan) -> None
     for arm, rates in tried_at.items():
         assert sorted(rate for one in rounds for rate in one.new.get(arm, [])) == rates
     assert rounds[-1].cells == sum(map(len, tried_at.values()))
-    for arm in read_learning_rates(empty, "tiny" + SUFFIX).arms:
+    for arm in read_learning_rates(empty, "tiny" + SEARCH_SUFFIX).arms:
         assert math.log10(arm.optimum or math.nan) == pytest.approx(-1.4, abs=0.01)
     assert_account_agrees(empty)
 
 
 def test_a_lost_account_is_made_anew(copy: RunsFolder, found: RunsFolder, tiny: Plan) -> None:
     """The truth is in the trials' own folders; Optuna's file can be deleted."""
-    (copy.study("tiny" + SUFFIX).path / "optuna.log").unlink()
+    (copy.study("tiny" + SEARCH_SUFFIX).path / "optuna.log").unlink()
     search(plan_search(tiny(seeds=2)), copy, RayExecutor(), RunOptions())
     assert segments(copy) == segments(found)
     assert_account_agrees(copy)
@@ -358,11 +359,11 @@ def test_an_interrupt_costs_nothing(interrupted: RunsFolder, found: RunsFolder, 
     assert 0 < segments(interrupted) < 12
     shutil.copytree(interrupted.root, tmp_path / "runs")
     folder = RunsFolder(tmp_path / "runs")
-    assert not folder.study("tiny" + SUFFIX).located.exists()
+    assert not folder.study("tiny" + SEARCH_SUFFIX).located.exists()
     with pytest.raises(StudyError, match="its search has not come to its end"):
         plan_study(tiny(seeds=2, learning_rate="search"), searched(folder))
     assert not search(plan_search(tiny(seeds=2)), folder, RayExecutor(), RunOptions()).progress.stopping
-    assert folder.study("tiny" + SUFFIX).located.exists()
+    assert folder.study("tiny" + SEARCH_SUFFIX).located.exists()
     assert_account_agrees(folder)
     assert {arm: sweep.losses.tolist() for arm, sweep in known(folder).items()} == {
         arm: sweep.losses.tolist() for arm, sweep in known(found).items()
@@ -427,7 +428,7 @@ def test_trials_of_an_ordinary_study_are_shared(copy: RunsFolder, found: RunsFol
     assert len(progress.trials) == 12
     assert progress.count("waiting") == 0
     assert segments(copy) == segments(found)
-    shutil.rmtree(copy.study("tiny" + SUFFIX).path)
+    shutil.rmtree(copy.study("tiny" + SEARCH_SUFFIX).path)
     search(plan_search(tiny(seeds=2, tolerance={**HOW, "extend": 0})), copy, RayExecutor(), RunOptions())
     assert segments(copy) == segments(found)
     assert_account_agrees(copy)
@@ -463,7 +464,7 @@ def test_a_trial_that_fails_does_not_keep_the_others(empty: RunsFolder, tiny: Pl
 
 def test_variants_are_trained_at_the_optimum_that_was_found(found: RunsFolder, tiny: Plan) -> None:
     """`learning_rate: search` takes each variant's own, to three digits; a budget that was not searched, too."""
-    optima = {arm.sweep.arm: arm.optimum for arm in read_learning_rates(found, "tiny" + SUFFIX).arms}
+    optima = {arm.sweep.arm: arm.optimum for arm in read_learning_rates(found, "tiny" + SEARCH_SUFFIX).arms}
     plan = tiny(seeds=2, learning_rate="search")
     matrix = plan_study(plan, searched(found))
     assert len(matrix.variants) == 2
@@ -505,18 +506,18 @@ def test_the_budget_stops_a_search_that_grows(empty: RunsFolder, tiny: Plan) -> 
     with pytest.raises(StudyError, match=r"budget.trials = 5: the search would come to 6 trials"):
         search(plan_search(tiny(seeds=1, budget={"trials": 5})), empty, RayExecutor(), RunOptions())
     assert segments(empty) == 0
-    assert read_json(empty.study("tiny" + SUFFIX).record) is None
+    assert read_json(empty.study("tiny" + SEARCH_SUFFIX).record) is None
 
     matrix = plan_search(tiny(seeds=1, budget={"trials": 7}))
     found = search(matrix, empty, RayExecutor(), RunOptions(), announce=by_hand(matrix, empty))
     assert found.unfinished.startswith("the search would come to ")
     assert len(found.progress.trials) == 6  # the window is kept, and shown
-    assert not empty.study("tiny" + SUFFIX).located.exists()
+    assert not empty.study("tiny" + SEARCH_SUFFIX).located.exists()
 
 
 def test_the_account_is_readable_without_gatelab(found: RunsFolder) -> None:
     """optuna.log is a file of lines of JSON, for whatever reads Optuna's journals."""
-    lines = (found.study("tiny" + SUFFIX).path / "optuna.log").read_text(encoding="utf-8").splitlines()
+    lines = (found.study("tiny" + SEARCH_SUFFIX).path / "optuna.log").read_text(encoding="utf-8").splitlines()
     assert all(isinstance(json.loads(line), dict) for line in lines)
     best = account(found)["position=none"].best_trial
     sweep = known(found)["position=none"]

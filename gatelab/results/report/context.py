@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatelab.errors import AnalysisUnavailable
+from gatelab.names import SEARCH_SUFFIX
 from gatelab.results.analyses.claims import Claims, claims_from_record, stated_margin
 from gatelab.results.analyses.comparison import DEFAULT_METRIC, Comparison, ComparisonRow, compare
 from gatelab.results.analyses.curves import binned_rows
@@ -32,10 +33,6 @@ from gatelab.results.store.trials import (
 
 MOST_DRAWN = 10
 """Variants in a figure."""
-
-
-SEARCH = "-lr-tolerance"
-"""Ends the name of a study that searches the learning rates of another."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +156,9 @@ class Context:
     @property
     def searched_by(self) -> str | None:
         """The study that searches this one's learning rates: itself, or another one that has come to its end."""
-        if self.study.endswith(SEARCH):
+        if self.study.endswith(SEARCH_SUFFIX):
             return self.study
-        return self.study + SEARCH if self.folder.study(self.study + SEARCH).located.exists() else None
+        return self.study + SEARCH_SUFFIX if self.folder.study(self.study + SEARCH_SUFFIX).located.exists() else None
 
     @cached_property
     def search(self) -> tuple[StudyRecord, pa.Table] | None:

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from gatelab.results.report.context import SEARCH, Context
+from gatelab.names import SEARCH_SUFFIX
+from gatelab.results.report.context import Context
 from gatelab.results.report.parts import Listing, Section, listed
 from gatelab.results.store.trials import PROVENANCE
 from gatelab.results.views.table import Column, Table
@@ -102,7 +103,7 @@ def _commands(context: Context) -> Iterator[str]:
     torch = sorted({version for each in _known(context.runs, "torch") for version in each.split(" then ")})
     if len(torch) == 1:
         yield f"pip install -c constraints.txt -e . torch=={torch[0].partition('+')[0]}"
-    searched = name.removesuffix(SEARCH)
+    searched = name.removesuffix(SEARCH_SUFFIX)
     file = f"{searched}.yaml   # the file of the study {searched}"
     yield f"gatelab lr-tolerance {file}" if name != searched else f"gatelab run {file}"
     if context.scaling is not None:
