@@ -14,7 +14,9 @@ import safetensors.torch
 import torch
 
 from gatelab.models.decoder import Decoder, initialize
+from gatelab.results.store.journal import Journal, read_journal
 from gatelab.status import Status
+from gatelab.training import evaluator
 from gatelab.training.config import TrialConfig
 from gatelab.training.corpus import DataError
 from gatelab.training.data import Dataset
@@ -203,6 +205,36 @@ def test_a_trial_survives_a_full_disk_and_a_damaged_checkpoint(
     outcome = train(tiny(), memories[1], tmp_path, "cpu", dataset=dataset)
     assert 1 < min(memories[1].series("train/loss")) <= 10
     assert_same(memories, outcome, final_checkpoint(tmp_path), uninterrupted)
+
+
+def recorded(folder: Path) -> list[tuple[Any, ...]]:
+    """What a journal holds that does not depend on time."""
+    rows = read_journal(folder).drop_columns("time").to_pylist()
+    return [tuple(row.values()) for row in rows if "per_second" not in row["name"]]
+
+
+@pytest.mark.parametrize("which", [1, 3], ids=["first", "last"])
+def test_an_evaluation_that_fails_once_is_in_the_journal_of_the_next_attempt(
+    tiny: Tiny, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    """Out of memory in an evaluation, or Ctrl-C: the curve of the trial has every point, whatever was written then."""
+    with Journal(tmp_path / "calm" / "journal") as journal:
+        expected = train(tiny(), journal, tmp_path / "calm", "cpu", dataset=dataset)
+    token_losses, calls = evaluator.token_losses, []
+
+    def fails_once(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == which:
+            raise RuntimeError("CUDA out of memory")
+        return token_losses(*args)
+
+    monkeypatch.setattr(evaluator, "token_losses", fails_once)
+    with pytest.raises(RuntimeError, match="out of memory"), Journal(tmp_path / "journal") as journal:
+        train(tiny(), journal, tmp_path, "cpu", dataset=dataset)
+    with Journal(tmp_path / "journal") as journal:
+        outcome = train(tiny(), journal, tmp_path, "cpu", dataset=dataset)
+    assert recorded(tmp_path / "journal") == recorded(tmp_path / "calm" / "journal")
+    assert outcome.metrics["validation/loss"] == expected.metrics["validation/loss"]
 
 
 def test_a_finished_trial_is_not_trained_again(

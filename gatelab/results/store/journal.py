@@ -14,6 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gatelab.atomic import fsync
+
 FLUSH_SECONDS = 2.0
 """A trial's latest values are on disk, fsynced, at most this long (and one look) after they were recorded."""
 
@@ -35,8 +37,10 @@ class Journal:
 
     def __init__(self, folder: Path, flush_seconds: float = FLUSH_SECONDS) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        number = max((int(path.stem) for path in folder.glob("*.arrows")), default=-1) + 1
+        number = max((int(path.stem) for path in segments(folder)), default=-1) + 1
         self._file = (folder / f"{number:04d}.arrows").open("xb")
+        for changed in (folder, folder.parent):  # a file whose name is not on disk is lost with the power
+            fsync(changed)
         self._writer = pa.ipc.new_stream(self._file, SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd"))
         self._flush_seconds = flush_seconds
         self._written_at = time.monotonic()
@@ -48,6 +52,8 @@ class Journal:
         self._names: list[str] = []
         self._values: list[float] = []
         self._times: list[int] = []
+        self._whole = 0
+        """Rows at the last `flush`: those after it may be of a step that has not ended."""
 
     def record(self, step: int, values: Mapping[str, float], layer: int | None = None) -> None:
         """Record named values after `step` optimiser steps, of one layer or of the whole model."""
@@ -66,6 +72,7 @@ class Journal:
 
     def flush(self) -> None:
         """Write what was recorded if the last write is long enough ago. Call it between steps."""
+        self._whole = len(self._steps)
         if time.monotonic() - self._written_at >= self._flush_seconds:
             self.commit()
 
@@ -89,8 +96,20 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        """End the segment. After an exception the rows since the last `flush` are left out.
+
+        They may be a part of a step, which the next attempt does again: readers would take the part for the whole.
+        """
+        if kind is None:
+            self.close()
+            return
+        for column in (self._steps, self._layers, self._names, self._values, self._times):
+            del column[self._whole :]
+        try:
+            self.close()
+        except (OSError, pa.ArrowException):  # the disk may be the reason: what was raised first says more
+            self._file.close()
 
 
 def continue_from(folder: Path, trunk: Path, step: int) -> None:
@@ -103,6 +122,11 @@ def continue_from(folder: Path, trunk: Path, step: int) -> None:
     between = pc.and_(pc.greater(rows["step"], last), pc.less_equal(rows["step"], step))
     with Journal(folder) as journal:
         journal.append(rows.filter(pc.and_(between, pc.starts_with(rows["name"], "train/"))))
+
+
+def segments(folder: Path) -> list[Path]:
+    """Return the segments of a journal, in the order in which they were written."""
+    return sorted((path for path in folder.glob("*.arrows") if path.stem.isdecimal()), key=lambda path: int(path.stem))
 
 
 class JournalTail:
@@ -119,7 +143,7 @@ class JournalTail:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield new rows batch by batch, for callers that keep only a part of each."""
-        for path in sorted(self._folder.glob("*.arrows")):
+        for path in segments(self._folder):
             for batch in self._new_batches(path):
                 if batch.num_rows and batch["step"][0].as_py() <= self._last_step:
                     batch = batch.filter(pc.greater(batch["step"], self._last_step))

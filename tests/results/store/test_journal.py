@@ -1,8 +1,10 @@
 """The journal is the truth: what was committed is read back exactly, whatever happens to the process or the disk."""
 
 import math
+import os
 import random
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterable
@@ -246,3 +248,60 @@ def test_a_branch_begins_with_what_its_trunk_recorded_of_training(tmp_path: Path
         rows = read_journal(folder)
         assert rows["step"].to_pylist() == list(range(1, max(left, 25) + 1))
         assert set(rows["name"].to_pylist()) == {"train/loss"}  # evaluations are of another budget's moments
+
+
+def test_a_step_that_an_exception_cut_short_is_not_kept(tmp_path: Path) -> None:
+    """Half of a step would hide, for good, what the next attempt records of it; whole steps before it stay."""
+    with pytest.raises(KeyboardInterrupt), Journal(tmp_path, flush_seconds=1e6) as journal:
+        for step in (1, 2, 3):
+            journal.record(step, {"train/loss": float(step)})
+            if step == 3:
+                raise KeyboardInterrupt
+            journal.flush()
+    with Journal(tmp_path) as journal:
+        journal.record(3, {"train/loss": 3.0})
+        journal.record(3, {"validation/loss": 3.5})
+    expected = [(1, "train/loss", 1.0), (2, "train/loss", 2.0), (3, "train/loss", 3.0), (3, "validation/loss", 3.5)]
+    assert [(step, name, value) for step, _, name, value in rows_of(read_journal(tmp_path))] == expected
+
+
+def test_what_was_raised_first_is_what_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk is full as well, the end of the journal does not hide the reason of the end."""
+
+    def fails(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    journal = Journal(tmp_path)
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(RuntimeError, match="first"), journal:
+        journal.record(1, {"train/loss": 1.0})
+        raise RuntimeError("first")
+
+
+def test_other_files_in_its_folder_are_no_reason_to_fail(tmp_path: Path) -> None:
+    """What a person or an editor puts there is not a segment; more than 9,999 segments are in order."""
+    (tmp_path / "notes.arrows").write_text("mine")
+    with Journal(tmp_path) as journal:
+        expected = write(journal, (1, 2))
+    assert rows_of(read_journal(tmp_path)) == expected
+    (tmp_path / "0000.arrows").rename(tmp_path / "9999.arrows")
+    with Journal(tmp_path) as journal:
+        expected += write(journal, (3,))
+    assert (tmp_path / "10000.arrows").exists()
+    assert rows_of(read_journal(tmp_path)) == expected
+
+
+def test_the_name_of_a_segment_is_on_disk_before_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut a checkpoint must not be there without the segment that says how it was reached."""
+    synced: list[bool] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with Journal(tmp_path / "journal") as journal:
+        write(journal, (1,))
+    assert synced[:2] == [True, True]
+    assert not all(synced)
