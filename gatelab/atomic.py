@@ -1,6 +1,7 @@
 """Writing files so that a reader, or a power cut, finds the old content or the new one, never a part of it."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,3 +31,17 @@ def replacing(path: Path) -> Iterator[Path]:
         fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path, unchanged_seconds: float = 0.0) -> None:
+    """Remove the temporary files that killed processes have left in a folder.
+
+    Those of a process that still writes go with them, unless it holds a lock on the folder that the caller would need,
+    or `unchanged_seconds` is more than any write takes.
+    """
+    for path in folder.glob(".*.tmp"):
+        try:
+            if time.time() - path.stat().st_mtime >= unchanged_seconds:
+                path.unlink()
+        except FileNotFoundError:  # its process has just finished with it
+            continue

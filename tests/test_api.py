@@ -276,7 +276,7 @@ threading.Thread(target=interrupt, daemon=True).start()
 try:
     gl.Study("long", base=base, seeds=[0]).run(root, progress=False)
 except KeyboardInterrupt:
-    [checkpoint] = Path(root).glob("trials/*/checkpoints/step-*.json")
+    [checkpoint] = Path(root).glob("trials/*/checkpoints/step-*.safetensors")
     print("interrupted", gl.open(root)["long"].runs["outcome"].to_pylist())
 """
 

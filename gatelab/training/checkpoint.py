@@ -1,12 +1,15 @@
 """Checkpoints that are whole or not there.
 
-A checkpoint is a safetensors file and, written after it, a small JSON file with its SHA-256: the JSON commits it.
-Both appear by rename, after fsync. The newest two are kept, so that one can be damaged.
+A checkpoint is one safetensors file: the weights, the optimiser's state and, in the file's metadata, all else that must
+survive and the SHA-256 of the whole file. It appears by rename, after fsync. The newest two are kept, so that one can
+be damaged. Older versions of gatelab kept the SHA-256, of the tensors alone, in a JSON file beside it.
 """
 
 import hashlib
 import json
 import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,51 +17,120 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gatelab.atomic import replacing
+from gatelab.atomic import remove_temporaries, replacing
 
 KEPT = 2
+
+_KEY, _SEAL, _DIGITS = "gatelab", "sha256:", 64
 
 logger = logging.getLogger(__name__)
 
 
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that is not as it was written, or is of another model."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a whole checkpoint holds."""
+
+    step: int
+    """Optimiser steps done."""
+    state: dict[str, Any]
+    """What else was saved, as JSON."""
+    tensors: dict[str, Tensor]
+    """model.NAME, optimizer.INDEX.KEY, and others by the names that they were saved under."""
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Restore a model and its optimiser, or neither. Raises DamagedCheckpoint where it is of another model."""
+        self.check(model)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in self.tensors.items():
+            part, _, rest = name.partition(".")
+            if part == "optimizer":
+                index, _, key = rest.partition(".")
+                state.setdefault(int(index), {})[key] = tensor
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for number, values in state.items():
+            shapes = {tuple(value.shape) for value in values.values()}
+            if number >= len(parameters) or not shapes <= {tuple(parameters[number].shape), ()}:
+                raise DamagedCheckpoint(f"the optimiser's state is of another model: parameter {number}")
+        self.restore_model(model)
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+    @torch.no_grad()
+    def restore_model(self, model: nn.Module) -> None:
+        """Restore a model. Raises DamagedCheckpoint where it is of another model."""
+        self.check(model)
+        for name, parameter in model.named_parameters():
+            parameter.copy_(self.tensors[f"model.{name}"])
+
+    def check(self, model: nn.Module) -> None:
+        """Raise DamagedCheckpoint unless the checkpoint has the weights of such a model, and no others."""
+        own = {f"model.{name}": parameter.shape for name, parameter in model.named_parameters()}
+        kept = {name: tensor.shape for name, tensor in self.tensors.items() if name.startswith("model.")}
+        if own != kept:
+            name = min(name for name in own.keys() | kept.keys() if own.get(name) != kept.get(name))
+            shapes = (list(shape) if shape is not None else "nothing" for shape in (own.get(name), kept.get(name)))
+            raise DamagedCheckpoint("{} is {} in this model and {} in the checkpoint".format(name, *shapes))
+
+
 def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    others: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the checkpoint of `step`; `state` is what else must survive, as JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the checkpoint of `step`; `state` is what else must survive, as JSON, and `others` as tensors.
+
+    Older ones are removed, and so are those of later steps: training has gone back behind them.
+    """
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
-    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    with replacing(folder / f"step-{step:09d}.safetensors") as path:
-        path.write_bytes(content)
-    commit = {"step": step, "sha256": hashlib.sha256(content).hexdigest(), "state": state}
-    with replacing(folder / f"step-{step:09d}.json") as path:
-        path.write_text(json.dumps(commit), encoding="utf-8")
-    for old in sorted(folder.glob("step-*.json"))[:-KEPT]:
-        old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    tensors |= others or {}
+    said = json.dumps({"seal": _SEAL + "0" * _DIGITS, "step": step, "state": state})
+    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, {_KEY: said})
+    place = content.index((_SEAL + "0" * _DIGITS).encode()) + len(_SEAL)
+    with replacing(_path(folder, step)) as path, path.open("wb") as file:
+        file.write(content[:place])
+        file.write(hashlib.sha256(content).hexdigest().encode())
+        file.write(memoryview(content)[place + _DIGITS :])
+    kept = [path for path in _files(folder) if path.stem <= _path(folder, step).stem][:KEPT]
+    for path in set(_files(folder)) - set(kept):
+        path.unlink(missing_ok=True)
+        path.with_suffix(".json").unlink(missing_ok=True)
 
 
-def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, dict[str, Any]] | None:
-    """Restore the newest whole checkpoint and return its step and state; None if there is none.
+def whole_checkpoints(folder: Path, last: int | None = None) -> Iterator[Checkpoint]:
+    """Yield the whole checkpoints of a folder up to a step, the newest first.
 
-    Damaged or half-written ones are passed over with a warning.
+    Damaged ones, and those of later steps, are passed over with a warning in the log.
     """
-    newest = _newest(folder)
-    if newest is None:
-        return None
-    commit, tensors = newest
-    _restore_model(tensors, model)
-    _restore_optimizer(tensors, optimizer)
-    return commit["step"], commit["state"]
+    for path in _files(folder):
+        try:
+            found = _read(path)
+            if last is not None and found.step > last:
+                raise DamagedCheckpoint(f"the journal holds only steps up to {last}")
+        except Exception as error:  # of other libraries, too, which raise whatever they come upon in damaged bytes
+            logger.warning("checkpoint %s passed over: %s", path, error or repr(error))
+            continue
+        yield found
 
 
 def is_written(folder: Path) -> bool:
     """Return whether there is a checkpoint that was written to its end, damaged since or not."""
-    return any(folder.glob("step-*.json"))
+    return any(map(_is_written, _files(folder)))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what saves that were killed have left. For the only process that saves checkpoints there."""
+    remove_temporaries(folder)
+    for path in _files(folder):
+        if not _is_written(path):
+            path.unlink()
 
 
 def load_weights(folder: Path, model: nn.Module, step: int | None = None) -> int:
@@ -67,50 +139,53 @@ def load_weights(folder: Path, model: nn.Module, step: int | None = None) -> int
     Raises FileNotFoundError if there is none, or if it is not of the step that is asked for; ValueError if it is of a
     model of other shapes.
     """
-    newest = _newest(folder)
+    newest = next(whole_checkpoints(folder), None)
     if newest is None:
         raise FileNotFoundError(f"there is no whole checkpoint in {folder}")
-    commit, tensors = newest
-    if step is not None and commit["step"] != step:
-        raise FileNotFoundError(f"the newest whole checkpoint in {folder} is of step {commit['step']}, not {step}")
-    own = {f"model.{name}": parameter.shape for name, parameter in model.named_parameters()}
-    kept = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("model.")}
-    if own != kept:
-        name = min(name for name in own.keys() | kept.keys() if own.get(name) != kept.get(name))
-        shapes = (list(shape) if shape is not None else "nothing" for shape in (own.get(name), kept.get(name)))
-        raise ValueError("{} is {} in this model and {} in the checkpoint in {}".format(name, *shapes, folder))
-    _restore_model(tensors, model)
-    found: int = commit["step"]
-    return found
+    if step is not None and newest.step != step:
+        raise FileNotFoundError(f"the newest whole checkpoint in {folder} is of step {newest.step}, not {step}")
+    try:
+        newest.restore_model(model)
+    except DamagedCheckpoint as error:
+        raise ValueError(f"{error} in {folder}") from error
+    return newest.step
 
 
-def _newest(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Read the newest whole checkpoint: what commits it, and its tensors."""
-    for path in sorted(folder.glob("step-*.json"), reverse=True):
-        try:
-            commit = json.loads(path.read_bytes())
-            content = path.with_suffix(".safetensors").read_bytes()
-            whole = hashlib.sha256(content).hexdigest() == commit["sha256"]
-        except (OSError, ValueError, KeyError) as error:
-            logger.warning("checkpoint %s passed over: %r", path, error)
-            continue
-        if whole:
-            return commit, safetensors.torch.load(content)
-        logger.warning("checkpoint %s passed over: its content does not match its SHA-256", path)
-    return None
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:09d}.safetensors"
 
 
-@torch.no_grad()
-def _restore_model(tensors: dict[str, Tensor], model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.copy_(tensors[f"model.{name}"])
+def _files(folder: Path) -> list[Path]:
+    """Return the files of checkpoints, the newest first."""
+    found = (path for suffix in ("safetensors", "json") for path in folder.glob(f"step-*.{suffix}"))
+    return sorted({path.with_suffix(".safetensors") for path in found}, reverse=True)
 
 
-def _restore_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        if part == "optimizer":
-            index, _, key = rest.partition(".")
-            state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+def _is_written(path: Path) -> bool:
+    if path.with_suffix(".json").exists():
+        return True
+    with path.open("rb") as file:
+        return _SEAL.encode() in file.read(int.from_bytes(file.read(8), "little"))
+
+
+def _read(path: Path) -> Checkpoint:
+    """Read a checkpoint. Raises DamagedCheckpoint, or anything else where it is damaged."""
+    content = path.read_bytes()
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+    place = header.find(_SEAL.encode()) + 8 + len(_SEAL)
+    if place < 8 + len(_SEAL):
+        if not path.with_suffix(".json").exists():
+            raise DamagedCheckpoint("it has no SHA-256")
+        said = json.loads(path.with_suffix(".json").read_bytes())
+        whole = hashlib.sha256(content).hexdigest() == said["sha256"]
+    else:
+        found = hashlib.sha256(content[:place] + b"0" * _DIGITS)
+        found.update(memoryview(content)[place + _DIGITS :])
+        whole = found.hexdigest().encode() == content[place : place + _DIGITS]
+        said = json.loads(json.loads(header)["__metadata__"][_KEY]) if whole else {}
+    if not whole:
+        raise DamagedCheckpoint("its content does not match its SHA-256")
+    step, state = said["step"], said["state"]
+    if path.stem != _path(path.parent, step).stem or not isinstance(state, dict):
+        raise DamagedCheckpoint(f"it says that it is of step {step}")
+    return Checkpoint(step, state, safetensors.torch.load(content))

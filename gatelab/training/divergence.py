@@ -50,7 +50,7 @@ class StepHistory:
 
     By layer: gate/POSITION/mean of each gate, attention/logit_bound, the largest magnitudes
     activation/attention_output, activation/ffn_output and activation/ffn_residual, and gradient_norm, before clipping.
-    Non-finite values are kept as they are. A trial that is resumed starts with an empty history.
+    Non-finite values are kept as they are.
     """
 
     def __init__(self, model: Decoder) -> None:
@@ -82,6 +82,22 @@ class StepHistory:
             self._rows = torch.full((HISTORY_STEPS, len(row)), torch.nan, device=row.device)
         self._rows[step % HISTORY_STEPS] = row
         self._steps.append(step)
+
+    def state(self) -> tuple[dict[str, Any], Tensor]:
+        """Return what a history that goes on from here is made from: as JSON, and the kept rows `[steps, values]`."""
+        steps = list(self._steps)
+        rows = torch.empty(0, 0) if self._rows is None else self._rows[[step % HISTORY_STEPS for step in steps]]
+        return {"steps": steps, "written": self._written}, rows
+
+    def restore(self, state: dict[str, Any] | None, rows: Tensor | None) -> None:
+        """Go on from what `state` returned; from nothing where a checkpoint of an older version has none."""
+        if state is None or rows is None or not state["steps"]:
+            return
+        device = next(self._model.parameters()).device
+        self._rows = torch.full((HISTORY_STEPS, rows.shape[1]), torch.nan, device=device)
+        self._rows[[step % HISTORY_STEPS for step in state["steps"]]] = rows.to(device)
+        self._steps.extend(state["steps"])
+        self._written = state["written"]
 
     def write(self, recorder: Recorder, step: int) -> None:
         """Record the kept steps that have not been recorded yet, under `step`, at which something was found.

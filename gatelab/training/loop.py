@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gatelab.metrics import MetricSpec
 from gatelab.status import Status
-from gatelab.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from gatelab.training.checkpoint import Checkpoint, load_weights, save_checkpoint, sweep, whole_checkpoints
 from gatelab.training.config import TrialConfig
 from gatelab.training.data import Dataset
 from gatelab.training.device import choose_device, peak_memory
@@ -33,6 +33,9 @@ SPECS = {
     "train/tokens_per_second": MetricSpec("tokens/s", "higher", kind="series"),
 }
 """Metrics that are recorded between evaluations."""
+
+HISTORY = "history"
+"""The history of the last steps in checkpoints."""
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +69,7 @@ def train(
     warm_start_step: int | None = None,
     fork: Path | None = None,
     fork_steps: Collection[int] = (),
+    recorded: int | None = None,
     checkpoint_seconds: float = 60.0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
@@ -96,6 +100,8 @@ def train(
             a checkpoint of its own.
         fork_steps: steps, multiples of `log_every`, at which a checkpoint for such shorter trials is kept, under
             `fork_checkpoint(workdir, step)`.
+        recorded: the step up to which the recorder has everything of earlier attempts. Checkpoints of later steps are
+            passed over, so that what it lost is recorded again. By default it may be any.
         checkpoint_seconds: time between two checkpoints; there is one at the end, too.
         should_stop: asked whenever metrics are logged; when it says yes, a checkpoint is written and training stops.
 
@@ -111,7 +117,7 @@ def train(
         if dataset is None:
             dataset = prepare(config.data, folder / "data")
         run = _Run(config, NullRecorder() if recorder is None else recorder, folder, where, dataset)
-        run.resume(fork, warm_start, warm_start_step)
+        run.resume(fork, warm_start, warm_start_step, recorded)
         return run.run(frozenset(fork_steps), checkpoint_seconds, should_stop)
 
 
@@ -148,17 +154,31 @@ class _Run:
         self.progress = Progress()
         self.pending: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of steps that were not logged yet
 
-    def resume(self, fork: Path | None, warm_start: Path | None, warm_start_step: int | None) -> None:
+    def resume(
+        self, fork: Path | None, warm_start: Path | None, warm_start_step: int | None, recorded: int | None
+    ) -> None:
         """Go on from the newest checkpoint, or from a fork; or else start warm; or else from the seed's weights."""
-        state = self.state
-        restored = load_checkpoint(self.checkpoints, state.model, state.optimizer)
-        if restored is None and fork is not None:
-            restored = load_checkpoint(fork, state.model, state.optimizer)
-        if restored is not None:
-            self.progress = Progress.restored(*restored)
-            logger.info("resumed from the checkpoint of step %d", self.progress.step)
-        elif warm_start is not None:
-            load_weights(warm_start, state.model, warm_start_step)
+        for own in (self.checkpoints, *self.workdir.glob("milestones/*")):
+            sweep(own)
+        for folder in (self.checkpoints, *([] if fork is None else [fork])):
+            for checkpoint in whole_checkpoints(folder, recorded):
+                try:
+                    self._restore(checkpoint)
+                except ValueError as error:
+                    logger.warning("checkpoint of step %d in %s passed over: %s", checkpoint.step, folder, error)
+                    continue
+                logger.info("resumed from the checkpoint of step %d", checkpoint.step)
+                return
+        if warm_start is not None:
+            load_weights(warm_start, self.state.model, warm_start_step)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint. Raises ValueError, and has changed nothing, where it is not of such a trial."""
+        progress = Progress.restored(checkpoint.step, checkpoint.state)
+        checkpoint.restore(self.state.model, self.state.optimizer)
+        self.progress = progress
+        if self.history:
+            self.history.restore(checkpoint.state.get("history"), checkpoint.tensors.get(HISTORY))
 
     def run(self, fork_steps: Collection[int], checkpoint_seconds: float, should_stop: Callable[[], bool]) -> Outcome:
         """Train to the end, to a divergence, or until training should stop."""
@@ -244,4 +264,7 @@ class _Run:
     def _save(self, folder: Path) -> None:
         # First the journal: a checkpoint must never be ahead of the record of how it was reached.
         self.recorder.commit()
-        save_checkpoint(folder, self.progress.step, self.state.model, self.state.optimizer, self.progress.state())
+        state, others = self.progress.state(), {}
+        if self.history:
+            state["history"], others[HISTORY] = self.history.state()
+        save_checkpoint(folder, self.progress.step, self.state.model, self.state.optimizer, state, others)

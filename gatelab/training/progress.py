@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import BaseModel
+
 from gatelab.metrics import MetricSpec
 from gatelab.training.spikes import SpikeCounter
 
@@ -19,6 +21,27 @@ SPECS = {
     "train/*_steps": COUNT,
 }
 """Metrics that `Progress.summarise` measures."""
+
+
+class _Counter(BaseModel):
+    window: list[float]
+    spikes: int
+    spike_steps: int
+    nonfinite_steps: int
+    run: int
+
+
+class _Spikes(BaseModel):
+    loss: _Counter
+    gradient: _Counter
+
+
+class _State(BaseModel):
+    """The form of what `Progress.state` returns."""
+
+    seconds: float
+    metrics: dict[str, float]
+    spikes: _Spikes
 
 
 @dataclass
@@ -60,7 +83,8 @@ class Progress:
 
     @classmethod
     def restored(cls, step: int, state: dict[str, Any]) -> "Progress":
-        """Make the progress that a checkpoint of `step` keeps."""
+        """Make the progress that a checkpoint of `step` keeps. Raises ValueError where it keeps none."""
+        _State.model_validate(state)
         spikes = {name: SpikeCounter(kept) for name, kept in state["spikes"].items()}
         return cls(step, state["seconds"], state["metrics"], spikes["loss"], spikes["gradient"])
 

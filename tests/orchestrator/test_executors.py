@@ -113,7 +113,7 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(tiny_study: Build, tmp
 
     def interrupt(progress: Progress) -> None:
         seen.extend(entry.step for entry in progress.running)
-        if not progress.stopping and list(folder.root.glob("trials/*/checkpoints/*.json")):
+        if not progress.stopping and list(folder.root.glob("trials/*/checkpoints/*.safetensors")):
             raise KeyboardInterrupt
 
     progress = run_matrix(matrix, folder, InlineExecutor(), RunOptions(checkpoint_seconds=0.1), interrupt)

@@ -122,7 +122,7 @@ def test_killed_worker_is_replaced_and_its_trial_goes_on(tiny_study: Build, tmp_
     def kill_one_worker() -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            journals = list(disturbed.root.glob("trials/*/checkpoints/*.json"))
+            journals = list(disturbed.root.glob("trials/*/checkpoints/*.safetensors"))
             workers = [
                 int(p.parent.name)
                 for p in Path("/proc").glob("[0-9]*/cmdline")
