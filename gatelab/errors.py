@@ -15,6 +15,10 @@ class AnalysisUnavailable(GatelabError):
     """An analysis has nothing to show for a study; its text says why."""
 
 
+class DamagedFile(UserWarning):
+    """A file that is not as gatelab wrote it; the text says what is missing, and how it is made again."""
+
+
 @dataclass(frozen=True)
 class Unavailable:
     """Stands where a value cannot be had."""

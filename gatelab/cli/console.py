@@ -2,9 +2,10 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Never
+from typing import TYPE_CHECKING, Any, Never, TextIO
 
 import typer
 from rich.cells import cell_len
@@ -13,7 +14,7 @@ from rich.markup import escape
 from rich.segment import Segments
 from rich.table import Table as RichTable
 
-from gatelab.errors import GatelabError
+from gatelab.errors import DamagedFile, GatelabError
 from gatelab.results.views.table import Table
 
 if TYPE_CHECKING:
@@ -35,6 +36,26 @@ def reporting_errors() -> Iterator[None]:
         for line in str(error).splitlines():
             errors.print(f"[red]error[/] {escape(line)}")
         raise typer.Exit(BAD_REQUEST) from error
+
+
+def show_damage() -> None:
+    """From now on, show in a line each file that is found to be damaged."""
+    show_others = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, DamagedFile):
+            errors.print(f"[yellow]damaged[/] {escape(str(message))}")
+        else:
+            show_others(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
 
 
 def fail(message: str, cause: BaseException | None = None) -> Never:

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from gatelab import __version__
 from gatelab.cli import effects, evaluate, init, learning_rates, machine, plan, report, results, run, scaling, stability
-from gatelab.cli.console import BAD_REQUEST, errors
+from gatelab.cli.console import BAD_REQUEST, errors, show_damage
 from gatelab.extras import missing_extra
 
 app = typer.Typer(
@@ -58,6 +58,7 @@ def options(
     ] = False,
 ) -> None:
     """Take the options that go before a command."""
+    show_damage()
 
 
 def main() -> None:

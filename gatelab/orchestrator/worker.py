@@ -18,7 +18,7 @@ from gatelab.orchestrator import system_metrics
 from gatelab.orchestrator.pool import WorkerSetup, do_nothing, never
 from gatelab.orchestrator.provenance import code_version
 from gatelab.orchestrator.system_metrics import SystemMetrics
-from gatelab.results.store.journal import Journal, continue_from
+from gatelab.results.store.journal import Journal, continue_from, mend
 from gatelab.results.store.layout import RunsFolder, TrialFolder
 from gatelab.results.store.records import Attempt, ForkRecord, Outcome, TrialDescription, write_json
 from gatelab.status import Status
@@ -192,9 +192,11 @@ def _train(
     dataset = Dataset(runs.data / task.data_identity)
     parent = None if task.parent is None else runs.trial(task.parent)
     begun = None if parent is None else Outcome.read(parent.outcome)
+    recorded = mend(files.journal, task.trial_id)
     if prefix is not None and task.fork is not None:
-        continue_from(files.journal, runs.trial(task.fork.trunk).journal, task.fork.step)
-    with Journal(files.journal) as journal:
+        trunk = runs.trial(task.fork.trunk).journal
+        recorded = continue_from(files.journal, trunk, task.fork.step, task.trial_id)
+    with Journal(files.journal, trial=task.trial_id) as journal:
         watched = recorder(journal)
         ended = train(
             task.config,
@@ -206,6 +208,7 @@ def _train(
             warm_start_step=None if begun is None else begun.step,
             fork=prefix,
             fork_steps=task.fork_steps,
+            recorded=recorded,
             checkpoint_seconds=task.checkpoint_seconds,
             should_stop=lambda: task.stop_file.exists() or should_stop(),
         )

@@ -2,46 +2,43 @@
 
 Tables that compare trials are made from outcome.json, which sums a trial up.
 
-Each attempt at a trial writes a segment of its own, an Arrow IPC stream. A crash leaves at worst a torn last batch,
-which readers leave out. Steps never decrease within a segment, and a batch never ends within a step.
+Each attempt at a trial writes a segment of its own; see `segment` for its format. A crash leaves at worst a torn last
+batch, which readers leave out. Steps never decrease within a segment, and a batch never ends within a step.
 """
 
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatelab.atomic import fsync
+from gatelab.results.store.segment import END, SCHEMA, SegmentReader, batch_message, segment_head
 
 FLUSH_SECONDS = 2.0
 """A trial's latest values are on disk, fsynced, at most this long (and one look) after they were recorded."""
 
 
-SCHEMA = pa.schema(
-    [
-        pa.field("step", pa.int64(), nullable=False),
-        pa.field("layer", pa.int16()),  # null: of the whole model
-        pa.field("name", pa.utf8(), nullable=False),
-        pa.field("value", pa.float64(), nullable=False),
-        pa.field("time", pa.timestamp("ms"), nullable=False),
-    ],
-    metadata={"gatelab.journal": "1"},
-)
-
-
 class Journal:
-    """Writes one segment. A `Recorder` for the training loop."""
+    """Writes one segment. A `Recorder` for the training loop.
 
-    def __init__(self, folder: Path, flush_seconds: float = FLUSH_SECONDS) -> None:
+    Args:
+        folder: of the journal, which is made if there is none.
+        flush_seconds: the time between two writes.
+        trial: id of the trial, so that a segment is not taken for one of another trial. '': it may be any.
+    """
+
+    def __init__(self, folder: Path, flush_seconds: float = FLUSH_SECONDS, trial: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         number = max((int(path.stem) for path in segments(folder)), default=-1) + 1
-        self._file = (folder / f"{number:04d}.arrows").open("xb")
+        self._file = (folder / f"{number:04d}.arrows").open("xb", buffering=0)
+        self._batches = 0  # written
+        self._write(segment_head(trial, number))
         for changed in (folder, folder.parent):  # a file whose name is not on disk is lost with the power
             fsync(changed)
-        self._writer = pa.ipc.new_stream(self._file, SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd"))
         self._flush_seconds = flush_seconds
         self._written_at = time.monotonic()
         self._clear()
@@ -68,7 +65,7 @@ class Journal:
     def append(self, rows: pa.Table) -> None:
         """Write rows of another journal as they are, steps ascending."""
         for batch in rows.to_batches():
-            self._writer.write_batch(batch)
+            self._write_batch(batch)
 
     def flush(self) -> None:
         """Write what was recorded if the last write is long enough ago. Call it between steps."""
@@ -81,17 +78,31 @@ class Journal:
         if self._steps:
             columns = [self._steps, self._layers, self._names, self._values, self._times]
             arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
-            self._writer.write_batch(pa.record_batch(arrays, schema=SCHEMA))
+            self._write_batch(pa.record_batch(arrays, schema=SCHEMA))
             self._clear()
-        self._file.flush()
         os.fsync(self._file.fileno())
         self._written_at = time.monotonic()
 
     def close(self) -> None:
         """Commit and end the segment."""
         self.commit()
-        self._writer.close()
+        self._write(END)
         self._file.close()
+
+    def _write_batch(self, batch: pa.RecordBatch) -> None:
+        self._write(batch_message(batch, self._batches))
+        self._batches += 1
+
+    def _write(self, message: bytes) -> None:
+        """Write a message, or nothing: what would come after a part of it could not be told from damage."""
+        begin, left = self._file.tell(), memoryview(message)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except BaseException:
+            self._file.truncate(begin)
+            self._file.seek(begin)
+            raise
 
     def __enter__(self) -> "Journal":
         return self
@@ -112,16 +123,39 @@ class Journal:
             self._file.close()
 
 
-def continue_from(folder: Path, trunk: Path, step: int) -> None:
-    """Let a journal hold what another recorded of training up to a step, after what it holds of that itself."""
+def continue_from(folder: Path, trunk: Path, step: int, trial: str = "") -> int:
+    """Let the journal of a trial hold what another recorded of training up to a step, after what it holds itself.
+
+    Returns the step up to which it holds every row.
+    """
     own = read_journal(folder)["step"]
     last = own[-1].as_py() if len(own) else 0
     if last >= step:
-        return
-    rows = read_journal(trunk)
-    between = pc.and_(pc.greater(rows["step"], last), pc.less_equal(rows["step"], step))
-    with Journal(folder) as journal:
+        return last
+    tail = JournalTail(trunk)
+    rows = tail.read()
+    between = pc.and_(pc.greater(rows["step"], last), pc.less_equal(rows["step"], min(step, tail.whole_steps)))
+    with Journal(folder, trial=trial) as journal:
         journal.append(rows.filter(pc.and_(between, pc.starts_with(rows["name"], "train/"))))
+    return max(last, min(step, tail.whole_steps))
+
+
+def mend(folder: Path, trial: str = "") -> int:
+    """Make a journal whole again as far as it is whole; return the step up to which it holds every row.
+
+    Damaged segments, and those after them, are set aside: `NNNN.arrows.damaged`. What they hold of steps before the
+    damage is written anew; the steps after it have to be trained again. For whoever holds the trial's lock.
+    """
+    tail = JournalTail(folder)
+    rows = tail.read()
+    if tail.lost:
+        old = segments(folder)
+        with Journal(folder, trial=trial) as journal:
+            journal.append(rows.filter(pc.less_equal(rows["step"], tail.whole_steps)))
+        for path in reversed(old):  # whichever are left by a kill, with the new one they hold the same
+            path.rename(path.with_name(f"{path.name}.damaged"))
+        fsync(folder)
+    return tail.whole_steps
 
 
 def segments(folder: Path) -> list[Path]:
@@ -129,13 +163,31 @@ def segments(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("*.arrows") if path.stem.isdecimal()), key=lambda path: int(path.stem))
 
 
+@dataclass(frozen=True)
+class Loss:
+    """Rows that a journal does not hold any more."""
+
+    path: Path
+    """The segment that is damaged, or before which rows are missing."""
+    first: int
+    """The first step whose rows are lost."""
+    last: int | None
+    """The last one; None: all from the first on."""
+
+    def __str__(self) -> str:
+        steps = f"from step {self.first} on" if self.last is None else f"of steps {self.first} to {self.last}"
+        return f"{self.path} is damaged, or what came before it: the trial's values {steps} are lost"
+
+
 class JournalTail:
     """Reads a journal as it grows: each call returns the rows since the last."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._offsets: dict[Path, int] = {}  # end of the last whole batch read
+        self._readers: dict[Path, SegmentReader] = {}
         self._last_step = -1
+        self._gaps: list[Loss] = []
+        self._cut: Path | None = None  # the segment after whose rows there were others, which no later one has
 
     def read(self) -> pa.Table:
         """Return new rows, steps ascending. Steps that a later attempt trains again are not repeated."""
@@ -144,42 +196,42 @@ class JournalTail:
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield new rows batch by batch, for callers that keep only a part of each."""
         for path in segments(self._folder):
-            for batch in self._new_batches(path):
-                if batch.num_rows and batch["step"][0].as_py() <= self._last_step:
+            begins = path not in self._readers and bool(self._readers)
+            reader = self._readers.setdefault(path, SegmentReader(path))
+            for batch, follows in reader.read():
+                first, last = batch["step"][0].as_py(), batch["step"][-1].as_py()
+                # Every step of training leaves a row, and an attempt goes on where the last one was, or before.
+                if (begins or not follows) and first > self._next_step:
+                    self._gaps.append(Loss(path, self._next_step, first - 1))
+                begins = False
+                if first <= self._last_step:
                     batch = batch.filter(pc.greater(batch["step"], self._last_step))
-                if batch.num_rows:
-                    self._last_step = batch["step"][-1].as_py()
+                if len(batch):
+                    self._last_step, self._cut = last, None
                     yield batch
+            if reader.is_cut:
+                self._cut = path
 
-    def _new_batches(self, path: Path) -> Iterator[pa.RecordBatch]:
-        begin = self._offsets.get(path, 0)
-        if path.stat().st_size <= begin:
-            return
-        with pa.OSFile(str(path)) as file:
-            file.seek(begin)
-            # A stream begins with its schema, which what follows a batch does not.
-            source = pa.BufferReader(_SCHEMA_MESSAGE + file.read()) if begin else file
-            ahead = len(_SCHEMA_MESSAGE) if begin else 0
-            for batch in _whole_batches(source):
-                self._offsets[path] = begin + source.tell() - ahead
-                yield batch
+    @property
+    def segments(self) -> list[Path]:
+        """The segments that have been read."""
+        return list(self._readers)
+
+    @property
+    def lost(self) -> list[Loss]:
+        """What was found to be lost in what has been read so far. The torn end that a crash leaves is no loss."""
+        return self._gaps if self._cut is None else [*self._gaps, Loss(self._cut, self._next_step, None)]
+
+    @property
+    def whole_steps(self) -> int:
+        """The step up to which every row is there, as far as has been read."""
+        return (self.lost[0].first if self.lost else self._next_step) - 1
+
+    @property
+    def _next_step(self) -> int:
+        return max(self._last_step, 0) + 1
 
 
 def read_journal(folder: Path) -> pa.Table:
     """Read all rows of a trial, steps ascending, in `SCHEMA`. Empty if it has no journal yet."""
     return JournalTail(folder).read()
-
-
-def _whole_batches(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of a stream up to its end or to where it is torn."""
-    # Batches are small: to hand their columns to threads takes longer than to read them.
-    options = pa.ipc.IpcReadOptions(use_threads=False)
-    try:
-        stream = pa.ipc.open_stream(source, options=options)
-        while True:
-            yield stream.read_next_batch()
-    except (StopIteration, OSError, pa.ArrowInvalid):
-        return
-
-
-_SCHEMA_MESSAGE = SCHEMA.serialize().to_pybytes()

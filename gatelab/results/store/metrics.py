@@ -1,15 +1,18 @@
 """Values of a study's trials in long form, one trial at a time."""
 
 import fnmatch
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gatelab.errors import DamagedFile
 from gatelab.results.store.journal import JournalTail
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import TrialRecord
+from gatelab.results.store.trials import lost_values
 
 TEXT = pa.dictionary(pa.int32(), pa.utf8())
 """Texts that many rows share."""
@@ -58,7 +61,7 @@ def each_journal(
     folder: RunsFolder, trials: Sequence[TrialRecord], names: Collection[str] = ("*",), layers: bool | None = None
 ) -> Iterator[pa.Table]:
     """Yield the values of each trial of a study's record, in `METRICS`, steps ascending. Holds two at a time: the next
-    one is read while one is looked at.
+    one is read while one is looked at. Warns of values that are lost (DamagedFile).
 
     Args:
         folder: where their journals lie.
@@ -71,7 +74,11 @@ def each_journal(
 
     def read(index: int) -> pa.Table:
         trial = trials[index]
-        parts = [_chosen(rows, names, layers) for rows in _in_parts(JournalTail(folder.trial(trial.id).journal))]
+        files = folder.trial(trial.id)
+        journal = JournalTail(files.journal)
+        parts = [_chosen(rows, names, layers) for rows in _in_parts(journal)]
+        for loss in lost_values(files, journal):
+            warnings.warn(loss, DamagedFile, stacklevel=2)
         rows = pa.Table.from_batches(parts, _VALUES).unify_dictionaries()
         own = {
             "trial": _constant(index, of_trials, len(rows)),

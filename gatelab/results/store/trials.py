@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import filelock
 
+from gatelab.results.store.journal import JournalTail, Loss
 from gatelab.results.store.layout import RunsFolder, TrialFolder
 from gatelab.results.store.records import EvaluationResult, Outcome, StudyRecord, TrialDescription
 from gatelab.status import Status
@@ -54,6 +55,16 @@ def _is_locked(files: TrialFolder) -> bool:
 def read_description(files: TrialFolder) -> TrialDescription | None:
     """Read what a trial says of itself; None where it has not begun. Raises NewerRecord, DamagedRecord."""
     return TrialDescription.read(files.description)
+
+
+def lost_values(files: TrialFolder, journal: JournalTail) -> list[str]:
+    """Say which values of a trial are lost, given its journal, read to its end; and how they are made again."""
+    losses = journal.lost
+    if not losses and journal.segments:
+        outcome = Outcome.read(files.outcome)
+        if outcome is not None and outcome.status.is_over and outcome.step > journal.whole_steps:
+            losses = [Loss(journal.segments[-1], journal.whole_steps + 1, None)]
+    return [f"{loss}; to train them again, remove {files.outcome} and run the study" for loss in losses]
 
 
 def provenance(description: TrialDescription | None) -> dict[str, str]:

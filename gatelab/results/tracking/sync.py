@@ -16,10 +16,11 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
 from gatelab.metrics import Specs, dump_specs, find_spec
-from gatelab.results.store.journal import SCHEMA, JournalTail
+from gatelab.results.store.journal import JournalTail
 from gatelab.results.store.layout import PAGE, RunsFolder, TrialFolder
 from gatelab.results.store.metric_specs import BEFORE_SPECS, specs_of_trials
 from gatelab.results.store.records import Outcome, StudyRecord, TrialDescription, TrialRecord
+from gatelab.results.store.segment import SCHEMA
 from gatelab.results.store.trials import newest_values, provenance, read_description, read_evaluations, read_outcome
 from gatelab.results.tracking.client import SPECS_FILE, Run, RunIndex
 from gatelab.results.tracking.ui import (

@@ -9,13 +9,15 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatelab.results.store.journal import SCHEMA, Journal, JournalTail, continue_from, read_journal
+from gatelab.results.store.journal import Journal, JournalTail, continue_from, mend, read_journal
+from gatelab.results.store.segment import SCHEMA
 
 Rows = list[tuple[int, int | None, str, float]]
 
@@ -284,7 +286,7 @@ def test_other_files_in_its_folder_are_no_reason_to_fail(tmp_path: Path) -> None
     with Journal(tmp_path) as journal:
         expected = write(journal, (1, 2))
     assert rows_of(read_journal(tmp_path)) == expected
-    (tmp_path / "0000.arrows").rename(tmp_path / "9999.arrows")
+    (tmp_path / "9999.arrows").touch()
     with Journal(tmp_path) as journal:
         expected += write(journal, (3,))
     assert (tmp_path / "10000.arrows").exists()
@@ -305,3 +307,182 @@ def test_the_name_of_a_segment_is_on_disk_before_its_rows(tmp_path: Path, monkey
         write(journal, (1,))
     assert synced[:2] == [True, True]
     assert not all(synced)
+
+
+def steps_of(folder: Path) -> list[int]:
+    """The steps of the values of the whole model."""
+    return [row[0] for row in rows_of(read_journal(folder)) if row[1] is None]
+
+
+def losses_of(folder: Path) -> list[tuple[str, int, int | None]]:
+    """What a reader finds to be lost."""
+    tail = JournalTail(folder)
+    tail.read()
+    return [(loss.path.name, loss.first, loss.last) for loss in tail.lost]
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0x10
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def ended(tmp_path: Path) -> Path:
+    """A journal of one segment of six batches of five steps, properly ended, its folder named as a trial's."""
+    with Journal(tmp_path / "trial" / "journal", trial="trial") as journal:
+        for first in range(1, 31, 5):
+            write(journal, range(first, first + 5))
+    return tmp_path / "trial" / "journal"
+
+
+def test_a_flipped_bit_anywhere_is_the_same_values_or_a_named_loss(ended: Path) -> None:
+    """No damage is another number, a crash, or a silent hole in a curve."""
+    path, expected = ended / "0000.arrows", rows_of(read_journal(ended))
+    content = path.read_bytes()
+    assert losses_of(ended) == []
+    for place in range(0, len(content), 7):
+        flip(path, place)
+        found = rows_of(read_journal(ended))
+        assert set(found) <= set(expected)
+        assert found == expected or losses_of(ended)
+        path.write_bytes(content)
+
+
+def test_a_damaged_batch_costs_its_steps_and_names_them(ended: Path) -> None:
+    """Every other step stays, and the message says which file and which steps."""
+    path = ended / "0000.arrows"
+    flip(path, path.read_bytes().index(b"gatelab seal", path.stat().st_size // 2))
+    (loss,) = (tail := JournalTail(ended), tail.read(), tail.lost)[2]
+    assert steps_of(ended) == [step for step in range(1, 31) if not loss.first <= step <= (loss.last or 0)]
+    assert (loss.last or 0) - loss.first == 4
+    assert str(loss).startswith(f"{path} is damaged")
+    assert f"of steps {loss.first} to {loss.last} are lost" in str(loss)
+    assert tail.whole_steps == loss.first - 1
+
+
+def test_the_end_of_a_segment_that_ended_is_missed(ended: Path) -> None:
+    """A crash leaves a torn end and no mark after it: that is no damage. Rows lost before the mark are."""
+    path = ended / "0000.arrows"
+    content = path.read_bytes()
+    last = content.rindex(b"gatelab seal")
+    path.write_bytes(content[: last + 40])
+    assert (losses_of(ended), steps_of(ended)) == ([], [*range(1, 26)])
+    path.write_bytes(content)
+    flip(path, last + 40)
+    assert (losses_of(ended), steps_of(ended)) == ([("0000.arrows", 26, None)], [*range(1, 26)])
+    Journal(ended, trial="trial").close()  # an attempt that has nothing left to do
+    assert losses_of(ended) == [("0000.arrows", 26, None)]
+    with Journal(ended, trial="trial") as journal:
+        write(journal, range(24, 31))
+    assert (losses_of(ended), steps_of(ended)) == ([], [*range(1, 31)])
+
+
+def test_segments_that_are_missing_or_exchanged_are_missed(ended: Path) -> None:
+    """A segment knows its trial and its number: another one in its place is not taken for it."""
+    with Journal(ended, trial="trial") as journal:
+        write(journal, range(31, 41))
+    with Journal(ended, trial="trial") as journal:
+        write(journal, range(41, 46))
+    first, second = sorted(ended.iterdir())[:2]
+    second.rename(ended / "aside")
+    assert losses_of(ended) == [("0002.arrows", 31, 40)]
+    shutil.copy(first, second)
+    assert losses_of(ended) == [("0002.arrows", 31, 40)]
+    shutil.copytree(ended.parent, ended.parent.parent / "other")
+    assert losses_of(ended.parent.parent / "other" / "journal") == [("0002.arrows", 1, None)]
+
+
+def test_a_damaged_journal_is_mended_up_to_its_damage(ended: Path) -> None:
+    """What is lost is trained again, so nothing after it may stay, and what is damaged is set aside, not deleted."""
+    assert mend(ended, "trial") == 30
+    expected = rows_of(read_journal(ended))
+    with Journal(ended, trial="trial") as journal:
+        write(journal, range(28, 36))
+    path = ended / "0000.arrows"
+    flip(path, path.read_bytes().index(b"gatelab seal", path.stat().st_size // 2))
+    content = path.read_bytes()
+    whole = mend(ended, "trial")
+    assert 0 < whole < 25
+    assert mend(ended, "trial") == whole
+    assert losses_of(ended) == []
+    assert rows_of(read_journal(ended)) == expected[: 2 * whole]
+    assert sorted(each.name for each in ended.iterdir()) == [
+        "0000.arrows.damaged",
+        "0001.arrows.damaged",
+        "0002.arrows",
+    ]
+    assert (ended / "0000.arrows.damaged").read_bytes() == content
+
+
+def test_a_branch_takes_nothing_from_behind_the_damage_of_its_trunk(ended: Path, tmp_path: Path) -> None:
+    """A checkpoint that the values before it do not reach must not be gone on from."""
+    path = ended / "0000.arrows"
+    flip(path, path.read_bytes().index(b"gatelab seal", path.stat().st_size // 2))
+    whole = continue_from(tmp_path / "branch", ended, 25)
+    assert whole < 20
+    assert steps_of(tmp_path / "branch") == [*range(1, whole + 1)]
+
+
+def test_a_write_that_fails_leaves_no_part_of_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that was full for a moment costs no row, and what comes after is read."""
+    journal = Journal(tmp_path)
+
+    class Full:
+        def __init__(self, file: Any) -> None:
+            self._file = file
+
+        def write(self, content: memoryview) -> int:
+            self._file.write(content[:50])
+            raise OSError(28, "No space left on device")
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._file, name)
+
+    expected = write(journal, (1, 2))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(journal, "_file", Full(journal._file))
+        write(journal, (3,))
+    journal.commit()
+    expected += write(journal, (4,))
+    journal.close()
+    steps = [row[0] for row in rows_of(read_journal(tmp_path)) if row[1] is None]
+    assert (steps, losses_of(tmp_path)) == ([1, 2, 3, 4], [])
+
+
+def older_segment(path: Path, batches: Iterable[range]) -> list[int]:
+    """A segment of version 1, without seals; the size after each batch."""
+    schema = SCHEMA.with_metadata({"gatelab.journal": "1"})
+    sizes = []
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb") as file, pa.ipc.new_stream(file, schema, options=options) as stream:
+        for steps in batches:
+            rows = [{"step": s, "layer": None, "name": "train/loss", "value": s / 2, "time": 0} for s in steps]
+            stream.write_batch(pa.RecordBatch.from_pylist(rows, schema))
+            file.flush()
+            sizes.append(path.stat().st_size)
+    return sizes
+
+
+def test_segments_of_older_versions_are_read(tmp_path: Path) -> None:
+    """They go on as they were, torn ends left out, whatever else is damaged found as far as Arrow finds it."""
+    path = tmp_path / "j" / "0000.arrows"
+    sizes = older_segment(path, [range(1, 6), range(6, 11), range(11, 16)])
+    content = path.read_bytes()
+    assert (steps_of(path.parent), losses_of(path.parent)) == ([*range(1, 16)], [])
+    path.write_bytes(content[: sizes[2] - 9])
+    with Journal(path.parent) as journal:
+        write(journal, range(9, 13))
+    assert (steps_of(path.parent), losses_of(path.parent)) == ([*range(1, 13)], [])
+    (path.parent / "0001.arrows").unlink()
+    path.write_bytes(
+        content[: sizes[0]] + b"\xff" * 4 + content[sizes[0] + 4 : sizes[0] + 8] + bytes(300) + content[sizes[1] :]
+    )
+    assert (steps_of(path.parent), losses_of(path.parent)) == (
+        [*range(1, 6), *range(11, 16)],
+        [("0000.arrows", 6, 10)],
+    )
+    for cut in range(0, len(content), 11):
+        path.write_bytes(content[:cut])
+        assert len(steps_of(path.parent)) == 5 * sum(size <= cut for size in sizes)

@@ -16,10 +16,11 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import _validate_dataset_inputs
 
 from gatelab.orchestrator.tracking import add_to_mlflow
-from gatelab.results.store.journal import SCHEMA, read_journal
+from gatelab.results.store.journal import read_journal
 from gatelab.results.store.layout import NotFound
 from gatelab.results.store.records import write_json
 from gatelab.results.store.runs import SUMMARY, runs_from_journals
+from gatelab.results.store.segment import SCHEMA
 from gatelab.results.tracking.runs import runs_from_mlflow
 from gatelab.results.tracking.sync import Mirror, thin
 from gatelab.results.tracking.ui import VIEW_TAG, dataset_input, study_pages
