@@ -126,6 +126,9 @@ class _InlinePool(Generic[Task, Result]):
             self._worker = worker
         return [(task, result)]
 
+    def abandon(self, unwanted: Callable[[Task], bool]) -> None:
+        self._submitted = [task for task in self._submitted if not unwanted(task)]
+
 
 def _every(seconds: float, call: Callable[[], None]) -> Callable[[], None]:
     """Return a function that passes a call on if the last one was so long ago."""

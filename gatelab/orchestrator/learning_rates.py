@@ -7,7 +7,6 @@ The rule is `propose`. Optuna keeps the account (see `learning_rate_account`); i
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import filelock
 import numpy as np
 import numpy.typing as npt
 
@@ -26,6 +25,7 @@ from gatelab.results.analyses.learning_rates import read_learning_rates
 from gatelab.results.analyses.sweeps import Sweep, sweeps
 from gatelab.results.statistics.optimum import around, largest_stable, lower_edge, optimum, upper_edge
 from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.lease import Held, acquire
 from gatelab.results.store.records import write_json
 from gatelab.results.store.runs import AXIS, arm_of, runs_of_record
 from gatelab.results.store.trials import is_over
@@ -72,19 +72,12 @@ def search(
         StudyError: the window alone exceeds the study's budget.
     """
     study = folder.study(matrix.plan.study.name + SEARCH_SUFFIX)
-    study.path.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(study.path / "search.lock", timeout=0)
     try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise CannotRun(
-            f"{matrix.plan.study.name!r} is being searched by another process ({lock.lock_file})"
-        ) from error
-    try:
-        with executor.session():
-            return _search(matrix, folder, executor, options, show, announce)
-    finally:
-        lock.release()
+        lease = acquire(study.path, "search")
+    except Held as error:
+        raise CannotRun(f"{matrix.plan.study.name!r} is being searched by another process: {error}") from error
+    with lease, executor.session():
+        return _search(matrix, folder, executor, options, show, announce)
 
 
 def _search(
@@ -113,8 +106,8 @@ def _search(
             progress = run_matrix(cells, folder, executor, options, show, exhausted)
             found = _sweeps(matrix, cells, folder)
             account.tell(found)
-            if progress.stopping:
-                return SearchResult(progress, "it was interrupted")
+            if progress.stopping or progress.halted:
+                return SearchResult(progress, progress.halted or "it was interrupted")
             exhausted |= {id for id, entry in progress.trials.items() if entry.state is Status.FAILED}
             grown = _grown(matrix, found, wanted.rates)
         if isinstance(grown, Unavailable):

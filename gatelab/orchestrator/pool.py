@@ -34,6 +34,8 @@ class WorkerSetup:
     """auto, cpu, cuda or cuda:N."""
     should_stop: Callable[[], bool] = never
     """Is asked between the steps of a long task: when it says yes, the task is left where it can go on."""
+    own_process: bool = False
+    """True if the worker has a process of its own."""
     raise_errors: bool = False
     """True if an error in a task is raised, for a debugger, instead of being the task's result."""
 
@@ -67,3 +69,6 @@ class Pool(Protocol[Task, Result]):
         Workers in processes of their own are waited for `POLL_SECONDS` at most, so the list may be empty. A worker in
         this process runs its task to the end, and calls `meanwhile` every `POLL_SECONDS`.
         """
+
+    def abandon(self, unwanted: Callable[[Task], bool]) -> None:
+        """End the workers of submitted tasks that nobody waits for any more, and forget the tasks."""

@@ -18,7 +18,11 @@ class TrialProgress:
     loss: float | None = None
     tokens_per_second: float | None = None
     reason: str = ""
+    kind: str = ""
+    """What kind of failure it was, of one that failed."""
     log: str = ""
+    held: str = ""
+    """The process that is at work on it, and since when, if that is another one."""
 
     @property
     def seconds_left(self) -> float | None:
@@ -36,6 +40,10 @@ class Progress:
     trials: dict[str, TrialProgress]  # by id
     concurrency: int = 1
     tracking_problem: str = ""
+    disk_problem: str = ""
+    """What could not be written, and why."""
+    halted: str = ""
+    """Why the study was stopped before its end, if an error of several trials was the reason."""
     """The problem that keeps MLflow from being up to date, or ''."""
     stopping: bool = False
     """True if it was interrupted."""

@@ -4,6 +4,7 @@ Ray places workers and limits them by resources; workers are kept between tasks.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,11 @@ from typing import Any, Generic
 
 from gatelab.errors import Unavailable
 from gatelab.orchestrator.executor import CannotRun
+from gatelab.orchestrator.failures import FailureKind, Lost
 from gatelab.orchestrator.pool import POLL_SECONDS, Pool, Result, Task, Worker, WorkerSetup, do_nothing, never
+
+NODES_SECONDS = 5.0
+"""Between two looks at whether the cluster is alive."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ class _RayPool(Generic[Task, Result]):
         self._worker, self._resources, self._spoils = worker, resources, spoils
         self._running: dict[Any, tuple[Any, Task]] = {}  # reference to a result -> the actor and its task
         self._idle: list[Any] = []
+        self._looked_at = time.monotonic()
 
     @property
     def busy(self) -> int:
@@ -122,7 +128,29 @@ class _RayPool(Generic[Task, Result]):
         if not self._running:
             return []
         ready, _ = ray.wait(list(self._running), num_returns=1, timeout=POLL_SECONDS)
+        if not ready:
+            self._look_at_nodes()
         return [self._collect(reference) for reference in ready]
+
+    def abandon(self, unwanted: Callable[[Task], bool]) -> None:
+        import ray
+
+        for reference, (actor, task) in list(self._running.items()):
+            if unwanted(task):
+                del self._running[reference]
+                ray.kill(actor)
+
+    def _look_at_nodes(self) -> None:
+        """Raise CannotRun if no node is alive: Ray would wait for ever for what ran there."""
+        import ray
+
+        if time.monotonic() - self._looked_at < NODES_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        if not any(node["Alive"] for node in ray.nodes()):
+            raise CannotRun(
+                "Ray has lost its last node: what is finished is kept, and the same command goes on from here"
+            )
 
     def close(self) -> None:
         """End all actors, and what they are still at, and free what they hold."""
@@ -135,7 +163,7 @@ class _RayPool(Generic[Task, Result]):
         import ray
 
         actor = ray.remote(self._worker).options(num_cpus=self._resources.cpus, num_gpus=self._resources.gpus)
-        return actor.remote(WorkerSetup(threads=self._resources.threads))
+        return actor.remote(WorkerSetup(threads=self._resources.threads, own_process=True))
 
     def _collect(self, reference: Any) -> tuple[Task, Result | Unavailable]:
         import ray
@@ -146,7 +174,9 @@ class _RayPool(Generic[Task, Result]):
         except ray.exceptions.RayError as error:
             # The process is gone: out of memory, a lost machine, a crash below Python.
             ray.kill(actor)
-            return task, Unavailable(str(error).strip() or repr(error))
+            memory = isinstance(error, ray.exceptions.OutOfMemoryError)
+            kind = FailureKind.MEMORY if memory else FailureKind.MACHINE
+            return task, Lost(str(error).strip() or repr(error), kind)
         if self._spoils(result):
             ray.kill(actor)  # what a failure leaves behind is nobody's business
         else:

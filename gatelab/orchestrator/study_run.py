@@ -4,16 +4,17 @@ Metrics do not pass through here: trials write journals, which are read for the 
 """
 
 import os
+import random
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-
-import filelock
 
 from gatelab.ablations.matrix import Matrix, Trial
 from gatelab.ablations.shared_prefix import forks
 from gatelab.errors import Unavailable
 from gatelab.orchestrator.executor import CannotRun, Executor
+from gatelab.orchestrator.failures import FailureKind, Lost, retries
+from gatelab.orchestrator.notify import Event, notifier
 from gatelab.orchestrator.pool import POLL_SECONDS, Pool
 from gatelab.orchestrator.preregistration import register_claims
 from gatelab.orchestrator.progress import Progress, TrialProgress
@@ -22,6 +23,7 @@ from gatelab.orchestrator.tracking import SyncThread
 from gatelab.orchestrator.worker import EvaluationPrinter, Task, TrialWorker, run_task
 from gatelab.results.store.journal import JournalTail
 from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.lease import Held, Lease, LeaseLost, acquire, holder_of
 from gatelab.results.store.records import Outcome, write_json
 from gatelab.status import Status
 from gatelab.training.checkpoint import is_written
@@ -30,7 +32,14 @@ from gatelab.training.data import Dataset
 from gatelab.training.loop import fork_checkpoint
 from gatelab.training.preparation import prepare
 
-STOP_SECONDS = 60.0  # for trials to reach a checkpoint after an interrupt
+STOP_SECONDS = 60.0
+"""For trials to reach a checkpoint after an interrupt."""
+LOOK_SECONDS = 2.0
+"""Between two looks at a trial that another process holds."""
+BELIEF_SECONDS = 10.0
+"""A trial whose outcome has been there for so long is over, whatever its worker says."""
+SAME_ERRORS = 2
+"""So many trials that the same error has ended are enough to stop a study."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +49,15 @@ class RunOptions:
     tracking_uri: str | None = None
     """URI of an MLflow store; None: SQLite in the runs folder."""
     retries: int = 1
-    """Number of times that a failed trial is tried again."""
+    """Number of times that a trial is tried again after an error; see `failures.retries` for other kinds."""
     checkpoint_seconds: float = 60.0
     """Time between two checkpoints."""
     system_metrics: bool = False
     """True if trials record what their machine is doing."""
+    keep_going: bool = False
+    """True if a study goes on though the same error has ended several of its trials."""
+    notify: tuple[str, ...] = ()
+    """Commands and web addresses that are told of failures, of a diverged baseline and of the end."""
 
 
 def run_matrix(
@@ -74,31 +87,28 @@ def run_matrix(
         RegisterChanged: what it claimed before is not as it was written.
     """
     study = folder.study(matrix.plan.study.name)
-    study.path.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(study.lock, timeout=0)
     try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise CannotRun(
-            f"study {matrix.plan.study.name!r} is being run by another process ({lock.lock_file})"
-        ) from error
-    try:
+        lease = acquire(study.path, wait_seconds=1.0)  # another command may be writing to MLflow
+    except Held as error:
+        raise CannotRun(f"study {matrix.plan.study.name!r} is being run by another process: {error}") from error
+    with lease:
         progress = Progress({trial.id: _known_state(folder, trial, exhausted) for trial in matrix.trials})
         pending = [entry.trial for entry in progress.trials.values() if entry.state is Status.WAITING]
         _prepare_data(pending, folder)
         record = study_record(matrix)
         write_record(folder, record)
         register_claims(folder, matrix)
+        tell = notifier(options.notify)
         with SyncThread(folder, record, options.tracking_uri or folder.tracking_uri) as sync:
             if pending:
                 # For all trials, not for what is left of them: a study that is resumed runs with as many threads.
                 with executor.open_pool(TrialWorker, len(matrix.trials), _has_failed) as pool:
-                    _StudyRun(matrix, pending, folder, options, progress, sync, show, pool).run()
+                    _StudyRun(matrix, pending, folder, options, progress, sync, show, pool, lease, tell).run()
         progress.tracking_problem = sync.problem
         show(progress)
+        if pending:
+            tell(Event("end", matrix.plan.study.name, str(progress)))
         return progress
-    finally:
-        lock.release()
 
 
 def run_trial(
@@ -152,8 +162,11 @@ class _StudyRun:
         sync: SyncThread,
         show: Callable[[Progress], None],
         pool: Pool[Task, Outcome],
+        lease: Lease,
+        tell: Callable[[Event], None],
     ) -> None:
-        self.folder, self.options = folder, options
+        self.matrix, self.folder, self.options = matrix, folder, options
+        self.lease, self.tell = lease, tell
         self.progress, self.sync, self.show, self.pool = progress, sync, show, pool
         self.forks = forks(matrix.trials)
         self.fork_steps: dict[str, set[int]] = {}  # of a longer trial: where shorter ones leave it
@@ -163,7 +176,13 @@ class _StudyRun:
         place = {seed: index for index, seed in enumerate(dict.fromkeys(trial.seed for trial in matrix.trials))}
         self.pending = sorted(pending, key=lambda trial: (place[trial.seed], trial.id in self.forks))
         self.trials = {trial.id: trial for trial in pending}
-        self.failures: dict[str, int] = {}
+        self.failures: dict[str, int] = {}  # trial -> how many of its attempts have failed
+        self.not_before: dict[str, float] = {}  # trial -> when it may be tried again
+        self.causes: dict[str, list[str]] = {}  # error -> the trials that it has ended
+        self.over_since: dict[str, float] = {}  # trial that is running -> when its outcome was first seen
+        self.baselines = {variant.baseline for variant in matrix.variants}
+        self.jitter = random.Random(self.matrix.plan.hash)
+        self.polled_at = float("-inf")
         self.runs = RunsFolder(folder.root.resolve())
         self.stop_file = self.runs.root / f"stop-{os.getpid()}-{time.time_ns()}"
         self.tails: dict[str, JournalTail] = {}
@@ -176,6 +195,8 @@ class _StudyRun:
                 self._loop()
             except KeyboardInterrupt:
                 self._stop()
+        except LeaseLost as error:
+            raise CannotRun(str(error)) from error
         finally:
             self.stop_file.unlink(missing_ok=True)
 
@@ -186,10 +207,25 @@ class _StudyRun:
             ):
                 self.pending.remove(trial)
                 self._submit(trial)
+            if not self.pool.busy:
+                time.sleep(POLL_SECONDS)
             self._wait()
 
     def _is_ready(self, trial: Trial) -> bool:
-        """Return whether a trial can begin: one that forks from a longer one waits until that is there, or is over."""
+        """Return whether a trial can begin.
+
+        One that failed waits a while, one that another process holds until it does no more, and one that forks from a
+        longer one until that is there, or is over.
+        """
+        if time.monotonic() < self.not_before.get(trial.id, 0.0):
+            return False
+        entry = self.progress.trials[trial.id]
+        if entry.held:
+            holder = holder_of(self.folder.trial(trial.id).path)
+            entry.held = "" if holder is None else str(holder)
+            self.not_before[trial.id] = time.monotonic() + LOOK_SECONDS
+            if holder is not None:
+                return False
         fork = self.forks.get(trial.id)
         if fork is None or self.progress.trials[fork.trunk].state not in (Status.WAITING, Status.RUNNING):
             return True
@@ -217,38 +253,85 @@ class _StudyRun:
         """Wait until a trial has ended or it is time to show something."""
         for task, outcome in self.pool.wait(self._poll):
             if isinstance(outcome, Unavailable):
-                log = str(self.folder.trial(task.trial_id).log)
-                outcome = Outcome(status=Status.FAILED, reason=outcome.reason, log=log)
+                outcome = self._outcome_of_lost(task, outcome)
             self._take(self.trials[task.trial_id], outcome)
-        self._poll()
+        if time.monotonic() - self.polled_at >= POLL_SECONDS:
+            self._poll()
+
+    def _outcome_of_lost(self, task: Task, lost: Unavailable) -> Outcome:
+        """Return the outcome of a task whose worker is gone: what it wrote, if it came to that, else a failure."""
+        files = self.folder.trial(task.trial_id)
+        written = Outcome.read(files.outcome)
+        if written is not None and written.status.is_over:
+            return written
+        if (holder := holder_of(files.path)) is not None:
+            return Outcome(status=Status.BUSY, reason=str(holder))
+        kind = lost.kind if isinstance(lost, Lost) else FailureKind.ERROR
+        return Outcome(status=Status.FAILED, reason=lost.reason, kind=kind.value, log=str(files.log))
 
     def _take(self, trial: Trial, outcome: Outcome) -> None:
         """Note the end of an attempt."""
         entry = self.progress.trials[trial.id]
+        self.over_since.pop(trial.id, None)
         if outcome.status is Status.FAILED:
             self._take_failure(trial, outcome)
         elif outcome.status is Status.BUSY:
-            entry.state = Status.WAITING
-            self.pending.append(trial)
-            time.sleep(POLL_SECONDS)
+            entry.state, entry.held = Status.WAITING, outcome.reason
+            self._again(trial, LOOK_SECONDS)
         elif outcome.status is Status.STOPPED:
             entry.state = Status.WAITING
         else:
             entry.state, entry.step, entry.reason = outcome.status, outcome.step, outcome.reason
+            if entry.state is Status.DIVERGED and trial.variant in self.baselines:
+                self._tell("baseline diverged", trial, outcome.reason)
+
+    def _again(self, trial: Trial, seconds: float) -> None:
+        """Let a trial wait for another attempt, unless the study is about to end."""
+        self.not_before[trial.id] = time.monotonic() + seconds
+        if not (self.progress.stopping or self.progress.halted):
+            self.pending.append(trial)
 
     def _take_failure(self, trial: Trial, outcome: Outcome) -> None:
         entry = self.progress.trials[trial.id]
         self.failures[trial.id] = self.failures.get(trial.id, 0) + 1
-        if self.failures[trial.id] <= self.options.retries:
+        kind = FailureKind(outcome.kind or FailureKind.ERROR)
+        tries = retries(kind, self.options.retries)
+        stopped = kind is FailureKind.PREEMPTED and self.progress.stopping
+        if stopped or self.failures[trial.id] <= tries.times:
             entry.state = Status.WAITING
-            self.pending.append(trial)
+            self._again(trial, tries.delay(self.failures[trial.id], self.jitter))
             return
         entry.state, entry.reason, entry.log = outcome.status, outcome.reason, outcome.log
-        failed = outcome.model_copy(update={"step": entry.step})
-        write_json(self.folder.trial(trial.id).outcome, failed.to_json())
+        entry.kind = kind.value
+        self._write_failure(trial, outcome.model_copy(update={"step": entry.step, "kind": kind.value}))
+        self._tell("failure", trial, outcome.reason)
+        if kind is FailureKind.ERROR and outcome.cause and not self.options.keep_going:
+            same = self.causes.setdefault(outcome.cause, [])
+            same.append(f"{trial.variant}, seed={trial.seed}")
+            if len(same) >= SAME_ERRORS:
+                self.progress.halted = f"the same error has ended {' and '.join(same[:SAME_ERRORS])}: {outcome.cause}"
+                self.pending.clear()
+
+    def _write_failure(self, trial: Trial, outcome: Outcome) -> None:
+        """Write down that a trial has failed, if that is possible: the disk may be the reason why."""
+        files = self.folder.trial(trial.id)
+        try:
+            with acquire(files.path) as lease:
+                lease.check()
+                write_json(files.outcome, outcome.to_json())
+        except Held as error:  # another process tries it, and will say how that ends
+            self.progress.trials[trial.id].held = str(error.holder)
+        except OSError as error:
+            self.progress.disk_problem = f"{files.outcome}: {error.strerror or error}"
+
+    def _tell(self, what: str, trial: Trial, reason: str) -> None:
+        text = f"{trial.variant}, seed={trial.seed}: {reason}"
+        self.tell(Event(what, self.matrix.plan.study.name, text))
 
     def _poll(self) -> None:
         """Bring the running trials' progress up to date from their journals, and show it."""
+        self.polled_at = time.monotonic()
+        self.lease.check()
         for entry in self.progress.running:
             rows = self.tails[entry.trial.id].read()
             if len(rows):
@@ -257,8 +340,23 @@ class _StudyRun:
                 entry.step = rows["step"][-1].as_py()
                 entry.loss = latest.get("train/loss", entry.loss)
                 entry.tokens_per_second = latest.get("train/tokens_per_second", entry.tokens_per_second)
+            self._believe(entry)
         self.progress.tracking_problem = self.sync.problem
         self.show(self.progress)
+
+    def _believe(self, entry: TrialProgress) -> None:
+        """Take a running trial for over when its outcome has been there a while, though its worker does not return."""
+        trial = entry.trial
+        files = self.folder.trial(trial.id)
+        if not files.outcome.exists():
+            return
+        since = self.over_since.setdefault(trial.id, time.monotonic())
+        if time.monotonic() - since < BELIEF_SECONDS or holder_of(files.path) is not None:
+            return
+        outcome = Outcome.read(files.outcome)
+        if outcome is not None and outcome.status.is_over:
+            self.pool.abandon(lambda task: task.trial_id == trial.id)
+            self._take(trial, outcome)
 
     def _stop(self) -> None:
         """Let running trials write a checkpoint, and wait for them."""

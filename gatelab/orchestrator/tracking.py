@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import filelock
-
 from gatelab.extras import MissingExtra
 from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.lease import Held, acquire
 from gatelab.results.store.records import StudyRecord
 
 if TYPE_CHECKING:
@@ -75,12 +74,12 @@ def add_to_mlflow(
         return ""
     record = folder.study(study).read()
     try:
-        with filelock.FileLock(folder.study(study).lock, timeout=0):  # one process writes a study to MLflow
+        with acquire(folder.study(study).path):  # one process writes a study to MLflow
             mirror = _mirror(folder, record, tracking_uri or folder.tracking_uri)
             mirror.sync()
             mirror.add_files(files)
             mirror.add_verdicts(verdicts or {})
-    except filelock.Timeout:
+    except Held:
         return "the study is being run: MLflow gets this with the next command after that"
     except Exception as error:  # whatever a store or its network may raise
         logger.warning("%s", _problem(error), exc_info=True)

@@ -1,25 +1,30 @@
-"""One trial, carried out: folder, lock, log, journal, training, outcome. Runs in any process."""
+"""One trial, carried out: folder, lease, log, journal, training, outcome. Runs in any process."""
 
 import logging
 import os
+import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-import filelock
 import torch
 
 from gatelab.ablations.shared_prefix import Fork
 from gatelab.metrics import dump_specs, find_spec
 from gatelab.orchestrator import system_metrics
+from gatelab.orchestrator.failures import FailureKind, cause_of, kind_of
 from gatelab.orchestrator.pool import WorkerSetup, do_nothing, never
 from gatelab.orchestrator.provenance import code_version
 from gatelab.orchestrator.system_metrics import SystemMetrics
 from gatelab.results.store.journal import Journal, continue_from, mend
 from gatelab.results.store.layout import RunsFolder, TrialFolder
+from gatelab.results.store.lease import Held, Lease, LeaseLost, acquire
 from gatelab.results.store.records import Attempt, ForkRecord, Outcome, TrialDescription, write_json
 from gatelab.status import Status
 from gatelab.training import evaluator
@@ -91,22 +96,44 @@ class _Pulse:
 
 
 class TrialWorker:
-    """Carries out trials one after another, with the threads that it is given."""
+    """Carries out trials one after another, with the threads that it is given.
+
+    In a process of its own, a request to end it (SIGTERM) lets its trial write a checkpoint first.
+    """
 
     def __init__(self, setup: WorkerSetup) -> None:
         self._setup = setup
+        self._busy = self._told_to_end = False
         if setup.threads is not None:
             torch.set_num_threads(setup.threads)
+        if setup.own_process:
+            self._before: Any = signal.signal(signal.SIGTERM, self._on_terminate)
 
     def run(self, task: Task, meanwhile: Callable[[], None] = do_nothing) -> Outcome:
         """Return the outcome of a task. See `run_task`."""
-        return run_task(
-            task,
-            self._setup.device,
-            lambda journal: _Pulse(journal, meanwhile),
-            should_stop=self._setup.should_stop,
-            raise_errors=self._setup.raise_errors,
-        )
+        self._busy = True
+        try:
+            outcome = run_task(
+                task,
+                self._setup.device,
+                lambda journal: _Pulse(journal, meanwhile),
+                should_stop=lambda: self._told_to_end or self._setup.should_stop(),
+                raise_errors=self._setup.raise_errors,
+            )
+        finally:
+            self._busy = False
+        if outcome.status is Status.STOPPED and self._told_to_end:
+            reason = f"its process was told to end (SIGTERM) at step {outcome.step}"
+            return _failure(task.files, reason, FailureKind.PREEMPTED)
+        return outcome
+
+    def _on_terminate(self, number: int, frame: FrameType | None) -> None:
+        if self._busy and not self._told_to_end:
+            self._told_to_end = True
+        elif callable(self._before):
+            self._before(number, frame)
+        else:
+            sys.exit(128 + number)
 
 
 def run_task(
@@ -134,33 +161,49 @@ def run_task(
     runs, files = task.runs, task.files
     if not runs.root.is_dir():
         node = os.uname().nodename
-        return _failure(files, f"{runs.root} is not visible on {node}: --runs must be on a shared disk")
-    files.path.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(files.lock, timeout=0)
+        return _failure(
+            files, f"{runs.root} is not visible on {node}: --runs must be on a shared disk", FailureKind.DISK
+        )
     try:
-        lock.acquire()
-    except filelock.Timeout:
-        return Outcome(status=Status.BUSY)
-    try:
-        done = Outcome.read(files.outcome)
-        if done is not None and done.status is not Status.FAILED:
-            return done
-        if (outcome := _outcome_of_parent(task)) is not None:
-            return outcome
-        with _logging_to(files.log):
-            try:
-                return _train(task, device, recorder, should_stop)
-            except Exception:
-                logging.getLogger("gatelab").exception("the trial failed")
-                if raise_errors:
-                    raise
-                lines = traceback.format_exc().strip().splitlines()
-                return _failure(files, "\n".join(lines[-ERROR_LINES:]))
-            finally:
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-    finally:
-        lock.release()
+        with acquire(files.path) as lease:
+            return _run_held(task, lease, device, recorder, should_stop, raise_errors)
+    except Held as error:
+        return Outcome(status=Status.BUSY, reason=str(error.holder))
+    except LeaseLost as error:
+        return Outcome(status=Status.BUSY, reason=str(error))
+    except OSError as error:  # the folder or its lease could not be written
+        return _failure(files, str(error), kind_of(error), cause_of(error))
+
+
+def _run_held(
+    task: Task,
+    lease: Lease,
+    device: str,
+    recorder: Callable[[Journal], Recorder],
+    should_stop: Callable[[], bool],
+    raise_errors: bool,
+) -> Outcome:
+    """Run a trial whose folder this process may write."""
+    files = task.files
+    done = Outcome.read(files.outcome)
+    if done is not None and done.status is not Status.FAILED:
+        return done
+    if (outcome := _outcome_of_parent(task)) is not None:
+        return outcome
+    with _logging_to(files.log):
+        try:
+            return _train(task, lease, device, recorder, should_stop)
+        except LeaseLost:
+            raise
+        except Exception as error:
+            logging.getLogger("gatelab").exception("the trial failed")
+            if raise_errors:
+                raise
+            lines = traceback.format_exc().strip().splitlines()
+            return _failure(files, "\n".join(lines[-ERROR_LINES:]), kind_of(error), cause_of(error))
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
 def _outcome_of_parent(task: Task) -> Outcome | None:
@@ -169,7 +212,7 @@ def _outcome_of_parent(task: Task) -> Outcome | None:
         return None
     done = Outcome.read(task.runs.trial(task.parent).outcome)
     if done is None or not done.status.is_over:
-        return _failure(task.files, "the trial it continues has not finished")
+        return _failure(task.files, "the trial it continues has not finished", FailureKind.DATA)
     if done.status is Status.FINISHED:
         return None
     reason = f"the trial it continues diverged: {done.reason}"
@@ -181,7 +224,11 @@ def _outcome_of_parent(task: Task) -> Outcome | None:
 
 
 def _train(
-    task: Task, device_name: str, recorder: Callable[[Journal], Recorder], should_stop: Callable[[], bool]
+    task: Task,
+    lease: Lease,
+    device_name: str,
+    recorder: Callable[[Journal], Recorder],
+    should_stop: Callable[[], bool],
 ) -> Outcome:
     files, runs = task.files, task.runs
     files.outcome.unlink(missing_ok=True)  # of an attempt that failed
@@ -196,7 +243,7 @@ def _train(
     if prefix is not None and task.fork is not None:
         trunk = runs.trial(task.fork.trunk).journal
         recorded = continue_from(files.journal, trunk, task.fork.step, task.trial_id)
-    with Journal(files.journal, trial=task.trial_id) as journal:
+    with Journal(files.journal, trial=task.trial_id, fence=lease.check) as journal:
         watched = recorder(journal)
         ended = train(
             task.config,
@@ -214,6 +261,7 @@ def _train(
         )
     outcome = Outcome(**asdict(ended), ended=time.time())
     if outcome.status is not Status.STOPPED:
+        lease.check()
         write_json(files.outcome, outcome.to_json())
     return outcome
 
@@ -253,8 +301,10 @@ def _describe_attempt(task: Task, machine: Mapping[str, str], *, forks: bool) ->
     write_json(task.files.description, known.to_json())
 
 
-def _failure(files: TrialFolder, reason: str) -> Outcome:
-    return Outcome(status=Status.FAILED, reason=reason, log=str(files.log), ended=time.time())
+def _failure(files: TrialFolder, reason: str, kind: FailureKind, cause: str = "") -> Outcome:
+    return Outcome(
+        status=Status.FAILED, reason=reason, kind=kind.value, cause=cause, log=str(files.log), ended=time.time()
+    )
 
 
 @contextmanager

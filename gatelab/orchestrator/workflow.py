@@ -238,7 +238,7 @@ def _run_chain(
             progress = run_matrix(matrix, folder, executor, options, show)
         results.append(_publish(matrix, folder, options, progress))
         report(results[-1])
-        if progress.stopping:
+        if progress.stopping or progress.halted:
             break
     return RunResult(tuple(results))
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import filelock
 import pyarrow as pa
 import pytest
 
@@ -19,6 +18,7 @@ from gatelab.orchestrator.study_run import RunOptions, run_matrix, run_trial
 from gatelab.results.analyses.comparison import compare
 from gatelab.results.store.journal import read_journal
 from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.lease import acquire
 from gatelab.results.store.metrics import metrics_from_journals
 from gatelab.results.store.records import read_json
 from gatelab.results.store.runs import runs_from_journals
@@ -176,8 +176,7 @@ def test_mlflow_away_does_not_stop_training_and_is_caught_up(tiny_study: Build, 
 def test_one_study_is_run_by_one_process(tiny_study: Build, tmp_path: Path) -> None:
     """A second `run` of a study that is being run is refused, and says so."""
     folder = RunsFolder(tmp_path / "runs")
-    folder.study("tiny").path.mkdir(parents=True)
-    with filelock.FileLock(folder.study("tiny").path / "lock"), pytest.raises(CannotRun, match="being run by another"):
+    with acquire(folder.study("tiny").path), pytest.raises(CannotRun, match="being run by another"):
         run_matrix(tiny_study(), folder, RayExecutor(), RunOptions())
 
 

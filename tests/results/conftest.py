@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pytest
 
 from gatelab.ablations.loading import make_study
@@ -17,6 +16,7 @@ from gatelab.metrics import Specs, dump_specs
 from gatelab.orchestrator.study_manifest import study_record, write_record
 from gatelab.results.store.journal import Journal
 from gatelab.results.store.layout import RunsFolder, TrialFolder
+from gatelab.results.store.lease import Lease, acquire
 from gatelab.results.store.records import write_json
 from gatelab.results.store.runs import SUMMARY
 from gatelab.results.store.trials import PROVENANCE
@@ -141,11 +141,9 @@ class Laboratory:
         metrics |= {"validation/loss": last + 0.125, "validation/bits_per_byte": last * 1.5}
         self.end(variant, seed, "finished", self.steps, "", metrics)
 
-    def hold(self, variant: int, seed: int) -> filelock.BaseFileLock:
-        """The lock of the process that is at work on a trial, held."""
-        lock = filelock.FileLock(self.trial(variant, seed).lock, timeout=0)
-        lock.acquire()
-        return lock
+    def hold(self, variant: int, seed: int) -> Lease:
+        """The lease of the process that is at work on a trial."""
+        return acquire(self.trial(variant, seed).path)
 
 
 @pytest.fixture

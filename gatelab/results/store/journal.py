@@ -8,7 +8,7 @@ batch, which readers leave out. Steps never decrease within a segment, and a bat
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +29,17 @@ class Journal:
         folder: of the journal, which is made if there is none.
         flush_seconds: the time between two writes.
         trial: id of the trial, so that a segment is not taken for one of another trial. '': it may be any.
+        fence: is called before anything is written, and raises if this process may not write any more.
     """
 
-    def __init__(self, folder: Path, flush_seconds: float = FLUSH_SECONDS, trial: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        flush_seconds: float = FLUSH_SECONDS,
+        trial: str = "",
+        fence: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._fence = fence
         folder.mkdir(parents=True, exist_ok=True)
         number = max((int(path.stem) for path in segments(folder)), default=-1) + 1
         self._file = (folder / f"{number:04d}.arrows").open("xb", buffering=0)
@@ -75,6 +83,7 @@ class Journal:
 
     def commit(self) -> None:
         """Return when everything recorded so far is on disk."""
+        self._fence()
         if self._steps:
             columns = [self._steps, self._layers, self._names, self._values, self._times]
             arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]

@@ -58,11 +58,6 @@ class TrialFolder:
         return self.path / "evaluations"
 
     @property
-    def lock(self) -> Path:
-        """File locked by the process that is at work on the trial."""
-        return self.path / "lock"
-
-    @property
     def log(self) -> Path:
         """Output of the trial's process."""
         return self.path / "log.txt"
@@ -78,11 +73,6 @@ class StudyFolder:
     def record(self) -> Path:
         """study.json: the matrix as it was last launched."""
         return self.path / "study.json"
-
-    @property
-    def lock(self) -> Path:
-        """File locked by the process that runs the study: the only one that writes it to MLflow."""
-        return self.path / "lock"
 
     @property
     def located(self) -> Path:

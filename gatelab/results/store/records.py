@@ -149,6 +149,10 @@ class Outcome(Record):
     """Summary metrics of the trial."""
     reason: str = ""
     """The reason why it diverged or failed."""
+    kind: str = ""
+    """What kind of failure it was, of one that failed: a value of `FailureKind`."""
+    cause: str = ""
+    """Which error it was and where it was raised, of one that failed."""
     log: str = ""
     """The file with what its process had to say, of one that failed."""
     ended: float | None = None

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import filelock
-
 from gatelab.results.store.journal import JournalTail, Loss
 from gatelab.results.store.layout import RunsFolder, TrialFolder
+from gatelab.results.store.lease import holder_of
 from gatelab.results.store.records import EvaluationResult, Outcome, StudyRecord, TrialDescription
 from gatelab.status import Status
 
@@ -32,24 +31,13 @@ def read_outcome(files: TrialFolder) -> Outcome:
         return outcome
     if not files.description.exists():
         return Outcome(status=Status.WAITING)
-    return Outcome(status=Status.RUNNING if _is_locked(files) else Status.INTERRUPTED)
+    return Outcome(status=Status.RUNNING if holder_of(files.path) else Status.INTERRUPTED)
 
 
 def is_over(files: TrialFolder) -> bool:
     """Return whether a trial has finished or diverged, and need not run again. Loads nothing but its outcome."""
     outcome = Outcome.read(files.outcome)
     return outcome is not None and outcome.status.is_over
-
-
-def _is_locked(files: TrialFolder) -> bool:
-    """Return whether a process is at work on a trial."""
-    lock = filelock.FileLock(files.lock, timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        return True
-    lock.release()
-    return False
 
 
 def read_description(files: TrialFolder) -> TrialDescription | None:

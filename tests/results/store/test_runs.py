@@ -79,19 +79,19 @@ def failed_at_once(lab: Any) -> None:
 def running(lab: Any) -> None:
     lab.begin(1, 0)
     lab.write(1, 0, range(1, 8))
-    lab.lock = lab.hold(1, 0)  # held while the object lives
+    lab.lease = lab.hold(1, 0)
 
 
 def running_again(lab: Any) -> None:
     lab.begin(1, 0, host="second host")
     lab.write(1, 0, range(6, 15))
-    lab.lock = lab.hold(1, 0)
+    lab.lease = lab.hold(1, 0)
 
 
 def begun(lab: Any) -> None:
     lab.begin(1, 0)
     lab.write(1, 0, [])
-    lab.lock = lab.hold(1, 0)
+    lab.lease = lab.hold(1, 0)
 
 
 def interrupted(lab: Any) -> None:
@@ -172,8 +172,8 @@ def test_they_agree_again_when_a_trial_goes_on(
     mirror = Mirror(lab.folder, lab.record, lab.folder.tracking_uri)
     mirror.sync()
     agreed(lab)
-    if hasattr(lab, "lock"):
-        lab.lock.release()
+    if hasattr(lab, "lease"):
+        lab.lease.release()
     lab.trial(1, 0).outcome.unlink(missing_ok=True)
     then(lab)
     (mirror if same_process else Mirror(lab.folder, lab.record, lab.folder.tracking_uri)).sync()
@@ -185,7 +185,7 @@ def test_the_step_of_a_long_running_trial_agrees(tracked: Any) -> None:
     lab = tracked(("none",), seeds=1, steps=2_500)
     lab.begin(0, 0)
     lab.write(0, 0, range(1, 1_005))
-    lab.lock = lab.hold(0, 0)
+    lab.lease = lab.hold(0, 0)
     Mirror(lab.folder, lab.record, lab.folder.tracking_uri).sync()
     assert agreed(lab)[0]["step"] == 1_004
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -18,6 +17,7 @@ from mlflow.utils.validation import _validate_dataset_inputs
 from gatelab.orchestrator.tracking import add_to_mlflow
 from gatelab.results.store.journal import read_journal
 from gatelab.results.store.layout import NotFound
+from gatelab.results.store.lease import acquire
 from gatelab.results.store.records import write_json
 from gatelab.results.store.runs import SUMMARY, runs_from_journals
 from gatelab.results.store.segment import SCHEMA
@@ -292,7 +292,7 @@ def test_a_study_that_is_being_run_is_left_to_the_process_that_runs_it(tracked: 
     lab = tracked(seeds=1)
     lab.finish(0, 0)
     uri = lab.folder.tracking_uri
-    with filelock.FileLock(lab.folder.study(lab.name).lock):
+    with acquire(lab.folder.study(lab.name).path):
         assert "the study is being run" in add_to_mlflow(lab.folder, lab.name, uri, [])
     with pytest.raises(NotFound):
         runs_from_mlflow(uri, lab.name)
