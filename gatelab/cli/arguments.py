@@ -44,7 +44,14 @@ TrackingUri = Annotated[
 ]
 Concurrency = Annotated[int | None, typer.Option(min=1, help="Trials at a time \\[default: one for each core or GPU].")]
 GpusPerTrial = Annotated[float | None, typer.Option(min=0, max=1, help="GPUs for each trial: 1, or a fraction.")]
-Retries = Annotated[int, typer.Option(min=0, help="Number of times to retry a trial that fails.")]
+Retries = Annotated[
+    int, typer.Option(min=0, help="Number of times to retry a trial after an error; lost machines are retried oftener.")
+]
+KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Go on though the same error has ended two trials.")]
+Notify = Annotated[
+    list[str],
+    typer.Option(help="A command, or an address, that is told of failures, divergence and the end; repeatable."),
+]
 CheckpointSeconds = Annotated[float, typer.Option(min=1, help="Seconds between two checkpoints.")]
 SystemMetrics = Annotated[
     bool, typer.Option("--system-metrics", help="Record processor, memory and GPU as trials train.")

@@ -15,6 +15,7 @@ from gatelab.status import Status
 
 LINE_SECONDS = 15.0  # between two lines where there is no terminal
 SHOWN = 16  # running trials
+STOPPING = "stopping: each running trial writes a checkpoint; Ctrl-C again to leave at once"
 
 
 class LiveView:
@@ -24,6 +25,8 @@ class LiveView:
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._next_line = 0.0
         self._reported: set[str] = set()
+        self._held: dict[str, str] = {}
+        self._stopping = False
 
     def __enter__(self) -> "LiveView":
         if self._live:
@@ -37,6 +40,10 @@ class LiveView:
     def __call__(self, progress: Progress) -> None:
         """Show a study as it is now."""
         self._report_ends(progress)
+        self._report_held(progress)
+        if progress.stopping and not self._stopping:
+            self._stopping = True
+            console.print(f"[yellow]{STOPPING}[/]")
         if self._live:
             self._live.update(_picture(progress), refresh=True)
         elif time.monotonic() >= self._next_line and progress.running:
@@ -51,6 +58,13 @@ class LiveView:
                 console.print(f"[yellow]{entry.state}[/] {_name(entry)}: {escape(entry.reason)}")
                 if entry.log:
                     console.print(f"  log: {escape(entry.log)}")
+
+    def _report_held(self, progress: Progress) -> None:
+        """Say once of each trial that another process is at work on it, and which."""
+        for entry in progress.trials.values():
+            if entry.held and self._held.get(entry.trial.id) != entry.held:
+                self._held[entry.trial.id] = entry.held
+                console.print(f"[yellow]waits[/] {_name(entry)}: {escape(entry.held)} is at work on it")
 
 
 def _picture(progress: Progress) -> Group:
@@ -68,8 +82,6 @@ def _picture(progress: Progress) -> Group:
             duration(entry.seconds_left),
         )
     lines = [f"[bold]{_counts(progress)}[/]; {_times(progress)}"]
-    if progress.stopping:
-        lines.append("[yellow]stopping: each running trial writes a checkpoint; Ctrl-C again to leave at once[/]")
     if progress.tracking_problem:
         lines.append(f"[yellow]{escape(progress.tracking_problem)}[/] (training goes on; it will be caught up)")
     return Group(table, *lines)

@@ -23,6 +23,7 @@ for command in (
     init.init,
     plan.plan,
     run.run,
+    run.retry,
     learning_rates.lr_tolerance,
     scaling.scaling,
     results.status,

@@ -61,6 +61,8 @@ class RunFlags:
     retries: args.Retries = 1
     checkpoint_seconds: args.CheckpointSeconds = 60.0
     system_metrics: args.SystemMetrics = False
+    keep_going: args.KeepGoing = False
+    notify: args.Notify = field(default_factory=list)
 
     @property
     def folder(self) -> RunsFolder:
@@ -77,7 +79,14 @@ class RunFlags:
         """Return the options of a run that do not depend on the executor."""
         from gatelab.orchestrator.study_run import RunOptions
 
-        return RunOptions(self.tracking_uri, self.retries, self.checkpoint_seconds, self.system_metrics)
+        return RunOptions(
+            self.tracking_uri,
+            self.retries,
+            self.checkpoint_seconds,
+            self.system_metrics,
+            self.keep_going,
+            tuple(self.notify),
+        )
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

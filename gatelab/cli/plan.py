@@ -14,11 +14,13 @@ from gatelab.api.plan import plan_table
 from gatelab.cli import arguments as args
 from gatelab.cli.console import console, plural, print_json, print_table, reporting_errors
 from gatelab.cli.options import StudyFlags, with_groups
+from gatelab.orchestrator.reasons import Reason, why_each_runs
 from gatelab.orchestrator.study_manifest import trial_entry
 from gatelab.results.analyses.analysis import to_jsonable
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.trials import is_over
 from gatelab.results.views.format import duration
+from gatelab.results.views.table import Column, Table
 
 if TYPE_CHECKING:
     from gatelab.orchestrator.planning import Estimate
@@ -34,11 +36,13 @@ def plan(
     flags: StudyFlags,
     runs: args.Runs = args.DEFAULT_RUNS,
     estimate: Annotated[bool, typer.Option(help="Estimate the time from a few real steps on this machine.")] = True,
+    why: Annotated[bool, typer.Option("--why", help="Say of each trial why it will run, or will not.")] = False,
     json: args.Json = False,
 ) -> None:
     """Show what a study would run, without running it.
 
     Example: gatelab plan studies/gate-position.yaml
+    Example: gatelab plan studies/gate-position.yaml --why
     """
     from gatelab.orchestrator import planning
 
@@ -49,8 +53,14 @@ def plan(
         cost = planning.estimate(matrix, folder) if estimate else None
         waiting = [sum(not is_over(folder.trial(trial.id)) for trial in parent.trials) for parent in matrix.chain[:-1]]
         powers = _powers(matrix, folder)
+        told = why_each_runs(matrix, folder) if why else []
     if json:
-        print_json({**_as_json(matrix, cost, waiting), "claims": to_jsonable([asdict(power) for power in powers])})
+        claims = {"claims": to_jsonable([asdict(power) for power in powers])}
+        because = {"why": {reason.trial.id: reason.text for reason in told}} if why else {}
+        print_json({**_as_json(matrix, cost, waiting), **claims, **because})
+        return
+    if why:
+        print_table(_why_table(told))
         return
     print_table(plan_table(matrix, None if cost is None else cost.seconds))
     console.print()
@@ -60,6 +70,15 @@ def plan(
         console.print(_claim(power, matrix.plan.study.claims[power.claim]))
     for reason in reasons:
         console.print(f"[yellow]learning rates are not known yet[/], and shown as given: {escape(reason)}")
+
+
+def _why_table(told: list[Reason]) -> Table:
+    rows = tuple(
+        (reason.trial.variant, str(reason.trial.seed), "trains" if reason.runs else "–", reason.text) for reason in told
+    )
+    count = sum(reason.runs for reason in told)
+    title = f"{plural(count, 'trial')} of {len(told)} would run"
+    return Table(title, (Column("variant"), Column("seed", True), Column("when run"), Column("why")), rows)
 
 
 def _powers(matrix: Matrix, folder: RunsFolder) -> "list[ClaimPower]":

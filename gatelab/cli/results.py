@@ -29,11 +29,20 @@ class Source(enum.StrEnum):
     parquet = "parquet"
 
 
-def status(study: args.StudyName, runs: args.Runs = args.DEFAULT_RUNS, json: args.Json = False) -> None:
+def status(
+    study: args.StudyName,
+    failures: Annotated[bool, typer.Option("--failures", help="Show what failed, by what ended it.")] = False,
+    runs: args.Runs = args.DEFAULT_RUNS,
+    json: args.Json = False,
+) -> None:
     """Show the progress of each trial of a study.
 
     Example: gatelab status quickstart
+    Example: gatelab status quickstart --failures
     """
+    if failures:
+        _show_failures(RunsFolder(runs), args.study_name(study), json)
+        return
     from gatelab.results.store.runs import STATUSES, runs_from_journals
     from gatelab.results.views.table import Column, Table
 
@@ -58,6 +67,19 @@ def status(study: args.StudyName, runs: args.Runs = args.DEFAULT_RUNS, json: arg
     reasons = tuple(f"{t['variant']}, seed={t['seed']}: {t['reason']}" for t in trials if t["reason"])
     title = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
     print_table(Table(title, columns, rows, notes=reasons))
+
+
+def _show_failures(folder: RunsFolder, study: str, json: bool) -> None:
+    from gatelab.results.analyses.failures import read_failures
+    from gatelab.results.views import failures as view
+
+    with reporting_errors():
+        found = read_failures(folder, study)
+    if json:
+        print_json(found.to_dict())
+        return
+    for table in view.tables(found):
+        print_table(table)
 
 
 def compare(

@@ -32,6 +32,7 @@ from gatelab.status import Status
 if TYPE_CHECKING:
     from gatelab.cli.live import LiveView
     from gatelab.orchestrator import workflow
+    from gatelab.results.store.records import Outcome
 
 COUNTED = (Status.FINISHED, Status.DIVERGED, Status.FAILED, Status.WAITING)
 WRITTEN = ("tables", "plots", "parquet")
@@ -51,6 +52,43 @@ def run(*, study: args.StudyFile = None, flags: StudyFlags, run: RunFlags, json:
     with reporting_errors():
         show = functools.partial(show_study, run.folder, run.tracking_uri)
         result = run_study(flags.plan(study), run.folder, run.executor(), run.options(), watch=watch, report=show)
+    if json:
+        print_json(_report(result.studies))
+    raise typer.Exit(exit_code(result))
+
+
+@with_groups
+def retry(
+    *,
+    study: args.StudyFile = None,
+    flags: StudyFlags,
+    kind: Annotated[list[str], typer.Option(help="Only failures of this kind, as status --failures names it.")] = [],
+    variant: Annotated[list[str], typer.Option(help="Only this variant; repeatable.")] = [],
+    run: RunFlags,
+    json: args.Json = False,
+) -> None:
+    """Run failed trials of a study again, and nothing else.
+
+    `gatelab run` tries all of them again, too, beside what has not run yet.
+
+    Example: gatelab retry studies/gate-position.yaml --kind "out of memory" --concurrency 1
+    """
+    from gatelab.orchestrator.failures import FailureKind
+    from gatelab.orchestrator.workflow import retry_failed
+
+    for given in kind:
+        if given not in list(FailureKind):
+            fail(f"--kind {given!r}: expected one of {', '.join(FailureKind)}")
+
+    def chosen(trial: Trial, outcome: "Outcome") -> bool:
+        return (not kind or outcome.kind in kind) and (not variant or trial.variant in variant)
+
+    end_politely()
+    console.quiet = json
+    with reporting_errors():
+        show = functools.partial(show_study, run.folder, run.tracking_uri)
+        plan = flags.plan(study)
+        result = retry_failed(plan, run.folder, run.executor(), run.options(), chosen, watch=watch, report=show)
     if json:
         print_json(_report(result.studies))
     raise typer.Exit(exit_code(result))
@@ -90,6 +128,11 @@ def show_study(folder: RunsFolder, tracking_uri: str | None, result: "workflow.S
     _where(folder, result.matrix.plan.study.name, result.written.plots, tracking_uri)
     if result.tracking_problem:
         console.print(f"[yellow]{escape(result.tracking_problem)}[/]; run again to catch up")
+    if result.progress.halted:
+        console.print(f"[yellow]stopped[/]: {escape(result.progress.halted)}")
+        console.print("mend it and run the same command again, or add --keep-going")
+    if result.progress.disk_problem:
+        console.print(f"[yellow]could not be written[/]: {escape(result.progress.disk_problem)}")
     if result.progress.stopping:
         console.print("[yellow]interrupted[/]: the same command goes on from here")
 

@@ -4,6 +4,8 @@ Ray places workers and limits them by resources; workers are kept between tasks.
 """
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,10 +43,13 @@ class RayExecutor:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         own = {} if self.address else {"include_dashboard": False, "object_store_memory": 100_000_000}
+        on_terminate = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=self.address or "local", log_to_driver=False, logging_level="ERROR", **own)
         except ConnectionError as error:
             raise CannotRun(f"--address {self.address}: {error}") from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray has set its own, which ends the process on the spot
         try:
             yield
         finally:

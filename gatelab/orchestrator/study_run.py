@@ -67,6 +67,7 @@ def run_matrix(
     options: RunOptions,
     show: Callable[[Progress], None] = lambda _: None,
     exhausted: Collection[str] = (),
+    only: Collection[str] | None = None,
 ) -> Progress:
     """Run the trials of a study that are not over yet, and bring MLflow up to date.
 
@@ -80,6 +81,7 @@ def run_matrix(
         options: how they run.
         show: is called with the progress, twice a second or so.
         exhausted: ids of trials that failed and are not tried again.
+        only: ids of the trials to run; None: all that are not over.
 
     Raises:
         CannotRun: the study is being run already, or the executor has nowhere to run it.
@@ -93,7 +95,8 @@ def run_matrix(
         raise CannotRun(f"study {matrix.plan.study.name!r} is being run by another process: {error}") from error
     with lease:
         progress = Progress({trial.id: _known_state(folder, trial, exhausted) for trial in matrix.trials})
-        pending = [entry.trial for entry in progress.trials.values() if entry.state is Status.WAITING]
+        waiting = [entry.trial for entry in progress.trials.values() if entry.state is Status.WAITING]
+        pending = [trial for trial in waiting if only is None or trial.id in only]
         _prepare_data(pending, folder)
         record = study_record(matrix)
         write_record(folder, record)

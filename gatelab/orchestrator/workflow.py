@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gatelab.ablations.ladder import ladder
-from gatelab.ablations.matrix import Matrix
+from gatelab.ablations.matrix import Matrix, Trial
 from gatelab.ablations.study import SIZES, StudyPlan
 from gatelab.errors import AnalysisUnavailable, Unavailable, WrongRequest
 from gatelab.names import search_of
@@ -26,6 +26,7 @@ from gatelab.orchestrator.tracking import add_to_mlflow
 from gatelab.results.report.artifacts import Artifacts
 from gatelab.results.report.write import write_study
 from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.records import Outcome
 from gatelab.results.store.trials import is_over
 from gatelab.status import Status
 
@@ -212,6 +213,35 @@ def run_scaling(
 def report_scaling(folder: RunsFolder, study: str, bootstraps: int, tracking_uri: str | None) -> AnalysisReport:
     """Fit scaling laws to what has been run so far of a study. Raises NotFound, AnalysisUnavailable."""
     return write_analysis("scaling", folder, study, tracking_uri, bootstraps=bootstraps)
+
+
+def retry_failed(
+    plan: StudyPlan,
+    folder: RunsFolder,
+    executor: Executor,
+    options: RunOptions,
+    chosen: Callable[[Trial, Outcome], bool],
+    *,
+    watch: Watch = unwatched,
+    report: Callable[[StudyResult], None] = lambda result: None,
+) -> RunResult:
+    """Run those trials of a study again that have failed and are `chosen`, and no others.
+
+    The other arguments, and what is raised, are those of `run_study`; WrongRequest, too, if no failed trial is chosen.
+    """
+    matrix = planning.plan_study(plan, planning.searched(folder))
+    outcomes = {trial.id: Outcome.read(folder.trial(trial.id).outcome) for trial in matrix.trials}
+    failed = [trial for trial in matrix.trials if (known := outcomes[trial.id]) and known.status is Status.FAILED]
+    again = {trial.id for trial in failed if (known := outcomes[trial.id]) and chosen(trial, known)}
+    if not again:
+        kinds = sorted({known.kind or "unknown" for trial in failed if (known := outcomes[trial.id])})
+        told = f"{len(failed)} failed otherwise ({', '.join(kinds)})" if failed else "none of its trials has failed"
+        raise WrongRequest(f"{matrix.plan.study.name}: nothing to try again: {told}")
+    with watch(_start(matrix, folder)) as show:
+        progress = run_matrix(matrix, folder, executor, options, show, only=again)
+    result = _publish(matrix, folder, options, progress)
+    report(result)
+    return RunResult((result,))
 
 
 def preflight(chain: Sequence[Matrix], folder: RunsFolder, concurrency: int | None) -> None:
