@@ -292,7 +292,7 @@ class _StudyRun:
         """Let a trial wait for another attempt, unless the study is about to end."""
         self.not_before[trial.id] = time.monotonic() + seconds
         if not (self.progress.stopping or self.progress.halted):
-            self.pending.append(trial)
+            self.pending.insert(0, trial)  # what is wrong shows before all others have met it
 
     def _take_failure(self, trial: Trial, outcome: Outcome) -> None:
         entry = self.progress.trials[trial.id]
