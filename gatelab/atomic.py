@@ -16,6 +16,14 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none, and return when its name, and those of the folders above, are on disk."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in {path, *made}:  # the folder may be there, its name not yet on disk
+        fsync(folder.parent)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a file to write, which takes the place of `path`, durably and at once, unless an exception is raised.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from gatelab.ablations.matrix import Matrix, Trial
 from gatelab.ablations.shared_prefix import forks
+from gatelab.atomic import make_folder
 from gatelab.errors import Unavailable
 from gatelab.orchestrator.executor import CannotRun, Executor
 from gatelab.orchestrator.failures import FailureKind, Lost, retries
@@ -23,7 +24,7 @@ from gatelab.orchestrator.tracking import SyncThread
 from gatelab.orchestrator.worker import EvaluationPrinter, Task, TrialWorker, run_task
 from gatelab.results.store.journal import JournalTail
 from gatelab.results.store.layout import RunsFolder
-from gatelab.results.store.lease import Held, Lease, LeaseLost, acquire, holder_of
+from gatelab.results.store.lease import Held, Holder, Lease, LeaseLost, acquire, holder_of
 from gatelab.results.store.records import Outcome, write_json
 from gatelab.status import Status
 from gatelab.training.checkpoint import is_written
@@ -89,6 +90,8 @@ def run_matrix(
         RegisterChanged: what it claimed before is not as it was written.
     """
     study = folder.study(matrix.plan.study.name)
+    for path in (folder.trials, study.path.parent, study.path):
+        make_folder(path)
     try:
         lease = acquire(study.path, wait_seconds=1.0)  # another command may be writing to MLflow
     except Held as error:
@@ -224,7 +227,7 @@ class _StudyRun:
             return False
         entry = self.progress.trials[trial.id]
         if entry.held:
-            holder = holder_of(self.folder.trial(trial.id).path)
+            holder = self._holder(trial)
             entry.held = "" if holder is None else str(holder)
             self.not_before[trial.id] = time.monotonic() + LOOK_SECONDS
             if holder is not None:
@@ -233,6 +236,9 @@ class _StudyRun:
         if fork is None or self.progress.trials[fork.trunk].state not in (Status.WAITING, Status.RUNNING):
             return True
         return is_written(fork_checkpoint(self.folder.trial(fork.trunk).path, fork.step))
+
+    def _holder(self, trial: Trial) -> Holder | None:
+        return holder_of(self.folder.trial(trial.id).path, now=self.lease.clock())
 
     def _submit(self, trial: Trial) -> None:
         self.tails.setdefault(trial.id, JournalTail(self.folder.trial(trial.id).journal))
@@ -267,7 +273,7 @@ class _StudyRun:
         written = Outcome.read(files.outcome)
         if written is not None and written.status.is_over:
             return written
-        if (holder := holder_of(files.path)) is not None:
+        if (holder := self._holder(self.trials[task.trial_id])) is not None:
             return Outcome(status=Status.BUSY, reason=str(holder))
         kind = lost.kind if isinstance(lost, Lost) else FailureKind.ERROR
         return Outcome(status=Status.FAILED, reason=lost.reason, kind=kind.value, log=str(files.log))
@@ -304,9 +310,11 @@ class _StudyRun:
             entry.state = Status.WAITING
             self._again(trial, tries.delay(self.failures[trial.id], self.jitter))
             return
-        entry.state, entry.reason, entry.log = outcome.status, outcome.reason, outcome.log
-        entry.kind = kind.value
-        self._write_failure(trial, outcome.model_copy(update={"step": entry.step, "kind": kind.value}))
+        failed = outcome.model_copy(update={"step": entry.step, "kind": kind.value})
+        if (other := self._write_failure(trial, failed)) is not None:
+            self._take(trial, other)
+            return
+        entry.state, entry.reason, entry.log, entry.kind = outcome.status, outcome.reason, outcome.log, kind.value
         self._tell("failure", trial, outcome.reason)
         if kind is FailureKind.ERROR and outcome.cause and not self.options.keep_going:
             same = self.causes.setdefault(outcome.cause, [])
@@ -315,17 +323,24 @@ class _StudyRun:
                 self.progress.halted = f"the same error has ended {' and '.join(same[:SAME_ERRORS])}: {outcome.cause}"
                 self.pending.clear()
 
-    def _write_failure(self, trial: Trial, outcome: Outcome) -> None:
-        """Write down that a trial has failed, if that is possible: the disk may be the reason why."""
+    def _write_failure(self, trial: Trial, failed: Outcome) -> Outcome | None:
+        """Write down that a trial has failed, if that is possible: the disk may be the reason why.
+
+        Returns what another process has made of the trial meanwhile: it is over, or being trained.
+        """
         files = self.folder.trial(trial.id)
         try:
             with acquire(files.path) as lease:
+                known = Outcome.read(files.outcome)
+                if known is not None and known.status.is_over:
+                    return known
                 lease.check()
-                write_json(files.outcome, outcome.to_json())
-        except Held as error:  # another process tries it, and will say how that ends
-            self.progress.trials[trial.id].held = str(error.holder)
+                write_json(files.outcome, failed.to_json())
+        except Held as error:
+            return Outcome(status=Status.BUSY, reason=str(error.holder))
         except OSError as error:
             self.progress.disk_problem = f"{files.outcome}: {error.strerror or error}"
+        return None
 
     def _tell(self, what: str, trial: Trial, reason: str) -> None:
         text = f"{trial.variant}, seed={trial.seed}: {reason}"
@@ -354,7 +369,7 @@ class _StudyRun:
         if not files.outcome.exists():
             return
         since = self.over_since.setdefault(trial.id, time.monotonic())
-        if time.monotonic() - since < BELIEF_SECONDS or holder_of(files.path) is not None:
+        if time.monotonic() - since < BELIEF_SECONDS or self._holder(trial) is not None:
             return
         outcome = Outcome.read(files.outcome)
         if outcome is not None and outcome.status.is_over:

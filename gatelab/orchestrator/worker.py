@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from gatelab.ablations.shared_prefix import Fork
+from gatelab.atomic import make_folder
 from gatelab.metrics import dump_specs, find_spec
 from gatelab.orchestrator import system_metrics
 from gatelab.orchestrator.failures import FailureKind, cause_of, kind_of
@@ -165,6 +166,7 @@ def run_task(
             files, f"{runs.root} is not visible on {node}: --runs must be on a shared disk", FailureKind.DISK
         )
     try:
+        make_folder(files.path)
         with acquire(files.path) as lease:
             return _run_held(task, lease, device, recorder, should_stop, raise_errors)
     except Held as error:

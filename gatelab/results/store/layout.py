@@ -107,9 +107,14 @@ class RunsFolder:
         """Prepared data."""
         return self.root / "data"
 
+    @property
+    def trials(self) -> Path:
+        """Folders of trials, by id."""
+        return self.root / "trials"
+
     def trial(self, trial_id: str) -> TrialFolder:
         """Return the folder of a trial, which need not exist."""
-        return TrialFolder(self.root / "trials" / trial_id)
+        return TrialFolder(self.trials / trial_id)
 
     def study(self, name: str) -> StudyFolder:
         """Return the folder of a study, which need not exist."""

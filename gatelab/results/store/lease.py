@@ -81,6 +81,11 @@ class Lease:
         with contextlib.suppress(OSError):  # a disk that is away now may be back at the next beat
             os.utime(self._descriptor)
 
+    def clock(self) -> float:
+        """Return the time by the clock of the file system, which all machines share."""
+        self.beat()
+        return os.fstat(self._descriptor).st_mtime
+
     def release(self) -> None:
         """End the lease."""
         _heart.remove(self)
@@ -110,10 +115,13 @@ def acquire(folder: Path, name: str = "lease", wait_seconds: float = 0.0) -> Lea
             time.sleep(0.1)
 
 
-def holder_of(folder: Path, name: str = "lease") -> Holder | None:
-    """Return who holds the lease of a folder; None if nobody does."""
+def holder_of(folder: Path, name: str = "lease", now: float | None = None) -> Holder | None:
+    """Return who holds the lease of a folder; None if nobody does.
+
+    `now` is the time by the clock of the file system. By default it is this machine's, whose clock may be another.
+    """
     leases = _leases(folder, name)
-    return _alive(leases[-1], time.time()) if leases else None
+    return _alive(leases[-1], time.time() if now is None else now) if leases else None
 
 
 def _acquire(folder: Path, name: str) -> Lease:
@@ -124,6 +132,7 @@ def _acquire(folder: Path, name: str) -> Lease:
     try:
         try:
             os.write(descriptor, json.dumps(asdict(holder)).encode())
+            os.utime(descriptor)  # the time by the clock of the file system
             _try_lock(
                 descriptor, fcntl.LOCK_EX
             )  # before the file has its name: a lease that is seen unlocked has no holder
