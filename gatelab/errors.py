@@ -11,6 +11,10 @@ class WrongRequest(GatelabError, ValueError):
     """An argument that cannot be met, such as a metric that no trial has; its text says what could be."""
 
 
+class DataError(GatelabError, ValueError):
+    """The data that a study names cannot be used; the message says which and why."""
+
+
 class AnalysisUnavailable(GatelabError):
     """An analysis has nothing to show for a study; its text says why."""
 

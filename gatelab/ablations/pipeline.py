@@ -24,7 +24,7 @@ from gatelab.ablations.study import Axis, Level, StudyPlan
 from gatelab.ablations.trials import trials_of
 from gatelab.ablations.warm_start import incompatibilities
 from gatelab.errors import Unavailable
-from gatelab.training.config import DataConfig, TrialConfig
+from gatelab.training.config import UNREADABLE_TOKENIZER, DataConfig, TrialConfig
 
 Levels = tuple[Level, ...]
 """A level of each axis, in their order."""
@@ -131,7 +131,10 @@ def expand(plan: StudyPlan) -> Iterator[Combination]:
 
 
 def configure(plan: StudyPlan, levels: Levels) -> TrialConfig | Unavailable:
-    """Set the values of levels in a study's base; unavailable where they do not go together."""
+    """Set the values of levels in a study's base; unavailable where they do not go together.
+
+    Raises StudyError if the file of a tokenizer cannot be read.
+    """
     tree: dict[str, Any] = plan.base
     for level in levels:
         for path, value in level.values.items():
@@ -139,6 +142,10 @@ def configure(plan: StudyPlan, levels: Levels) -> TrialConfig | Unavailable:
     try:
         return TrialConfig.model_validate(tree)
     except ValidationError as error:
+        for detail in error.errors():
+            if detail["type"] == UNREADABLE_TOKENIZER:
+                problem = plan.problem("data.tokenizer", detail["msg"], detail["input"])
+                raise plan.error(problem) from error
         return Unavailable("; ".join(readable(detail["msg"]) for detail in error.errors()))
 
 

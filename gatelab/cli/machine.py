@@ -1,6 +1,7 @@
 """gatelab presets, data, doctor: bases and studies, data, and this machine."""
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -9,7 +10,11 @@ from gatelab.ablations.flags import study_from_flags
 from gatelab.cli import arguments as args
 from gatelab.cli.console import console, fail, print_json, print_table, reporting_errors
 from gatelab.results.store.layout import RunsFolder
+from gatelab.results.views.format import DASH
 from gatelab.results.views.table import Column, Table
+
+if TYPE_CHECKING:
+    from gatelab.training.manifest import Manifest
 
 
 def presets(
@@ -67,19 +72,51 @@ def data(
         print_json([asdict(manifest) for manifest in manifests])
         return
     for manifest in manifests:
-        columns = (Column("part"), Column("documents", True), Column("bytes", True), Column("tokens", True))
+        numbers = ("documents", "bytes", "tokens", "lost bytes")
+        columns = (Column("part"), *(Column(name, numeric=True) for name in numbers))
         domains = {f"validation, {name}": counts for name, counts in manifest.domains.items()}
         parts = {"train": manifest.train, "validation": manifest.validation, **domains}
-        rows = tuple((name, f"{p.documents:,}", f"{p.bytes:,}", f"{p.tokens:,}") for name, p in parts.items())
+        rows = tuple(
+            (
+                name,
+                f"{p.documents:,}",
+                f"{p.bytes:,}",
+                f"{p.tokens:,}",
+                DASH if p.lost_bytes is None else f"{p.lost_bytes:,}",
+            )
+            for name, p in parts.items()
+        )
         title = f"{manifest.source}, tokenizer {manifest.tokenizer} ({manifest.vocab_size} tokens)"
         notes = (
             f"data {manifest.identity}",
             f"source {manifest.source_digest}",
+            *_tokenizer_notes(manifest),
             *(f"skipped {entry.name}: {entry.reason}" for entry in manifest.skipped[:20]),
             *([f"… and {len(manifest.skipped) - 20} more skipped"] if len(manifest.skipped) > 20 else []),
         )
         print_table(Table(title, columns, rows, notes=notes))
         console.print(f"[dim]in {escape(str(RunsFolder(runs).data / manifest.identity))}[/]")
+
+
+def _count(number: int | None) -> str:
+    return DASH if number is None else f"{number:,}"
+
+
+def _tokenizer_notes(manifest: "Manifest") -> Iterator[str]:
+    """Say what should be known of a tokenizer before a model is trained on its tokens."""
+    counts, kind = manifest.validation, manifest.tokenizer
+    if counts.lost_bytes is None:
+        yield f"{DASH}: an older version prepared the data and did not count what its tokens cannot give back"
+    elif counts.lost_bytes or manifest.train.lost_bytes:
+        yield (
+            f"the tokenizer loses {100 * counts.lost_share:.2g} % of the validation text: tokens do not give it "
+            "back, and bits per byte do not compare with those of another tokenizer"
+        )
+    if kind.startswith("bpe:") and manifest.vocab_size < (asked := int(kind.removeprefix("bpe:"))):
+        yield (
+            f"{kind}: the text is enough for {manifest.vocab_size:,} tokens only; models have {asked:,}, of which the "
+            "others are never seen"
+        )
 
 
 def doctor(runs: args.Runs = args.DEFAULT_RUNS, json: args.Json = False) -> None:

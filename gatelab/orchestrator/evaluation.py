@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from gatelab.ablations.identity import digest
-from gatelab.errors import Unavailable
+from gatelab.errors import DataError, Unavailable
 from gatelab.orchestrator.executor import Executor
 from gatelab.orchestrator.pool import WorkerSetup, do_nothing
 from gatelab.orchestrator.provenance import code_version
@@ -20,7 +20,6 @@ from gatelab.results.store.records import TrialRecord, write_json
 from gatelab.results.store.trials import read_description, read_outcome
 from gatelab.status import Status
 from gatelab.training.config import TrialConfig
-from gatelab.training.corpus import DataError
 from gatelab.training.data import Dataset
 from gatelab.training.device import choose_device, device_name
 from gatelab.training.evals.spec import EvalSpec
@@ -83,8 +82,8 @@ def eval_jobs(
 
 def _configuration(trial_id: str, config: dict[str, Any]) -> TrialConfig:
     try:
-        return TrialConfig.model_validate(config)
-    except ValidationError as error:  # its tokenizer file may lie elsewhere now
+        return TrialConfig.read_recorded(config)
+    except ValidationError as error:
         reasons = "; ".join(detail["msg"] for detail in error.errors())
         raise DataError(f"the configuration of trial {trial_id[:12]} cannot be read here: {reasons}") from error
 

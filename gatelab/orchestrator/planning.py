@@ -12,14 +12,13 @@ from gatelab.ablations.matrix import Matrix, Variant
 from gatelab.ablations.pipeline import Optimum, build_matrix, not_searched
 from gatelab.ablations.shared_prefix import forks
 from gatelab.ablations.study import StudyPlan
-from gatelab.errors import Unavailable
+from gatelab.errors import DataError, Unavailable
 from gatelab.names import SEARCH_SUFFIX
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import read_json, write_json
 from gatelab.results.store.trials import is_over
 from gatelab.training.config import DataConfig, TrialConfig
-from gatelab.training.corpus import DataError
-from gatelab.training.data import Manifest
+from gatelab.training.manifest import Manifest
 from gatelab.training.preparation import data_identity, prepare
 
 MEASURED_STEPS = 5

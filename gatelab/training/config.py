@@ -1,13 +1,17 @@
 """What one trial is: its model, its training, its data, its evaluation, its seed. No torch here."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from gatelab.configuration import Config, Count, assign_frozen, reject_combination
 from gatelab.models.config import ModelConfig
 from gatelab.training.vocabulary import parse_tokenizer, vocab_size
+
+UNREADABLE_TOKENIZER = "unreadable_tokenizer"
+"""Type of the error for a tokenizer whose file cannot be read."""
 
 
 class DataConfig(Config):
@@ -141,11 +145,34 @@ class TrialConfig(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: int = Field(0, ge=0)
 
+    @classmethod
+    def read_recorded(cls, content: Any) -> Self:
+        """Read the configuration that a trial was recorded with: its tokenizer's file need not be there any more.
+
+        Raises ValidationError.
+        """
+        return cls.model_validate(content, context=_RECORDED)
+
     @model_validator(mode="after")
-    def _take_vocabulary_from_tokenizer(self) -> "TrialConfig":
-        needed = self.data.vocab_size
-        if self.model.vocab_size is None:
+    def _take_vocabulary_from_tokenizer(self, info: ValidationInfo) -> "TrialConfig":
+        given = self.model.vocab_size
+        if given is not None and info.context is _RECORDED:
+            return self
+        try:
+            needed = self.data.vocab_size
+        except ValueError as error:
+            place = InitErrorDetails(
+                type=PydanticCustomError(UNREADABLE_TOKENIZER, "{reason}", {"reason": str(error)}),
+                loc=("data", "tokenizer"),
+                input=self.data.tokenizer,
+            )
+            raise ValidationError.from_exception_data("TrialConfig", [place]) from error
+        if given is None:
             assign_frozen(self, model=self.model.model_copy(update={"vocab_size": needed}))
-        elif self.model.vocab_size < needed:
-            reject_combination(f"model.vocab_size ({self.model.vocab_size}) is smaller than the tokenizer's ({needed})")
+        elif given < needed:
+            reject_combination(f"model.vocab_size ({given}) is smaller than the tokenizer's ({needed})")
         return self
+
+
+_RECORDED = {"recorded": True}
+"""Context of a configuration that is read from a trial's own record."""

@@ -7,21 +7,24 @@ hash of their name, so that the choice depends neither on order nor on chance.
 import hashlib
 import json
 import re
-import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib import resources
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from gatelab.errors import GatelabError
+from gatelab.errors import DataError
 from gatelab.training.config import DataConfig
-
-TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".tex", ".html", ".c", ".h", ".cpp", ".js", ".ts", ".rs", ".go", ".java"}
-
-
-class DataError(GatelabError, ValueError):
-    """The data that a study names cannot be used; the message says which and why."""
+from gatelab.training.source_files import (
+    JSONL_SUFFIXES,
+    PARQUET_SUFFIX,
+    Skip,
+    Skipped,
+    kind_of,
+    open_file,
+    reading,
+    source_files,
+)
 
 
 @dataclass(frozen=True)
@@ -33,15 +36,7 @@ class Document:
     domain: str = ""
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """Something of the source that was left out."""
-
-    name: str
-    reason: str
-
-
-def read_corpus(config: DataConfig, skipped: Callable[[Skipped], None]) -> Iterator[Document]:
+def read_corpus(config: DataConfig, skipped: Skip) -> Iterator[Document]:
     """Yield the documents of a source, in a fixed order. Raises DataError if there are none."""
     empty = True
     first: list[Skipped] = []
@@ -71,86 +66,62 @@ def source_digest(config: DataConfig) -> str:
     if config.source.startswith("hf:"):
         digest.update(f"{config.source}/{config.split}/{_load_hugging_face(config)._fingerprint}".encode())
         return digest.hexdigest()
-    for name, path in _source_files(config.source, lambda _: None):
+    for name, path in source_files(config.source, lambda _: None):
         digest.update(f"{name}\0{file_digest(path)}\n".encode())
     return digest.hexdigest()
 
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's content."""
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _documents(config: DataConfig, skipped: Callable[[Skipped], None]) -> Iterator[Document]:
+def _documents(config: DataConfig, skipped: Skip) -> Iterator[Document]:
     if config.source.startswith("hf:"):
         fields = [config.text_field] + ([config.domain_field] if config.domain_field else [])
         records = ({field: row[field] for field in fields} for row in _checked_hugging_face(config))
-        yield from _record_documents(config.source, "", records, config, skipped)
+        yield from _record_documents(config.source, "", enumerate(records, 1), config, skipped)
         return
-    for name, path in _source_files(config.source, skipped):
+    for name, path in source_files(config.source, skipped):
         folder = name.partition("/")[0] if "/" in name and config.source != "stdlib" else ""
-        if path.suffix == ".jsonl":
-            yield from _record_documents(name, folder, _json_lines(path), config, skipped)
-        elif path.suffix == ".parquet":
-            yield from _record_documents(name, folder, _parquet_rows(path, config), config, skipped)
-        else:
-            try:
-                yield Document(name, path.read_text(encoding="utf-8"), _domain_name(folder))
-            except UnicodeDecodeError:
-                skipped(Skipped(name, "not UTF-8 text"))
+        kind = kind_of(path)
+        with reading(path):
+            if kind in JSONL_SUFFIXES:
+                yield from _record_documents(name, folder, _json_lines(path), config, skipped)
+            elif kind == PARQUET_SUFFIX:
+                yield from _record_documents(name, folder, _parquet_rows(path, config), config, skipped)
+            else:
+                yield from _text_document(name, folder, path, skipped)
 
 
-def _source_files(source: str, skipped: Callable[[Skipped], None]) -> list[tuple[str, Path]]:
-    """Return (name, path) of each file of a source, by name."""
-    if source == "stdlib":
-        return _stdlib_files(skipped)
-    root = Path(source)
-    if root.is_file():
-        return [(root.name, root)]
-    if not root.is_dir():
-        raise DataError(f"data.source {source!r}: no such file or folder (expected stdlib, a path or hf:NAME)")
-    files = []
-    for path in sorted(root.rglob("*")):
-        if not path.is_file() or any(part.startswith(".") for part in path.relative_to(root).parts):
-            continue
-        name = path.relative_to(root).as_posix()
-        if path.suffix in TEXT_SUFFIXES | {".jsonl", ".parquet"}:
-            files.append((name, path))
-        else:
-            skipped(Skipped(name, f"not a known kind of text ({path.suffix or 'no suffix'})"))
-    if not files:
-        raise DataError(f"data.source {source!r}: the folder holds no text, .jsonl or .parquet files")
-    return files
+def _text_document(name: str, folder: str, path: Path, skipped: Skip) -> Iterator[Document]:
+    try:
+        with TextIOWrapper(open_file(path), encoding="utf-8") as file:
+            text = file.read()
+    except UnicodeDecodeError:
+        skipped(Skipped(name, "not UTF-8 text"))
+    else:
+        yield Document(name, text, _domain_name(folder))
 
 
-def _stdlib_files(skipped: Callable[[Skipped], None]) -> list[tuple[str, Path]]:
-    root = Path(sysconfig.get_path("stdlib"))
-    pinned = resources.files("gatelab.training").joinpath("stdlib_files.txt").read_text(encoding="utf-8")
-    files = []
-    for name in pinned.splitlines():
-        if name.startswith("#"):
-            continue
-        if (root / name).is_file():
-            files.append((name, root / name))
-        else:
-            skipped(Skipped(name, "not part of this Python installation"))
-    if not files:
-        raise DataError(f"data.source 'stdlib': this Python has no library sources in {root}")
-    return files
-
-
-def _json_lines(path: Path) -> Iterator[Any]:
-    with path.open("rb") as file:
+def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, value) of each line that is not blank."""
+    with open_file(path) as file:
         for number, line in enumerate(file, 1):
             if line.isspace():
                 continue
             try:
-                yield json.loads(line)
+                value = json.loads(line)
             except UnicodeDecodeError as error:
                 raise DataError(f"{path}:{number}: not UTF-8 text") from error
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}:{number}: not JSON ({error.msg})") from error
+            except ValueError as error:
+                raise DataError(f"{path}:{number}: a number of too many digits") from error
+            except RecursionError as error:
+                raise DataError(f"{path}:{number}: nested too deep") from error
+            yield number, value
 
 
 def _domain_name(given: object) -> str:
@@ -158,18 +129,38 @@ def _domain_name(given: object) -> str:
     return re.sub(r"[^\w. -]", "_", str(given))[:64].strip(" .")  # a word in any script
 
 
-def _parquet_rows(path: Path, config: DataConfig) -> Iterator[Any]:
+def _parquet_rows(path: Path, config: DataConfig) -> Iterator[tuple[int, Any]]:
+    """Yield (row number, row) of a Parquet file, with the columns that are read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         opened = pq.ParquetFile(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: not a Parquet file ({error})") from error
+        columns = _columns(config, opened.schema_arrow.names, str(path), "column")
+        kind = opened.schema_arrow.field(config.text_field).type
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a Parquet file ({_first_line(error)})") from error
     with opened as file:
-        columns = _columns(config, file.schema_arrow.names, str(path), "column")
-        for batch in file.iter_batches(columns=columns):
-            yield from batch.to_pylist()
+        if str(kind).removeprefix("large_") not in ("string", "string_view", "null") and not pa.types.is_dictionary(
+            kind
+        ):
+            raise DataError(f"{path}: column {config.text_field!r} (data.text_field) holds {kind}: expected string")
+        batches = file.iter_batches(columns=columns)
+        number = 0
+        while True:
+            try:
+                batch = next(batches, None)
+                rows = [] if batch is None else batch.to_pylist()
+            except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+                raise DataError(f"{path}: a damaged Parquet file ({_first_line(error)})") from error
+            if batch is None:
+                return
+            yield from enumerate(rows, number + 1)
+            number += len(rows)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _columns(config: DataConfig, there: list[str], where: str, what: str) -> list[str]:
@@ -200,22 +191,34 @@ def _checked_hugging_face(config: DataConfig) -> Any:
 
 
 def _record_documents(
-    name: str, folder: str, records: Iterable[Any], config: DataConfig, skipped: Callable[[Skipped], None]
+    name: str, folder: str, records: Iterable[tuple[int, Any]], config: DataConfig, skipped: Skip
 ) -> Iterator[Document]:
-    """Yield documents of records, named by their content: equal texts fall on the same side of the split.
+    """Yield documents of numbered records, named by their content: equal texts fall on the same side of the split.
 
     A record that does not name its domain is of the domain of its file's folder.
     """
-    for number, record in enumerate(records, 1):
+    for number, record in records:
         text = record.get(config.text_field) if isinstance(record, dict) else None
-        if isinstance(text, str):
+        if isinstance(text, str) and text:
             text = text.encode(errors="replace").decode()  # JSON may hold lone surrogates, UTF-8 may not
             domain = record.get(config.domain_field) if config.domain_field else None
             yield Document(
                 hashlib.sha256(text.encode()).hexdigest(), text, _domain_name(folder if domain is None else domain)
             )
         else:
-            skipped(Skipped(f"{name}:{number}", f"no text in field {config.text_field!r}"))
+            skipped(Skipped(f"{name}:{number}", _why_no_text(record, config.text_field)))
+
+
+_KINDS = {dict: "an object", list: "a list", bytes: "bytes", bool: "true or false", type(None): "null"}
+
+
+def _why_no_text(record: Any, field: str) -> str:
+    if not isinstance(record, dict):
+        return f"{_KINDS.get(type(record), 'a value')}, expected an object with the field {field!r}"
+    if field not in record:
+        return f"no field {field!r} (data.text_field); it has {', '.join(map(repr, list(record)[:5]))}"
+    value = record[field]
+    return "empty" if value == "" else f"field {field!r} holds {_KINDS.get(type(value), 'a number')}, expected text"
 
 
 def validation_names(sizes: dict[str, int], fraction: float) -> set[str]:

@@ -4,7 +4,6 @@ A corpus is tokenised once (`preparation.py`) into memory-mapped files with a ma
 it. Batches are a pure function of the seed and the step.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,37 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gatelab.training.corpus import DataError, Skipped
+from gatelab.errors import DataError
+from gatelab.training.manifest import DOCUMENTS, TOKENIZER, damaged, read_manifest, verify_files
 from gatelab.training.tokenizer import ByteTokenizer, FileTokenizer, Tokenizer
-
-DOCUMENTS = "validation-documents.npy"
-"""File of the validation documents, `[documents, 2]` int64: tokens, and index of the domain in alphabetical order."""
-
-
-@dataclass(frozen=True)
-class SplitCounts:
-    """Size of one part of the data."""
-
-    documents: int
-    bytes: int
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What prepared data is made of."""
-
-    identity: str
-    source: str
-    source_digest: str
-    tokenizer: str
-    tokenizer_digest: str
-    vocab_size: int
-    dtype: str
-    train: SplitCounts
-    validation: SplitCounts
-    domains: dict[str, SplitCounts]  # of the validation part; empty where all text is of one domain
-    skipped: list[Skipped]
 
 
 class TokenFiles:
@@ -82,20 +53,31 @@ class HeldOut:
     names: tuple[str, ...]
     bytes_per_token: tuple[float, ...]
     """Bytes per token of each domain's whole validation text: they turn nats per token into nats per byte."""
+    lost_share: float = 0.0
+    """Share of the bytes of the whole validation text that its tokens do not give back."""
+    lost_shares: tuple[float, ...] = ()
+    """The same of each domain."""
 
 
 class Dataset:
-    """Prepared data: training batches and validation windows. Raises DataError if its files are not whole."""
+    """Prepared data: training batches and validation windows.
+
+    All files are read once, to see that they are whole; a process remembers those that it has seen. Raises DataError
+    if there are none in the folder, and DamagedData if they are not as they were written.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder)
-        self.train = TokenFiles(folder, "train", self.manifest.dtype)
-        self.validation = TokenFiles(folder, "validation", self.manifest.dtype)
-        if (len(self.train), len(self.validation)) != (self.manifest.train.tokens, self.manifest.validation.tokens):
-            raise DataError(
-                f"the prepared data in {folder} are damaged: delete that folder, and they are prepared anew"
-            )
+        verify_files(folder, self.manifest)
+        try:
+            self.train = TokenFiles(folder, "train", self.manifest.dtype)
+            self.validation = TokenFiles(folder, "validation", self.manifest.dtype)
+        except (OSError, ValueError) as error:  # a size that is no number of tokens
+            raise damaged(folder, str(error)) from error
+        for part, counts in ((self.train, self.manifest.train), (self.validation, self.manifest.validation)):
+            if len(part) != counts.tokens:
+                raise damaged(folder, f"{len(part)} tokens instead of {counts.tokens}")
 
     @cached_property
     def bytes_per_token(self) -> float:
@@ -105,14 +87,17 @@ class Dataset:
     @cached_property
     def _documents(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """(first token, domain) of each validation document, in the order in which they stand."""
-        lengths, domains = np.load(self.folder / DOCUMENTS).T
+        try:
+            lengths, domains = np.load(self.folder / DOCUMENTS).T
+        except (OSError, ValueError, EOFError) as error:
+            raise damaged(self.folder, DOCUMENTS) from error
         return np.cumsum(lengths) - lengths, domains
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the text was tokenised with."""
-        trained = self.folder / "tokenizer.json"
-        return FileTokenizer(trained.read_text(encoding="utf-8")) if trained.exists() else ByteTokenizer()
+        path = self.folder / TOKENIZER
+        return FileTokenizer(path.read_text(encoding="utf-8"), str(path)) if path.exists() else ByteTokenizer()
 
     def require(self, sequence_length: int) -> None:
         """Raise DataError unless both parts hold at least one sequence of this length."""
@@ -174,18 +159,6 @@ class Dataset:
             domains=domains[np.searchsorted(firsts, targets, side="right") - 1].astype(np.int16),
             names=tuple(counts),
             bytes_per_token=tuple(count.bytes / count.tokens for count in counts.values()),
+            lost_share=self.manifest.validation.lost_share,
+            lost_shares=tuple(count.lost_share for count in counts.values()),
         )
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of prepared data. Raises DataError if there are none in the folder."""
-    try:
-        raw = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"there are no prepared data in {folder}: gatelab data STUDY prepares them") from error
-    if "domains" not in raw:
-        raise DataError(f"an older version prepared the data in {folder}: gatelab data STUDY prepares them anew")
-    raw["train"], raw["validation"] = SplitCounts(**raw["train"]), SplitCounts(**raw["validation"])
-    raw["domains"] = {name: SplitCounts(**counts) for name, counts in raw["domains"].items()}
-    raw["skipped"] = [Skipped(**entry) for entry in raw["skipped"]]
-    return Manifest(**raw)

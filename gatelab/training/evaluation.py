@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gatelab.metrics import BITS, NATS, MetricSpec
+from gatelab.metrics import BITS, NATS, SHARE, MetricSpec
 from gatelab.training.data import HeldOut
 from gatelab.training.device import precision_context
 
@@ -17,6 +17,8 @@ SPECS = {
     "loss/*": NATS,  # of a domain
     "bits_per_byte": BITS,
     "bits_per_byte/*": BITS,
+    "lost_bytes": SHARE,  # only where there are any
+    "lost_bytes/*": SHARE,
     "position/*": MetricSpec("nats/token", "lower", kind="detail"),
 }
 """Metrics that `loss_metrics` and `position_losses` measure, without the beginning that says of what."""
@@ -52,10 +54,13 @@ def loss_metrics(losses: Tensor, held_out: HeldOut, bytes_per_token: float) -> d
 
     loss is nats per token; bits_per_byte compares across tokenizers: loss / ln 2 / (bytes per token of the whole
     validation text). Where the text is of several domains, loss/DOMAIN and bits_per_byte/DOMAIN are of the targets
-    in each, as far as the windows hold any.
+    in each, as far as the windows hold any. lost_bytes, and lost_bytes/DOMAIN, are there where tokens do not give back
+    all bytes of the text: the share that is lost, of which a low bits_per_byte says nothing.
     """
     loss = losses.mean().item()
     metrics = {"loss": loss, "bits_per_byte": loss / math.log(2) / bytes_per_token}
+    if held_out.lost_share:
+        metrics["lost_bytes"] = held_out.lost_share
     if len(held_out.names) > 1:
         domains = torch.from_numpy(held_out.domains)
         for index, name in enumerate(held_out.names):
@@ -64,6 +69,8 @@ def loss_metrics(losses: Tensor, held_out: HeldOut, bytes_per_token: float) -> d
                 loss = own.mean().item()
                 metrics[f"loss/{name}"] = loss
                 metrics[f"bits_per_byte/{name}"] = loss / math.log(2) / held_out.bytes_per_token[index]
+                if held_out.lost_share:
+                    metrics[f"lost_bytes/{name}"] = held_out.lost_shares[index]
     return metrics
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 BYTES_VOCAB = 257  # 256 bytes and the document separator
+MOST_IDS = 1 << 31
 SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 """Names under which a tokenizer file may have its document separator; without one, an id is added for it."""
 
@@ -44,16 +45,26 @@ def vocab_size(tokenizer: str) -> int:
 def _file_vocab_size(path: Path, mtime_ns: int, size: int) -> int:
     try:
         return read_vocabulary(path.read_text(encoding="utf-8"))[0]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"tokenizer {str(path)!r} is not in the tokenizer.json format ({error!r})") from error
+    except ValueError as error:
+        raise ValueError(f"tokenizer {str(path)!r}: {error}") from error
 
 
 def read_vocabulary(content: str) -> tuple[int, int]:
-    """Return (vocabulary size, id of the separator) of the content of a tokenizer.json."""
-    description = json.loads(content)
-    vocab = description["model"]["vocab"]
-    names = vocab if isinstance(vocab, dict) else {entry[0]: index for index, entry in enumerate(vocab)}
-    ids = dict(names) | {token["content"]: token["id"] for token in description.get("added_tokens") or []}
-    size = max(ids.values()) + 1
+    """Return (vocabulary size, id of the separator) of the content of a tokenizer.json.
+
+    Raises ValueError if it is not in that format.
+    """
+    try:
+        description = json.loads(content)
+        vocab = description["model"]["vocab"]
+        names = vocab if isinstance(vocab, dict) else {entry[0]: index for index, entry in enumerate(vocab)}
+        ids = dict(names) | {token["content"]: token["id"] for token in description.get("added_tokens") or []}
+        size = max(ids.values()) + 1
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise ValueError(f"not in the tokenizer.json format ({reason.splitlines()[0]})") from error
+    wrong = [f"{name!r}: {id!r}" for name, id in ids.items() if type(id) is not int or not 0 <= id < MOST_IDS]
+    if wrong:
+        raise ValueError(f"not in the tokenizer.json format (an id is a whole number from 0 on, not {wrong[0]})")
     separator = next((ids[name] for name in SEPARATORS if name in ids), None)
     return (size + 1, size) if separator is None else (size, separator)

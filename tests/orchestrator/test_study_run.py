@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from gatelab.ablations.matrix import Matrix
+from gatelab.errors import DataError
 from gatelab.orchestrator.executor import CannotRun
 from gatelab.orchestrator.progress import Progress
 from gatelab.orchestrator.ray_executor import RayExecutor
@@ -23,7 +24,6 @@ from gatelab.results.store.metrics import metrics_from_journals
 from gatelab.results.store.records import read_json
 from gatelab.results.store.runs import runs_from_journals
 from gatelab.results.tracking.runs import runs_from_mlflow
-from gatelab.training.corpus import DataError
 
 pytestmark = pytest.mark.usefixtures("own_ray")
 

@@ -1,4 +1,7 @@
+import errno
+import gzip
 import json
+import os
 import random
 import shutil
 import sys
@@ -11,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gatelab.errors import DataError
 from gatelab.training.config import DataConfig
-from gatelab.training.corpus import DataError, Skipped, read_corpus, source_digest, validation_names
+from gatelab.training.corpus import read_corpus, source_digest, validation_names
+from gatelab.training.source_files import Skipped
 
 
 def read(source: Path | str, **fields: Any) -> tuple[list[tuple[str, str]], dict[str, str]]:
@@ -237,4 +242,188 @@ def test_without_the_datasets_library_the_error_says_what_to_install(monkeypatch
     monkeypatch.setitem(sys.modules, "datasets", None)
     for use in (lambda: read("hf:wikitext"), lambda: source_digest(DataConfig(source="hf:wikitext"))):
         with pytest.raises(DataError, match=r"pip install 'gatelab\[datasets\]'"):
+            use()
+
+
+def test_linked_folders_are_read_and_what_leads_nowhere_is_told(tmp_path: Path) -> None:
+    """Clusters link domains into a corpus: text behind a link is no less part of it, and a loop has an end."""
+    write(tmp_path / "big", {"x.txt": "far", "deep/y.txt": "deeper"})
+    corpus = write(tmp_path / "corpus", {"own.txt": "near"})
+    (corpus / "code").symlink_to(tmp_path / "big")
+    (corpus / "one.txt").symlink_to(tmp_path / "big" / "x.txt")
+    (corpus / "code" / "back").symlink_to(corpus)
+    (corpus / "self").symlink_to(".")
+    (corpus / "gone.txt").symlink_to("nowhere")
+    (corpus / "gone").symlink_to("nowhere")
+    os.mkfifo(corpus / "pipe.txt")
+    documents, skipped = read(corpus)
+    names = ["code/deep/y.txt", "code/x.txt", "one.txt", "own.txt"]
+    assert [name for name, _ in documents] == names
+    assert skipped.keys() == {"code/back", "self", "gone.txt", "gone", "pipe.txt"}
+    assert {skipped["code/back"], skipped["self"]} == {"a link to a folder that it lies in"}
+    assert {skipped["gone.txt"], skipped["gone"]} == {"a link to nothing"}
+    # The same files without links are the same data.
+    plain = {"own.txt": "near", "one.txt": "far", "code/x.txt": "far", "code/deep/y.txt": "deeper"}
+    copied = write(tmp_path / "copy", dict(plain))
+    assert source_digest(DataConfig(source=str(copied))) == source_digest(DataConfig(source=str(corpus)))
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.JSONL", "d.ndjson", "d.jsonlines", "d.jsonl.gz", "D.NDJSON.GZ"])
+def test_records_are_known_by_their_suffix_in_a_folder_and_alone(tmp_path: Path, name: str) -> None:
+    """A model must not be trained on the braces and keys of records because a suffix is written otherwise."""
+    content = b'{"text": "one"}\n\n{"text": "two"}\n'
+    write(tmp_path / "corpus", {name: gzip.compress(content) if name.lower().endswith("gz") else content})
+    for source in (tmp_path / "corpus", tmp_path / "corpus" / name):
+        assert [text for _, text in read(source)[0]] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("d.json", "record on each line"),
+        ("d.JSON", "record on each line"),
+        ("d.csv", "table"),
+        ("d.tsv", "table"),
+        ("d.csv.gz", "table"),
+        ("d.arrow", "table"),
+        ("d.jsonl.zst", "compressed"),
+        ("d.txt.xz", "compressed"),
+        ("d.tar.gz", "compressed"),
+        ("d.parquet.gz", "compressed"),
+    ],
+)
+def test_what_would_not_be_read_as_it_is_meant_is_refused(tmp_path: Path, name: str, word: str) -> None:
+    """A table or an archive is no text: alone it is refused, in a folder it is listed, with what would be right."""
+    write(tmp_path, {name: "x,y", "a.txt": "text"})
+    with pytest.raises(DataError, match=rf"{name}.*{word}"):
+        read(tmp_path / name)
+    documents, skipped = read(tmp_path)
+    assert documents == [("a.txt", "text")]
+    assert word in skipped[name]
+
+
+def test_text_may_be_packed(tmp_path: Path) -> None:
+    """A text that is packed is the text, and one that was cut off is told."""
+    packed = gzip.compress(b"one\r\ntwo\n" * 100)
+    write(tmp_path, {"a.txt.gz": packed})
+    assert read(tmp_path)[0] == [("a.txt.gz", "one\ntwo\n" * 100)]
+    for damaged in (packed[:-12], b"no gzip", packed[:20] + b"\xff" * 9 + packed[29:]):
+        write(tmp_path, {"a.txt.gz": damaged})
+        with pytest.raises(DataError, match=r"a\.txt\.gz: "):
+            read(tmp_path)
+
+
+def test_what_gatelab_wrote_is_no_text_of_a_source(tmp_path: Path) -> None:
+    """A source that holds the runs folder is the same data before, during and after a study, wherever that folder is."""
+    source = write(
+        tmp_path, {"notes.md": "mine", "data/own.txt": "mine, too", "studies/own.md": "mine", "sub/a.py": "1"}
+    )
+    before, digest = read(source), source_digest(DataConfig(source=str(source)))
+    of_gatelab = {
+        f"data/{'a' * 64}/manifest.json": "{}",
+        f"data/{'a' * 64}/train-000000.bin": "tokens",
+        f"data/{'a' * 64}.lock": "",
+        f"data/{'a' * 64}-xyz.tmp/notes.txt": "half",
+        f"trials/{'b' * 64}/lock": "",
+        f"trials/{'b' * 64}/log.txt": "log",
+        "studies/mine/study.json": "{}",
+        "studies/mine/comparison.md": "a table",
+        "studies/mine/parquet/runs.parquet": "no column of text",
+        "noise.parquet": "no column of text",
+        "mlflow-artifacts/1/report.html": "a page",
+    }
+    for place in ("", "gatelab-runs/", "sub/other-runs/"):
+        write(source, {place + name: content for name, content in of_gatelab.items()})
+    documents, skipped = read(source)
+    assert (documents, source_digest(DataConfig(source=str(source)))) == (before[0], digest)
+    assert skipped == dict.fromkeys([".", "gatelab-runs", "sub/other-runs"], "of a gatelab runs folder")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"text": "x", "n": ' + "1" * 5000 + "}", "number of too many digits"),
+        ('{"text": "x", "n": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deep"),
+        ('{"text": "x"', "not JSON"),
+    ],
+    ids=["digits", "depth", "cut"],
+)
+def test_lines_that_python_cannot_read_are_told_by_number(tmp_path: Path, line: str, reason: str) -> None:
+    """One line of a million ends the preparation in a sentence that names it, not in a traceback."""
+    write(tmp_path, {"d.jsonl": '{"text": "fine"}\n' + line + "\n"})
+    with pytest.raises(DataError, match=rf"d\.jsonl:2: .*{reason}"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [slice(4, 60), slice(60, 400)], ids=["first-page", "pages"])
+def test_damaged_pages_of_parquet_are_told_by_file(tmp_path: Path, cut: slice) -> None:
+    """Header and footer may be sound and the text between them not: the file is named."""
+    pq.write_table(pa.table({"text": [f"text {i} " * 9 for i in range(99)]}), tmp_path / "a.parquet")
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[cut] = b"\xff" * (cut.stop - cut.start)
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.parquet: a damaged Parquet file"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [([b"x"], "binary"), ([["x"]], "list"), ([{"a": "x"}], "struct"), ([1], "int64")],
+    ids=["binary", "list", "struct", "number"],
+)
+def test_a_column_that_holds_no_text_is_told_with_what_it_holds(tmp_path: Path, values: list[Any], kind: str) -> None:
+    """The person learns that it is the column's type, rather than that there is no text."""
+    pq.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=rf"a\.parquet: column 'text' \(data\.text_field\) holds {kind}.*string"):
+        read(tmp_path)
+
+
+def test_text_of_any_arrow_type_is_read(tmp_path: Path) -> None:
+    """Large, dictionary-encoded and all-null columns are written by common tools."""
+    kinds = (pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.string())
+    for index, kind in enumerate(kinds):
+        pq.write_table(pa.table({"text": pa.array(["one", None], kind)}), tmp_path / f"{index}.parquet")
+    documents, skipped = read(tmp_path)
+    assert [text for _, text in documents] == ["one"] * 3
+    assert set(skipped) == {f"{index}.parquet:2" for index in range(3)}
+
+
+def test_records_without_text_are_named_by_their_line_and_say_why(tmp_path: Path) -> None:
+    """A blank line does not shift the numbers, and the reason says what would be found there."""
+    lines = ['{"text": ""}', "", '{"body": "x", "url": 1}', '{"text": ["x"]}', '"x"', '{"text": null}', '{"text": "y"}']
+    write(tmp_path, {"d.jsonl": "\n".join(lines)})
+    documents, skipped = read(tmp_path)
+    assert [text for _, text in documents] == ["y"]
+    assert skipped == {
+        "d.jsonl:1": "empty",
+        "d.jsonl:3": "no field 'text' (data.text_field); it has 'body', 'url'",
+        "d.jsonl:4": "field 'text' holds a list, expected text",
+        "d.jsonl:5": "a value, expected an object with the field 'text'",
+        "d.jsonl:6": "field 'text' holds null, expected text",
+    }
+
+
+def test_names_that_are_not_utf_8_are_read(tmp_path: Path) -> None:
+    """A file keeps its text whatever encoding its name is in; the name is shown with escapes."""
+    for name in (b"caf\xe9.txt", b"caf\xe9.png"):
+        (tmp_path / os.fsdecode(name)).write_text("text")
+    documents, skipped = read(tmp_path)
+    assert documents == [(r"caf\xe9.txt", "text")]
+    assert list(skipped) == [r"caf\xe9.png"]
+    assert validation_names({name: 1 for name, _ in documents}, 0.5) == set()
+    source_digest(DataConfig(source=str(tmp_path)))
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Half of a corpus is never taken for all of it because some of it belongs to somebody else."""
+    write(tmp_path, {"a.txt": "text", "sub/b.txt": "text"})
+    denied = OSError(errno.EACCES, os.strerror(errno.EACCES), "sub")
+
+    def deny(*_: Any, **__: Any) -> Any:
+        raise denied
+
+    monkeypatch.setattr(*((Path, "open") if what == "file" else (os, "scandir")), deny)
+    for use in (lambda: read(tmp_path), lambda: source_digest(DataConfig(source=str(tmp_path)))):
+        with pytest.raises(DataError, match=r"cannot be read \(Permission denied\)"):
             use()

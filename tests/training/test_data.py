@@ -1,25 +1,30 @@
+import errno
 import json
 import multiprocessing
 import operator
+import os
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+import filelock
 import numpy as np
 import numpy.typing as npt
 import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
 
+from gatelab.errors import DataError
 from gatelab.training import preparation
 from gatelab.training.config import DataConfig
-from gatelab.training.corpus import DataError
-from gatelab.training.data import Dataset, Manifest, SplitCounts
+from gatelab.training.data import Dataset
+from gatelab.training.manifest import Manifest, SplitCounts
 from gatelab.training.preparation import data_identity, prepare
-from gatelab.training.tokenizer import ByteTokenizer
+from gatelab.training.tokenizer import ByteTokenizer, load_tokenizer
 
 
 def positions(folder: Path, train: int, validation: int = 1000) -> Dataset:
@@ -56,7 +61,7 @@ def test_the_parts_are_disjoint_whole_and_counted(corpus: Path, tmp_path: Path) 
     for part, texts in parts.items():
         size = sum(map(len, texts))
         assert texts
-        assert manifest[part] == {"documents": len(texts), "bytes": size, "tokens": size + len(texts)}
+        assert manifest[part] == {"documents": len(texts), "bytes": size, "tokens": size + len(texts), "lost_bytes": 0}
         assert len(getattr(dataset, part)) == size + len(texts)
     assert [entry["name"] for entry in manifest["skipped"]] == ["photo.jpg"]
     assert (manifest["vocab_size"], manifest["dtype"]) == (257, "uint16")
@@ -105,15 +110,163 @@ def test_a_crash_while_preparing_leaves_nothing_behind(
     assert len(prepare(config, tmp_path / "data").train) > 10_000
 
 
-@pytest.mark.parametrize("part", ["train", "validation"])
-def test_damaged_files_are_told_and_not_trained_on(corpus: Path, tmp_path: Path, part: str) -> None:
-    """A copy that broke off is not a smaller corpus; the error says which folder to delete."""
+FILES = ("train-000000.bin", "validation-000000.bin", "validation-documents.npy", "tokenizer.json", "manifest.json")
+
+
+def flip(path: Path) -> None:
+    """Flip a bit in the middle of a file, as a bad disk would: size and time of change stay."""
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))  # a process remembers files that it has seen
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "gone"])
+def test_damaged_files_are_never_trained_on_and_made_anew(corpus: Path, tmp_path: Path, name: str, damage: str) -> None:
+    """A flipped bit or a copy that broke off is no other corpus: it is told, and mended where the source is at hand."""
+    config = DataConfig(source=str(corpus), tokenizer="bpe:260")
+    folder = prepare(config, tmp_path / "data").folder
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    path = folder / name
+    if damage == "gone":
+        path.unlink()
+    elif damage == "flipped":
+        flip(path)
+    else:
+        path.write_bytes(path.read_bytes()[:-2] if damage == "cut" else b"")
+    with pytest.raises(DataError, match=f"{folder}.*gatelab data STUDY prepares them"):
+        Dataset(folder)
+    assert len(prepare(config, tmp_path / "data").train) > 10_000
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    assert folders(tmp_path / "data") == [folder.name]
+
+
+def test_data_that_would_become_others_are_not_made_anew(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trials of a study keep their tokens: where a library would train another tokenizer today, the user decides."""
+    config = DataConfig(source=str(corpus), tokenizer="bpe:300")
+    folder = prepare(config, tmp_path / "data").folder
+    flip(folder / "train-000000.bin")
+    trained = preparation.load_tokenizer
+    monkeypatch.setattr(
+        preparation, "load_tokenizer", lambda config, texts: trained(DataConfig(tokenizer="bpe:299"), texts)
+    )
+    before = (folder / "train-000000.bin").read_bytes()
+    with pytest.raises(DataError, match=f"{folder}.*other tokens.*delete it"):
+        prepare(config, tmp_path / "data")
+    assert (folder / "train-000000.bin").read_bytes() == before
+    assert folders(tmp_path / "data") == [folder.name]
+
+
+def test_a_manifest_of_an_older_version_is_accepted(corpus: Path, tmp_path: Path) -> None:
+    """Data that were prepared before there were checksums are used as they are; of them only sizes are known."""
     config = DataConfig(source=str(corpus))
     folder = prepare(config, tmp_path / "data").folder
-    (path,) = folder.glob(f"{part}-*.bin")
-    path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(DataError, match=f"{folder}.*damaged: delete"):
-        prepare(config, tmp_path / "data")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["checksum"], manifest["checksums"], manifest["train"]["lost_bytes"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    written = (folder / "manifest.json").stat().st_mtime_ns
+    assert prepare(config, tmp_path / "data").manifest.train.lost_bytes is None
+    assert (folder / "manifest.json").stat().st_mtime_ns == written
+    (folder / "train-000000.bin").write_bytes(b"odd")
+    with pytest.raises(DataError, match="damaged"):
+        Dataset(folder)
+
+
+def test_what_a_killed_process_left_is_swept_and_what_another_writes_is_not(corpus: Path, tmp_path: Path) -> None:
+    """A kill in the middle of preparing leaves a folder; it must neither fill the disk nor be torn from a live one."""
+    root = tmp_path / "data"
+    dead, alive, old = (root / f"{name}.tmp" for name in ("a" * 64 + "-x1", "b" * 64 + "-x2", "c" * 12 + "-x3"))
+    for folder in (dead, alive, old):
+        folder.mkdir(parents=True)
+        (folder / "train-000000.bin").write_bytes(b"half")
+    with filelock.FileLock(root / ("b" * 64 + ".lock")):
+        folder = prepare(DataConfig(source=str(corpus)), root).folder
+        assert folders(root) == sorted([alive.name, folder.name])
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be written is told with the folder, and half of it does not keep the disk full."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(DataError, match=rf"{tmp_path}.*No space left on device"):
+        prepare(DataConfig(source=str(corpus)), tmp_path / "data")
+    assert folders(tmp_path / "data") == []
+
+
+def test_a_source_that_changes_while_it_is_prepared_is_told(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens are never kept under the name of other text."""
+    config = DataConfig(source=str(corpus))
+    identity = data_identity(config)
+    (corpus / "heapq.py").write_text("changed after the plan")
+    with pytest.raises(DataError, match="changed while it was prepared"):
+        prepare(config, tmp_path / "data", identity)
+    assert folders(tmp_path / "data") == []
+
+
+def test_the_source_that_is_named_is_this_studys(corpus: Path, tmp_path: Path) -> None:
+    """Equal data are prepared once; whoever uses them reads the path that they gave themselves."""
+    prepare(DataConfig(source=str(corpus)), tmp_path / "data")
+    copy = corpus.rename(tmp_path / "copy")
+    dataset = prepare(DataConfig(source=str(copy)), tmp_path / "data")
+    assert dataset.manifest.source == str(copy)
+    with pytest.raises(DataError, match=rf"'{copy}' is too small"):
+        dataset.require(1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("make", "text", "lost"),
+    [
+        (lambda: words({"<unk>": 0, "a": 1, "b": 2}), "a b nk", 3),
+        (lambda: with_normalizer(words({"<unk>": 0, "a": 1}), normalizers.Lowercase()), "a A a", 1),
+        (lambda: with_normalizer(words({"<unk>": 0, "cafe": 1}), accents()), "café", 2),
+        (lambda: words({"<unk>": 0, "a": 1, "b": 2}), "a\nb\t a", 2),
+        (lambda: byte_level(), "any text, \n\t 日本 <|endoftext|>!", len("<|endoftext|>")),
+        (lambda: byte_level(), "any text", 0),
+    ],
+    ids=["unknown-words", "lower-case", "accents", "white-space", "separator-in-text", "byte-level"],
+)
+def test_bytes_that_a_tokenizer_throws_away_are_counted(
+    tmp_path: Path, make: Callable[[], tokenizers.Tokenizer], text: str, lost: int
+) -> None:
+    """Bits per byte reward a tokenizer for what it does not encode: how much that is must be known."""
+    make().save(str(tmp_path / "tokenizer.json"))
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(text)
+    dataset = prepare(DataConfig(source=str(tmp_path), tokenizer=str(tmp_path / "tokenizer.json")), tmp_path / "data")
+    for counts in (dataset.manifest.train, dataset.manifest.validation):
+        assert (counts.lost_bytes, counts.lost_share) == (lost, lost / len(text.encode()))
+    assert dataset.held_out(1, 1).lost_share == lost / len(text.encode())
+
+
+def words(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
+    """A tokenizer of whole words, which white space separates."""
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
+
+
+def with_normalizer(tokenizer: tokenizers.Tokenizer, normalizer: normalizers.Normalizer) -> tokenizers.Tokenizer:
+    tokenizer.normalizer = normalizer
+    return tokenizer
+
+
+def accents() -> normalizers.Normalizer:
+    return normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+
+
+def byte_level() -> tokenizers.Tokenizer:
+    """The tokenizer that bpe:N trains."""
+    return tokenizers.Tokenizer.from_str(load_tokenizer(DataConfig(tokenizer="bpe:300"), iter(["text"])).description())
 
 
 def test_processes_that_prepare_at_once_make_one_dataset(corpus: Path, tmp_path: Path) -> None:
@@ -248,7 +401,7 @@ def test_the_identity_follows_what_the_tokens_depend_on(corpus: Path, tmp_path: 
     corpus.rename(moved)
     base = {"source": str(moved)}
     assert data_identity(DataConfig(**base)) == identities[0]
-    (tmp_path / "t.json").write_text('{"model": {"vocab": {"a": 0}}}')
+    tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "t.json"))
     (tmp_path / "copy.json").write_text((tmp_path / "t.json").read_text())
     with_file = [data_identity(DataConfig(**base, tokenizer=str(tmp_path / name))) for name in ("t.json", "copy.json")]
     assert with_file[0] == with_file[1]

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gatelab.errors import DataError
 from gatelab.training.config import DataConfig
-from gatelab.training.corpus import DataError
 from gatelab.training.data import HeldOut
 from gatelab.training.evaluation import loss_metrics, position_losses
 from gatelab.training.preparation import prepare

@@ -13,12 +13,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from gatelab.errors import DataError
 from gatelab.models.decoder import Decoder, initialize
 from gatelab.results.store.journal import Journal, read_journal
 from gatelab.status import Status
 from gatelab.training import evaluator
 from gatelab.training.config import TrialConfig
-from gatelab.training.corpus import DataError
 from gatelab.training.data import Dataset
 from gatelab.training.evaluation import language_model_loss
 from gatelab.training.loop import Outcome, fork_checkpoint, train

@@ -26,6 +26,7 @@ from gatelab.results.analyses.contrasts import (
     group_by_variant,
     noise_notes,
 )
+from gatelab.results.analyses.lost_text import incomparable_variants, lost_text_notes
 from gatelab.results.analyses.verdicts import Verdict
 from gatelab.results.statistics import paired
 from gatelab.results.statistics.paired import LEVEL, NO_INTERVAL, Interval, t_interval
@@ -179,7 +180,12 @@ def compare(runs: pa.Table, metric: str = DEFAULT_METRIC, margin: float | None =
         rows.sort(key=lambda row: (not math.isfinite(row.value.mean), sign * row.value.mean))
         # A mean over fewer seeds than others have, those that did not diverge, say, is the best of nothing.
         most = max((row.value.n for row in rows), default=0)
-        whole = (place for place, row in enumerate(rows) if row.value.n == most and math.isfinite(row.value.mean))
+        unfair = incomparable_variants(runs, metric)
+        whole = (
+            place
+            for place, row in enumerate(rows)
+            if row.value.n == most and math.isfinite(row.value.mean) and row.variant not in unfair
+        )
         if (best := next(whole, None)) is not None:
             rows[best] = replace(rows[best], best=True)
     return Comparison(
@@ -189,7 +195,7 @@ def compare(runs: pa.Table, metric: str = DEFAULT_METRIC, margin: float | None =
         margin=margin,
         axes=axes,
         rows=tuple(rows),
-        notes=(*_notes(runs, rows), *noise_notes(found)),
+        notes=(*_notes(runs, rows), *lost_text_notes(runs, metric), *noise_notes(found)),
         spec=spec,
     )
 

@@ -6,11 +6,12 @@ variants share them.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
+from gatelab.results.analyses.lost_text import incomparable, lost_text
 from gatelab.results.statistics import blocks, paired, power
 from gatelab.results.statistics.blocks import Noise
 from gatelab.results.statistics.paired import Alternative, Mean, mean_of
@@ -58,13 +59,15 @@ def contrasts(runs: pa.Table, metric: str) -> dict[str, Contrast]:
         if baseline in by_variant and (variant == baseline or all(t["outcome"] != "diverged" for t in members)):
             groups.setdefault(baseline, {})[variant] = values[variant]
     noise = {baseline: blocks.noise_of(members, baseline) for baseline, members in groups.items()}
+    lost = lost_text(runs, metric)
     found = {}
     for variant, members in by_variant.items():
         baseline = members[0]["baseline"]
         if baseline in by_variant and baseline != variant:
-            found[variant] = _contrast(
-                members, by_variant[baseline], values[variant], values[baseline], noise.get(baseline)
-            )
+            contrast = _contrast(members, by_variant[baseline], values[variant], values[baseline], noise.get(baseline))
+            if lost and (reason := incomparable(lost[variant], lost[baseline])):
+                contrast = replace(contrast, obstacle=reason)
+            found[variant] = contrast
     return found
 
 

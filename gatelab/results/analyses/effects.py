@@ -28,6 +28,7 @@ from gatelab.results.analyses.factorial import (
     Seeds,
     factorial,
 )
+from gatelab.results.analyses.lost_text import incomparable_variants, lost_text_notes
 from gatelab.results.statistics.aliasing import Alias, complete_part, structure
 from gatelab.results.statistics.importance import Importance, importance
 from gatelab.results.statistics.linear_model import Cell
@@ -102,7 +103,7 @@ def effects(runs: pa.Table, metric: str = DEFAULT_METRIC, trunks: Collection[str
     if len(valued) < 2:
         raise AnalysisUnavailable(
             f"{_study(runs)}: effects are differences between variants: two must have finished "
-            f"(got {len(valued)} of {len(levels)})"
+            f"(got {len(valued)} of {len(levels)}). {' '.join(_missing(seeds))}"
         )
     levels = {variant: levels[variant] for variant in valued}
     spec = find_spec(metric, specs_of(runs))
@@ -133,6 +134,7 @@ def effects(runs: pa.Table, metric: str = DEFAULT_METRIC, trunks: Collection[str
             elif isinstance(important.fanova, Unavailable):
                 notes.append(important.fanova.reason)
     notes += environment_notes(runs)
+    notes += lost_text_notes(runs, metric)
     if unfinished := sum(trial["outcome"] in UNFINISHED for trial in trials):
         notes.append(f"{unfinished} trials have not finished: the table will change.")
     study, study_hash = trials[0]["study"], trials[0]["study_hash"]
@@ -171,10 +173,13 @@ def _read(
     trials: list[dict[str, Any]] = runs.select(columns).to_pylist()
     levels: dict[str, dict[str, str | None]] = {}
     seeds: dict[str, Seeds] = {}
+    unfair = incomparable_variants(runs, metric)
     for trial in trials:
         levels[trial["variant"]] = {axis: trial[AXIS + axis] for axis in axes_of(runs)}
         own, value = seeds.setdefault(trial["variant"], Seeds({}, {})), trial[metric]
-        if trial["outcome"] == Status.FINISHED and value is not None and math.isfinite(value):
+        if trial["variant"] in unfair:
+            own.lost[trial["seed"]] = unfair[trial["variant"]]
+        elif trial["outcome"] == Status.FINISHED and value is not None and math.isfinite(value):
             own.values[trial["seed"]] = value
         else:
             own.lost[trial["seed"]] = LOST.get(trial["outcome"], "has not finished")

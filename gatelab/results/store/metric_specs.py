@@ -21,6 +21,7 @@ _CURVE = MetricSpec("nats/token", "lower", kind="detail")
 
 BEFORE_SPECS: Specs = {
     "*bits_per_byte*": BITS,
+    "*lost_bytes*": SHARE,
     "validation/position/*": _CURVE,
     "validation/*": NATS,
     "train/loss": MetricSpec("nats/token", "lower", kind="series"),

@@ -3,6 +3,7 @@
 import fnmatch
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -21,6 +22,7 @@ DECLARED = trial_metric_specs(TrialConfig())
 KNOWN = {
     # The first pattern that fits -> its unit and which way is better, as docs and tables state them.
     "*bits_per_byte*": ("bits/byte", "lower"),
+    "*lost_bytes*": ("share", ""),
     "train/loss": ("nats/token", "lower"),
     "train/final_loss": ("nats/token", "lower"),
     "train/initial_loss": ("nats/token", ""),
@@ -89,6 +91,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Names, set[str],
         }
     )
     dataset, names = prepare(trial.data, folder / "data"), Names()
+    dataset.manifest = replace(dataset.manifest, validation=replace(dataset.manifest.validation, lost_bytes=1))
     outcome = train(trial, names, folder, "cpu", dataset=dataset)
     model = TrainedModel(trial, folder / "checkpoints", dataset, "cpu")
     questions = (EvalSpec("length", 32, "yarn", 512), EvalSpec("retrieval", 256, "base-1e12", 4, "needle"))

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gatelab.errors import DataError
 from gatelab.kernels.reference import attention_weights
 from gatelab.models.config import ModelConfig
 from gatelab.models.decoder import Decoder, initialize
 from gatelab.models.layers import rotary_frequencies
 from gatelab.training.checkpoint import load_weights
 from gatelab.training.config import TrialConfig
-from gatelab.training.corpus import DataError
 from gatelab.training.data import Dataset
 from gatelab.training.evals.attention_map import attention_of_text
 from gatelab.training.evals.spec import EvalSpec, extend_rope, parse_rope
