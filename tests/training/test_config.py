@@ -1,4 +1,5 @@
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,25 @@ def test_the_vocabulary_of_a_missing_tokenizer_file_is_an_error_that_names_it() 
     """A wrong path is told when the study is read."""
     assert "nowhere.json" in error_of({"data": {"tokenizer": "nowhere.json"}})["msg"]
     assert DataConfig(tokenizer="nowhere.json").tokenizer == "nowhere.json"
+
+
+def test_a_recorded_configuration_needs_no_file(tmp_path: Path) -> None:
+    """A trial that exists is read wherever its tokenizer has gone since, and whatever lies there now."""
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 1}}}))
+    trial = TrialConfig(data={"tokenizer": str(path)})
+    path.write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 100}}}))
+    assert TrialConfig.read_recorded(trial.model_dump(mode="json")) == trial
+    path.unlink()
+    assert TrialConfig.read_recorded(trial.model_dump(mode="json")) == trial
+    assert pickle.loads(pickle.dumps(trial)) == trial
+    with pytest.raises(ValidationError, match="lerning_rate"):
+        TrialConfig.read_recorded({**trial.model_dump(mode="json"), "lerning_rate": 1})
+
+
+@pytest.mark.parametrize("given", [{}, {"vocab_size": 300}], ids=["taken", "given"])
+def test_a_tokenizer_that_cannot_be_read_is_told_at_its_own_key(given: dict[str, int]) -> None:
+    """The message names the key and the file, and does not print the whole configuration."""
+    error = error_of({"model": given, "data": {"tokenizer": "nowhere.json"}})
+    assert (error["loc"], error["input"]) == (("data", "tokenizer"), "nowhere.json")
+    assert error["type"] != INVALID_COMBINATION  # no variant that a matrix may pass over

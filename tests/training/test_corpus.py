@@ -314,10 +314,9 @@ def test_text_may_be_packed(tmp_path: Path) -> None:
 
 
 def test_what_gatelab_wrote_is_no_text_of_a_source(tmp_path: Path) -> None:
-    """A source that holds the runs folder is the same data before, during and after a study, wherever that folder is."""
-    source = write(
-        tmp_path, {"notes.md": "mine", "data/own.txt": "mine, too", "studies/own.md": "mine", "sub/a.py": "1"}
-    )
+    """A source that holds a runs folder, anywhere, is the same data before, during and after a study."""
+    own = ("notes.md", "data/own.txt", f"data/{'e' * 64}.txt", f"data/{'e' * 64}/a.txt", "studies/own.md", "sub/a.py")
+    source = write(tmp_path, dict.fromkeys(own, "mine"))
     before, digest = read(source), source_digest(DataConfig(source=str(source)))
     of_gatelab = {
         f"data/{'a' * 64}/manifest.json": "{}",

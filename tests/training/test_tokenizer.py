@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, processors
 
+from gatelab.errors import DataError
 from gatelab.training.config import DataConfig
 from gatelab.training.tokenizer import (
     ByteTokenizer,
@@ -118,8 +120,15 @@ def test_a_file_that_changed_in_place_is_read_anew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [None, "", "{", "[]", "{}", '{"model": {}}', '{"model": {"vocab": {}}}', '{"model": {"vocab": {"a": "0"}}}'],
-    ids=["missing", "empty", "cut", "list", "no-model", "no-vocabulary", "empty-vocabulary", "text-id"],
+    [
+        *(None, "", "{", "[]", "{}", '{"model": {}}', '{"model": {"vocab": {}}}', '{"model": {"vocab": {"a": "0"}}}'),
+        *(f'{{"model": {{"vocab": {{"a": 0, "b": {id}}}}}}}' for id in ("-5", "1.5", "true", "1e3", "99999999999999")),
+        *("[" * 100_000, '{"model": {"vocab": [[]]}}', '{"model": {"vocab": {"a": ' + "9" * 5000 + "}}}"),
+    ],
+    ids=[
+        *("missing", "empty", "cut", "list", "no-model", "no-vocabulary", "empty-vocabulary", "text-id"),
+        *("negative", "fraction", "truth", "float", "huge", "deep", "list-of-nothing", "digits"),
+    ],
 )
 def test_a_file_that_is_no_tokenizer_is_an_error_that_names_it(tmp_path: Path, content: Any) -> None:
     """Pointing at the wrong JSON file is told when the study is read."""
@@ -128,3 +137,49 @@ def test_a_file_that_is_no_tokenizer_is_an_error_that_names_it(tmp_path: Path, c
         path.write_text(content)
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
         vocab_size(str(path))
+
+
+BROKEN = {
+    "model": lambda content: content["model"].update(type="Magic"),
+    "pre-tokenizer": lambda content: content.update(pre_tokenizer={"type": "Magic"}),
+    "merges": lambda content: content["model"].update(type="BPE", merges=[["x", "y"]]),
+    "version": lambda content: content.update(version="2.0"),
+    "pattern": lambda content: content.update(
+        pre_tokenizer={"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_file_that_the_library_refuses_is_told_by_the_plan(tmp_path: Path, name: str) -> None:
+    """What would end the preparation of data is told before, in one sentence that names the key and the file."""
+    content = json.loads(words({"<unk>": 0, "a": 1}).to_str())
+    BROKEN[name](content)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"^data\.tokenizer '{path}': .+") as caught:
+        tokenizer_digest(DataConfig(tokenizer=str(path)))  # what a plan asks for
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["WordLevel", "WordPiece", "Unigram"])
+def test_a_word_that_a_tokenizer_cannot_encode_is_an_error_that_names_it(tmp_path: Path, kind: str) -> None:
+    """A file without its token for unknown words is told as such, if a text has one."""
+    model = {
+        "WordLevel": models.WordLevel({"a": 0}, unk_token="[UNK]"),
+        "WordPiece": models.WordPiece({"a": 0}, unk_token="[UNK]"),
+        "Unigram": models.Unigram([("a", -1.0)]),
+    }[kind]
+    path = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(model).save(str(path))
+    loaded = load_tokenizer(DataConfig(tokenizer=str(path)), iter(()))
+    assert loaded.tokens("a").tolist() == [0]
+    with pytest.raises(DataError, match=rf"data\.tokenizer '{path}': .*(?i:unk)"):
+        loaded.tokens("b")
+
+
+def test_text_that_is_no_utf_8_is_told() -> None:
+    """An argument of the command line may hold any bytes."""
+    for tokenizer in (ByteTokenizer(), FileTokenizer(words({"<unk>": 0, "a": 1}).to_str())):
+        with pytest.raises(DataError):
+            tokenizer.tokens("\udce9")

@@ -569,3 +569,51 @@ def test_the_table_of_tests_and_records_have_every_number() -> None:
         assert evidence is not None
         assert shown["a"]["gain"] == f"{1 / (1 - evidence.correlation):.2g}"
         assert {shown["lost"][name] for name in ("p (t)", "Δ", "gain", "for", "detectable")} == {"–"}
+
+
+def lossy_runs(shares: Mapping[str, float | None], data: Mapping[str, str], metric: str) -> pa.Table:
+    """A `runs` frame of variants whose tokenizers lose some text, the better the more they lose."""
+    lost = metric.replace("bits_per_byte", "lost_bytes")
+    values = {
+        variant: {seed: 2.0 - (share or 0.0) + seed / 100 + index * (seed % 2) / 1000 for seed in range(4)}
+        for index, (variant, share) in enumerate(shares.items())
+    }
+    rows = build_frame(values, metric).to_pylist()
+    rows = [row | {"data": data[row["variant"]], lost: shares[row["variant"]]} for row in rows]
+    return pa.Table.from_pylist(rows, runs_schema(["axis"], [metric, lost]))
+
+
+@pytest.mark.parametrize("metric", ["validation/bits_per_byte", "validation/bits_per_byte/code"])
+def test_bits_per_byte_of_a_tokenizer_that_loses_text_are_not_evaluable(metric: str) -> None:
+    """What is thrown away costs no bits: such a variant must neither win nor be the best; a trifle is only noted."""
+    shares = {"bytes": None, "narrow": 0.4, "trifle": 1e-5}
+    data = {"bytes": "d1", "narrow": "d2", "trifle": "d3"}
+    comparison = compare(lossy_runs(shares, data, metric), metric)
+    rows = by_variant(comparison)
+    assert (rows["narrow"].verdict, rows["narrow"].why) == ("not evaluable", "its tokenizer loses 40 % of the text")
+    assert not rows["narrow"].best
+    assert rows["trifle"].verdict != "not evaluable"
+    assert [note for note in comparison.notes if "loses" in note] == [
+        "trifle: its tokenizer loses 0.001 % of the text, which bits per byte leave out"
+    ]
+
+
+def test_a_baseline_that_loses_text_is_no_baseline_for_others() -> None:
+    """A difference to what left out text is as wrong as one of it."""
+    metric = "validation/bits_per_byte"
+    runs = lossy_runs({"narrow": 0.4, "bytes": None}, {"narrow": "d2", "bytes": "d1"}, metric)
+    rows = by_variant(compare(runs, metric))
+    assert (rows["bytes"].verdict, rows["bytes"].why) == (
+        "not evaluable",
+        "of its baseline: its tokenizer loses 40 % of the text",
+    )
+
+
+def test_variants_on_the_same_data_lose_the_same_and_compare() -> None:
+    """Within one tokenizer bits per byte are as fair as the loss; and the loss itself is never across tokenizers."""
+    metric = "validation/bits_per_byte"
+    same = lossy_runs({"base": 0.4, "gate": 0.4}, {"base": "d", "gate": "d"}, metric)
+    assert by_variant(compare(same, metric))["gate"].verdict != "not evaluable"
+    assert compare(same, metric).rows[0].best
+    other = lossy_runs({"base": None, "gate": 0.4}, {"base": "d", "gate": "e"}, metric)
+    assert not any("loses" in note for note in compare(other, "train/final_loss").notes)

@@ -583,3 +583,17 @@ def test_without_scikit_learn_the_table_says_what_to_install(monkeypatch: pytest
     assert (grid.rows[0][0], len(grid.rows)) == ("a", 2)
     assert found.to_dict()["importance"]["fanova"] is None
     assert "fANOVA" not in to_csv(found.frame())
+
+
+def test_variants_whose_tokenizer_loses_text_have_no_effect_on_bits_per_byte() -> None:
+    """Bits that text would have cost are no effect of a tokenizer: its variants are left out, with the reason."""
+    metric, axes = "validation/bits_per_byte", {"tokenizer": ["bytes", "narrow", "wide"], "gate": ["none", "sdpa"]}
+    rows = build_frame(axes, noisy(lambda levels: float(len(str(levels)))), metric=metric).to_pylist()
+    for row in rows:
+        tokenizer = row["axis/tokenizer"]
+        row |= {"data": tokenizer, "validation/lost_bytes": 0.4 if tokenizer == "narrow" else None}
+    runs = pa.Table.from_pylist(rows, runs_schema([*axes], [metric, "validation/lost_bytes"]))
+    found = effects(runs, metric)
+    assert {level.level for level in taken_apart(found).levels if level.axis == "tokenizer"} == {"bytes", "wide"}
+    left = next(note for note in found.notes if note.startswith("Left out"))
+    assert "narrow, none (its tokenizer loses 40 % of the text)" in left
