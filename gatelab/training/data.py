@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gatelab.errors import DataError
-from gatelab.training.manifest import DOCUMENTS, TOKENIZER, damaged, read_manifest, verify_files
-from gatelab.training.tokenizer import ByteTokenizer, FileTokenizer, Tokenizer
+from gatelab.training.manifest import DOCUMENTS, TOKENIZER, SplitCounts, damaged, read_manifest, verify_files
+from gatelab.training.tokenizer import ByteTokenizer, Tokenizer, read_tokenizer
 
 
 class TokenFiles:
@@ -84,20 +84,31 @@ class Dataset:
         """Bytes per token of the validation text: they turn nats per token into nats per byte."""
         return self.manifest.validation.bytes / self.manifest.validation.tokens
 
+    @property
+    def _domains(self) -> dict[str, SplitCounts]:
+        """What the validation text has of each domain; '': all of it is of one."""
+        return self.manifest.domains or {"": self.manifest.validation}
+
     @cached_property
     def _documents(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """(first token, domain) of each validation document, in the order in which they stand."""
         try:
-            lengths, domains = np.load(self.folder / DOCUMENTS).T
-        except (OSError, ValueError, EOFError) as error:
+            found = np.load(self.folder / DOCUMENTS)
+            lengths, domains = found.T
+            total, highest = int(lengths.sum()), int(domains.max())
+            whole = found.dtype == np.int64 and found.min() >= 0
+            whole = whole and total == len(self.validation) and highest < len(self._domains)
+        except Exception as error:  # NumPy raises whatever it met in the header
             raise damaged(self.folder, DOCUMENTS) from error
+        if not whole:
+            raise damaged(self.folder, DOCUMENTS)
         return np.cumsum(lengths) - lengths, domains
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the text was tokenised with."""
         path = self.folder / TOKENIZER
-        return FileTokenizer(path.read_text(encoding="utf-8"), str(path)) if path.exists() else ByteTokenizer()
+        return read_tokenizer(path, str(path)) if path.exists() else ByteTokenizer()
 
     def require(self, sequence_length: int) -> None:
         """Raise DataError unless both parts hold at least one sequence of this length."""
@@ -153,7 +164,7 @@ class Dataset:
         starts = np.arange(count) * available // count * sequence_length
         firsts, domains = self._documents
         targets = starts[:, None] + np.arange(1, sequence_length + 1)
-        counts = self.manifest.domains or {"": self.manifest.validation}
+        counts = self._domains
         return HeldOut(
             windows=np.stack([self.validation.window(int(start), sequence_length + 1) for start in starts]),
             domains=domains[np.searchsorted(firsts, targets, side="right") - 1].astype(np.int16),

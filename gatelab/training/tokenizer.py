@@ -90,7 +90,9 @@ class FileTokenizer:
     def _reporting_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # the library raises no class of its own
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # the library has no class of its own; where it panics it is no Exception either
             raise DataError(f"{self._name}: {next(iter(str(error).splitlines()), repr(error))}") from error
 
     def tokens(self, text: str) -> npt.NDArray[np.int64]:
@@ -138,17 +140,21 @@ def load_tokenizer(config: DataConfig, training_texts: Iterable[str]) -> Tokeniz
         return ByteTokenizer()
     if config.tokenizer.startswith("bpe:"):
         return FileTokenizer(_train_bpe(training_texts, config.vocab_size))
-    return _read_tokenizer(config)
+    return _configured(config)
 
 
-def _read_tokenizer(config: DataConfig) -> FileTokenizer:
-    name = f"data.tokenizer {config.tokenizer!r}"
-    with reading(Path(config.tokenizer)):
-        content = Path(config.tokenizer).read_bytes()
+def read_tokenizer(path: Path, name: str) -> FileTokenizer:
+    """Read a tokenizer.json, which `name` names in errors. Raises DataError."""
+    with reading(path):
+        content = path.read_bytes()
     try:
         return FileTokenizer(content.decode(), name)
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: not UTF-8 text") from error
+
+
+def _configured(config: DataConfig) -> FileTokenizer:
+    return read_tokenizer(Path(config.tokenizer), f"data.tokenizer {config.tokenizer!r}")
 
 
 def tokenizer_digest(config: DataConfig) -> str:
@@ -157,7 +163,7 @@ def tokenizer_digest(config: DataConfig) -> str:
     Raises DataError if a file cannot be used.
     """
     if config.tokenizer.endswith(".json"):
-        return hashlib.sha256(_read_tokenizer(config).description().encode()).hexdigest()
+        return hashlib.sha256(_configured(config).description().encode()).hexdigest()
     return config.tokenizer
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gatelab.errors import DataError
 from gatelab.training.config import DataConfig
 from gatelab.training.corpus import read_corpus, source_digest, validation_names
-from gatelab.training.source_files import Skipped
+from gatelab.training.source_files import READ, Skipped
 
 
 def read(source: Path | str, **fields: Any) -> tuple[list[tuple[str, str]], dict[str, str]]:
@@ -426,3 +426,9 @@ def test_what_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     for use in (lambda: read(tmp_path), lambda: source_digest(DataConfig(source=str(tmp_path)))):
         with pytest.raises(DataError, match=r"cannot be read \(Permission denied\)"):
             use()
+
+
+def test_the_documentation_lists_what_is_read() -> None:
+    """Which suffixes make text stands where a user looks, not in the code alone."""
+    documented = (Path(__file__).parents[2] / "docs" / "study.md").read_text(encoding="utf-8")
+    assert [suffix for suffix in sorted(READ) if f"`{suffix}`" not in documented] == []
