@@ -5,9 +5,9 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from gatelab.errors import DataError
 from gatelab.training.source_files import Skipped
@@ -30,14 +30,17 @@ def damaged(folder: Path, what: str) -> DamagedData:
     return DamagedData(f"the prepared data in {folder} are damaged ({what}): {again}")
 
 
+_Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
 @dataclass(frozen=True)
 class SplitCounts:
     """Size of one part of the data."""
 
-    documents: int
-    bytes: int
-    tokens: int
-    lost_bytes: int | None = None
+    documents: _Count
+    bytes: _Count
+    tokens: Annotated[_Count, Field(gt=0)]  # each document ends in one
+    lost_bytes: _Count | None = None
     """Bytes that the tokens do not give back; None: not counted, in data of older versions."""
 
     @property

@@ -45,6 +45,8 @@ def vocab_size(tokenizer: str) -> int:
 def _file_vocab_size(path: Path, mtime_ns: int, size: int) -> int:
     try:
         return read_vocabulary(path.read_text(encoding="utf-8"))[0]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"tokenizer {str(path)!r}: not UTF-8 text") from error
     except ValueError as error:
         raise ValueError(f"tokenizer {str(path)!r}: {error}") from error
 
