@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from gatelab.kernels import chunked, composite, fused, reference
-from gatelab.kernels.modulation import check_gate
-from gatelab.kernels.operators import Call
+from gatelab.kernels.checks import check_attention, check_gate, check_kind, number
+from gatelab.kernels.operators import FORWARD_MODE, TRANSFORM, Call, beyond_backward, symbolic
 from gatelab.kernels.requirements import FUSED_ACTIVATIONS, capability, interpreted, triton_missing
 
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
@@ -19,7 +19,7 @@ PROBABILITIES_LIMIT = 256 * 2**20  # bytes that one call of the chunked backend 
 class Case:
     """What a backend must be able to do for one call."""
 
-    device: str  # "cpu" | "cuda"
+    device: str  # "cpu" | "cuda" | any other of PyTorch's
     dtype: torch.dtype
     batch: int
     query_length: int
@@ -30,6 +30,7 @@ class Case:
     causal: bool = True
     activation: str | None = "sigmoid"  # None: ungated
     capability: tuple[int, int] | None = None  # compute capability of a CUDA device
+    beyond: str | None = None  # FORWARD_MODE or TRANSFORM: what is asked of it beyond a backward
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,15 @@ class Backend:
     name: str
     what: str
     run: Callable[[Tensor, Tensor, Tensor, Tensor | None, Call], Tensor]
-    refusal: Callable[[Case], str | None]  # why it cannot do a case, or None
+    limits: Callable[[Case], str | None]  # why it cannot do a case, or None
     reluctance: Callable[[Case], str | None] = lambda case: None  # why "auto" passes it over where it could, or None
+    beyond: tuple[str, ...] = ()  # what it has beyond a backward
+
+    def refusal(self, case: Case) -> str | None:
+        """Say why it cannot do a case, or return None."""
+        if case.beyond is not None and case.beyond not in self.beyond:
+            return f"it has no {case.beyond} (backend='reference' has)"
+        return self.limits(case)
 
 
 def _triton_refusal(case: Case) -> str | None:
@@ -115,6 +123,8 @@ def _chunked_refusal(case: Case) -> str | None:
 def _chunked_reluctance(case: Case) -> str | None:
     if case.dtype not in (torch.float32, torch.bfloat16):
         return f"it was measured in float32 and bfloat16 (this is {_name(case.dtype)})"
+    if symbolic(case.query_length) or symbolic(case.key_length):
+        return "a graph for any length cannot know its chunks"
     pays = case.causal and 256 <= case.query_length <= 1024
     if case.dtype == torch.float32 and not pays and _alignment_refusal(case) is None:
         return "in float32 it is faster for causal sequences of 256 to 1,024 tokens only"
@@ -149,11 +159,22 @@ BACKENDS: dict[str, Backend] = {
             composite.gated(composite.cudnn_core),
             _cudnn_refusal,
             lambda case: "PyTorch picks it where it trusts it",
+            beyond=(TRANSFORM,),
         ),
         Backend(
-            "sdpa", "PyTorch's attention, then a gate kernel", composite.gated(composite.torch_core), _alignment_refusal
+            "sdpa",
+            "PyTorch's attention, then a gate kernel",
+            composite.gated(composite.torch_core),
+            _alignment_refusal,
+            beyond=(TRANSFORM,),
         ),
-        Backend("reference", "explicit softmax, any dtype", reference.attention, lambda case: None),
+        Backend(
+            "reference",
+            "explicit softmax, any dtype",
+            reference.attention,
+            lambda case: None,
+            beyond=(FORWARD_MODE, TRANSFORM),
+        ),
     )
 }
 
@@ -186,7 +207,8 @@ def gated_attention(
     """Softmax attention whose output is modulated by a gate: `combine(softmax(QKᵀ·scale)V, activation(gate))`.
 
     The gate is computed in float32 (or wider) from its raw pre-activations, in the forward and in the backward. Only
-    the backend "reference" has second derivatives. Under autocast q, k and v take its dtype; the gate keeps its own.
+    the backend "reference" has second and forward-mode derivatives. Under `torch.func`, "auto" takes "sdpa" or
+    "reference", for forward mode "reference". Under autocast q, k and v take its dtype; the gate keeps its own.
 
     Args:
         q: `[B, T, Hq, D]`.
@@ -195,7 +217,7 @@ def gated_attention(
         activation: a name in `gatelab.kernels.gate.ACTIVATIONS`.
         combine: "multiply" or "add".
         causal: query i sees the keys 0 … i + S - T.
-        scale: multiplies the logits; 1/sqrt(D) by default.
+        scale: a finite number, multiplies the logits; 1/sqrt(D) by default. Multiply q by a scale that is learned.
         cu_seqlens: packed sequences of different lengths, for B = 1 and T = S: `[n + 1]` int32 on the device of q,
             rising from 0 to T; sequence i is the tokens cu_seqlens[i] … cu_seqlens[i + 1] - 1, and may be empty.
         backend: "auto", or the name of one in `BACKENDS`.
@@ -206,9 +228,10 @@ def gated_attention(
     Raises:
         ValueError: shapes or dtypes that do not fit, unknown names, or a backend that cannot do the case.
     """
-    if torch.is_autocast_enabled(q.device.type):
+    check_kind(q, k, v)
+    if torch.amp.is_autocast_available(q.device.type) and torch.is_autocast_enabled(q.device.type):
         q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
-    _check(q, k, v, causal, cu_seqlens)
+    check_attention(q, k, v, causal, cu_seqlens)
     check_gate(q, gate, activation, combine)
     case = Case(
         device=q.device.type,
@@ -222,38 +245,10 @@ def gated_attention(
         causal=causal,
         activation=None if gate is None else activation,
         capability=capability(q.device.index) if q.device.type == "cuda" else None,
+        beyond=beyond_backward(q, k, v, gate),
     )
-    call = Call(activation, combine, causal, q.shape[3] ** -0.5 if scale is None else scale, cu_seqlens)
+    scale = q.shape[3] ** -0.5 if scale is None else number(scale)
+    if scale <= 0:  # libraries multiply the -inf of their mask by it, or skip a product with 0 and leave what was there
+        q, scale = q * (-1 if scale else 0), -scale or 1.0
+    call = Call(activation, combine, causal, scale, cu_seqlens)
     return choose_backend(case, backend).run(q, k, v, gate, call)
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool, cu_seqlens: Tensor | None) -> None:
-    """Raise ValueError unless queries, keys and values fit together."""
-    fits = q.dim() == k.dim() == 4 and k.shape == v.shape and (k.shape[0], k.shape[3]) == (q.shape[0], q.shape[3])
-    if not fits or k.shape[2] == 0 or q.shape[2] % k.shape[2]:
-        raise ValueError(
-            "k and v must be [B, S, Hkv, D] with q's B and D, and Hkv must divide Hq "
-            f"(got q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)})"
-        )
-    if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
-        raise ValueError(f"q, k and v must have one floating dtype (got {q.dtype}, {k.dtype}, {v.dtype})")
-    if 0 in q.shape or k.shape[1] == 0:
-        raise ValueError(f"there must be queries and keys (got q {list(q.shape)}, k {list(k.shape)})")
-    if causal and q.shape[1] > k.shape[1]:
-        raise ValueError(
-            f"causal attention needs at least as many keys as queries (got S={k.shape[1]}, T={q.shape[1]})"
-        )
-    if cu_seqlens is not None:
-        if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2 or cu_seqlens.dtype != torch.int32:
-            raise ValueError(
-                f"cu_seqlens must be [n + 1] int32 (got {list(cu_seqlens.shape)} {_name(cu_seqlens.dtype)})"
-            )
-        if q.shape[0] != 1 or q.shape[1] != k.shape[1] or cu_seqlens.device != q.device:
-            raise ValueError(
-                "with cu_seqlens, q and k must be [1, T, …] and on its device "
-                f"(got q {list(q.shape)} on {q.device}, k {list(k.shape)}, cu_seqlens on {cu_seqlens.device})"
-            )
-        if q.device.type == "cpu" and not torch.compiler.is_compiling():
-            bounds = cu_seqlens.tolist()
-            if bounds[0] != 0 or bounds[-1] != q.shape[1] or bounds != sorted(bounds):
-                raise ValueError(f"cu_seqlens must rise from 0 to T={q.shape[1]} (got {bounds})")

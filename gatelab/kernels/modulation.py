@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from gatelab.kernels import gate as arithmetic
-from gatelab.kernels.operators import differentiable_once
+from gatelab.kernels.checks import check_gate
+from gatelab.kernels.operators import beyond_backward, differentiable_once
 from gatelab.kernels.requirements import FUSED_ACTIVATIONS, triton_missing
 
 
@@ -14,34 +15,19 @@ def apply_gate(x: Tensor, gate: Tensor, *, activation: str = "sigmoid", combine:
     """Return `Y' = combine(Y, activation(gate))` (paper eq. 5), in the dtype of `x`, computed in float32 or wider.
 
     Args:
-        x: `[B, T, heads, width]`, any strides.
-        gate: pre-activations `[B, T, heads or 1, width or 1]`, of a floating dtype that may differ from that of `x`.
+        x: `[B, T, heads, width]`, any strides, of a floating dtype of 16 bits or more.
+        gate: pre-activations `[B, T, heads or 1, width or 1]`, of such a dtype, which may differ from that of `x`.
         activation: a name in `gatelab.kernels.gate.ACTIVATIONS`.
         combine: "multiply" or "add".
 
     Raises:
-        ValueError: shapes that do not fit, or unknown names.
+        ValueError: shapes, dtypes or devices that do not fit, or unknown names.
     """
     check_gate(x, gate, activation, combine)
+    if beyond_backward(x, gate) is not None:
+        return arithmetic.gate_forward(x, gate, activation, combine)  # plain operations have every rule
     out: Tensor = _modulate(x, gate, activation, combine)
     return out
-
-
-def check_gate(x: Tensor, gate: Tensor | None, activation: str, combine: str) -> None:
-    """Raise ValueError unless `gate` fits `x [B, T, heads, width]` and both names are known."""
-    if gate is not None:
-        fits = gate.dim() == x.dim() == 4 and gate.shape[:2] == x.shape[:2]
-        if not fits or gate.shape[2] not in (1, x.shape[2]) or gate.shape[3] not in (1, x.shape[3]):
-            raise ValueError(
-                f"gate must be [B, T, H or 1, D or 1] (got {list(gate.shape)} for a tensor [B, T, H, D] of "
-                f"{list(x.shape)})"
-            )
-    for given, known, what in (
-        (activation, arithmetic.ACTIVATIONS, "activation"),
-        (combine, arithmetic.COMBINATIONS, "combine"),
-    ):
-        if given not in known:
-            raise ValueError(f"{what} must be one of {', '.join(known)} (got {given!r})")
 
 
 def _in_triton(x: Tensor, activation: str) -> bool:

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.library import CustomOpDef  # type: ignore[attr-defined]
 
 
@@ -15,6 +17,32 @@ class Call(NamedTuple):
     causal: bool
     scale: float
     cu_seqlens: Tensor | None
+
+
+FORWARD_MODE, TRANSFORM = "forward-mode derivative", "rule for torch.func"
+
+
+def beyond_backward(*tensors: Tensor | None) -> str | None:
+    """Say what PyTorch asks of these tensors' operators beyond a backward: FORWARD_MODE, a TRANSFORM, or nothing.
+
+    An operator that has no such rule would drop a forward derivative without a word.
+    """
+    transform = torch._C._are_functorch_transforms_active()
+    if forward_ad._current_level >= 0 and (
+        transform  # other levels may hide the tangent
+        or any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)  # type: ignore[no-untyped-call]
+    ):
+        return FORWARD_MODE
+    return TRANSFORM if transform else None
+
+
+def symbolic(length: int) -> bool:
+    """Return whether a graph leaves a length open: `torch.compile` and `torch.export` with dynamic shapes."""
+    if not torch.compiler.is_compiling():
+        return isinstance(length, torch.SymInt)
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return not has_static_value(length)
 
 
 def differentiable_once(

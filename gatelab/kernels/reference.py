@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gatelab.kernels.gate import gate_backward, gate_forward
-from gatelab.kernels.operators import Call
+from gatelab.kernels.operators import Call, beyond_backward
 
 
 def attention_weights(
@@ -42,6 +42,22 @@ def _ungated(weights: Tensor, v: Tensor, q: Tensor) -> Tensor:
     return (weights @ _for_queries(v, q).transpose(1, 2)).transpose(1, 2)
 
 
+def _plain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Tensor | None,
+    activation: str,
+    combine: str,
+    causal: bool,
+    scale: float,
+    cu_seqlens: Tensor | None,
+) -> Tensor:
+    """Compute it by PyTorch's operations, which have every derivative and rule that PyTorch knows."""
+    o = _ungated(attention_weights(q, k, causal=causal, scale=scale, cu_seqlens=cu_seqlens), v, q)
+    return o if gate is None else gate_forward(o, gate, activation, combine)
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -58,8 +74,7 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(q, k, v, gate, cu_seqlens)
         ctx.options = activation, combine, causal, scale
-        o = _ungated(attention_weights(q, k, causal=causal, scale=scale, cu_seqlens=cu_seqlens), v, q)
-        return o if gate is None else gate_forward(o, gate, activation, combine)
+        return _plain(q, k, v, gate, activation, combine, causal, scale, cu_seqlens)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -77,11 +92,13 @@ class _Attention(torch.autograd.Function):
         dlogits = weights * (heads_first @ _for_queries(v, q).permute(0, 2, 3, 1) - delta)
         dq = (dlogits @ _for_queries(k, q).transpose(1, 2)) * scale
         dk = (dlogits.mT @ q.transpose(1, 2)) * scale
-        dk, dv = (x.transpose(1, 2).unflatten(2, (k.shape[2], -1)).sum(3) for x in (dk, dv))  # over each group
+        dk, dv = (x.transpose(1, 2).reshape(*k.shape[:3], -1, k.shape[3]).sum(3) for x in (dk, dv))  # over each group
         return dq.transpose(1, 2), dk, dv, dg, None, None, None, None, None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, call: Call) -> Tensor:
     """Return `[B, T, Hq, D]`. Arguments as `gated_attention`."""
+    if beyond_backward(q, k, v, gate) is not None:
+        return _plain(q, k, v, gate, *call)
     out: Tensor = _Attention.apply(q, k, v, gate, *call)  # type: ignore[no-untyped-call]
     return out

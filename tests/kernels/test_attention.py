@@ -1,18 +1,20 @@
 """Gated attention: the reference against a loop, the other backends against the reference, and what is refused."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import product
+from itertools import product, repeat
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gatelab.kernels import composite, gated_attention
+from gatelab.kernels import apply_gate, composite, gated_attention
 from gatelab.kernels.attention import Case, choose_backend
 from gatelab.kernels.gate import ACTIVATIONS, COMBINATIONS
 from gatelab.kernels.reference import attention_weights
@@ -37,7 +39,7 @@ def problems(draw: st.DrawFn, square: bool = False) -> dict[str, Any]:
     keys = length if causal and square else length + draw(st.sampled_from([0, 1, 4, 32]))
     gate = (batch, length, draw(st.sampled_from([1, heads])), draw(st.sampled_from([1, width])))
     shapes = (batch, length, heads, width), (batch, keys, kv_heads, width), (batch, keys, kv_heads, width), gate
-    scale = draw(st.sampled_from([None, 0.3, 2.0]))
+    scale = draw(st.sampled_from([None, 0.3, 2.0, 0.0, -0.7]))
     return {"tensors": tensors(draw(st.integers(0, 99)), *shapes), "causal": causal, "scale": scale}
 
 
@@ -75,7 +77,7 @@ def test_reference_is_attention_as_written_in_the_paper(data: st.DataObject) -> 
     gate_shape = (2, length, data.draw(st.sampled_from([1, heads])), data.draw(st.sampled_from([1, width])))
     kv_shape = (2, keys, kv_heads, width)
     q, k, v, gate = tensors(data.draw(st.integers(0, 99)), (2, length, heads, width), kv_shape, kv_shape, gate_shape)
-    options = {"causal": data.draw(st.booleans()), "scale": data.draw(st.sampled_from([None, 0.7]))}
+    options = {"causal": data.draw(st.booleans()), "scale": data.draw(st.sampled_from([None, 0.7, 0.0, -0.7]))}
     scores = data.draw(st.sampled_from([gate, None]))
     names = {"activation": "silu", "combine": "add"} if add_silu else {}
     got = gated_attention(q, k, v, scores, **names, **options, backend="reference")
@@ -185,6 +187,32 @@ def bounds(*values: int, dtype: torch.dtype = torch.int32) -> Tensor:
         pytest.param(
             {name: shaped(2, 5, 4, 8).int() for name in "qkv"}, "one floating dtype .*int32", id="integer-inputs"
         ),
+        pytest.param(
+            {name: shaped(2, 5, 4, 8).to(torch.float8_e4m3fn) for name in "qkv"},
+            "one floating dtype of 16 bits or more .*float8_e4m3fn",
+            id="float8",
+        ),
+        pytest.param({name: shaped(2, 5, 4, 8) * 1j for name in "qkv"}, "one floating dtype .*complex64", id="complex"),
+        pytest.param({"gate": shaped(2, 5, 4, 8) * 1j}, "floating dtypes .*complex64 for .*float32", id="complex-gate"),
+        pytest.param({"gate": shaped(2, 5, 4, 8).int()}, "floating dtypes .*int32 for .*float32", id="integer-gate"),
+        pytest.param({"gate": shaped(2, 5, 4, 8).to("meta")}, "on the device .*got meta for cpu", id="gate-device"),
+        pytest.param({"k": shaped(2, 5, 2, 8).to("meta")}, "on one device .*cpu, meta, cpu", id="device"),
+        pytest.param({"v": shaped(2, 5, 2, 8).to_sparse()}, "neither sparse nor nested", id="sparse"),
+        pytest.param(
+            {"q": torch.nested.as_nested_tensor([shaped(5, 4, 8)] * 2, layout=torch.jagged)},
+            "neither sparse nor nested .for packed sequences: cu_seqlens",
+            id="nested",
+        ),
+        pytest.param(
+            {"scale": torch.tensor(0.3, requires_grad=True)},
+            "scale is a number .got Tensor; multiply q by one that is learned",
+            id="learned-scale",
+        ),
+        pytest.param({"scale": np.array(0.3)}, "scale is a number .got ndarray", id="array-scale"),
+        pytest.param({"scale": "0.3"}, "scale is a number .got str", id="text-scale"),
+        pytest.param({"scale": True}, "scale is a number .got bool", id="bool-scale"),
+        pytest.param({"scale": math.nan}, "scale is a finite number .got nan", id="nan-scale"),
+        pytest.param({"scale": -math.inf}, "scale is a finite number .got -inf", id="infinite-scale"),
         pytest.param({"q": shaped(2, 0, 4, 8), "gate": None}, r"must be queries and keys \(got q \[2, 0", id="empty"),
         pytest.param(
             {"k": shaped(2, 0, 2, 8), "v": shaped(2, 0, 2, 8), "causal": False},
@@ -203,6 +231,71 @@ def test_refusals_name_what_was_wrong_and_what_would_be_right(change: dict[str, 
     gated_attention(**call)  # the call is right without the change
     with pytest.raises(ValueError, match=message):
         gated_attention(**{**call, **change})
+
+
+@pytest.mark.parametrize("call", [gated_attention, apply_gate])
+def test_a_gate_of_no_length_is_applied_to_no_tokens(call: Callable[..., Tensor]) -> None:
+    """Attention over nothing has no answer; a gate on no tokens is no tokens."""
+    x = shaped(2, 0, 4, 8)
+    if call is apply_gate:
+        assert apply_gate(x, x).shape == x.shape
+    else:
+        with pytest.raises(ValueError, match="must be queries and keys"):
+            gated_attention(x, x, x, x)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("scale", [0, -0.0, -0.7, np.float32(-2), np.int64(0), np.float64(0.3)], ids=repr)
+@pytest.mark.parametrize("backend", ["sdpa", "chunked", "auto"])
+def test_a_scale_of_zero_or_below_is_a_number_like_any_other(backend: str, scale: float, causal: bool) -> None:
+    """Uniform attention is scale 0: a mask of -inf times 0 must not make it NaN, in the output or a gradient."""
+    inputs = [x.bfloat16().double() for x in tensors(5, *repeat((1, 77, 2, 8), 5))]  # exact in every dtype
+
+    def everything(name: str, dtype: torch.dtype) -> list[Tensor]:
+        *leaves, direction = [x.to(dtype).requires_grad_() for x in inputs]
+        out = gated_attention(*leaves, scale=scale, causal=causal, backend=name)
+        return [x.detach().double() for x in (out, *torch.autograd.grad(out, leaves, direction))]
+
+    truth = everything("reference", torch.float64)
+    for got, want in zip(everything(backend, torch.float32), truth, strict=True):
+        torch.testing.assert_close(got, want, **SINGLE)
+    for got, want in zip(everything(backend, torch.bfloat16), truth, strict=True):
+        assert (got - want).norm() <= 2e-2 * want.norm()
+    if scale == 0 and not causal:
+        uniform = gated_attention(*inputs[:3], scale=scale, causal=False, backend=backend)
+        torch.testing.assert_close(uniform, inputs[2].mean(1, keepdim=True).expand_as(uniform))
+
+
+@pytest.mark.parametrize("shape", [(2, 20), (2, 300), (2, 5)], ids=["short", "long", "cached"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_tensors_without_values_have_the_shapes_of_those_with(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Models are planned on the meta device: shapes and dtypes of outputs and gradients, no arithmetic."""
+    batch, length = shape
+    keys = max(length, 20)
+    shapes = (batch, length, 4, 8), (batch, keys, 2, 8), (batch, keys, 2, 8), (batch, length, 4, 1)
+    leaves = [torch.empty(s, device="meta", dtype=dtype, requires_grad=True) for s in shapes]
+    with torch.autocast("cpu", torch.float16):  # says nothing about them
+        out = apply_gate(gated_attention(*leaves), leaves[3])
+    assert (out.device.type, out.shape, out.dtype) == ("meta", shapes[0], dtype)
+    for leaf, gradient in zip(leaves, torch.autograd.grad(out.sum(), leaves), strict=True):
+        assert (gradient.device.type, gradient.shape, gradient.dtype) == ("meta", leaf.shape, dtype)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "chunked", "reference"])
+def test_strides_and_mixed_gates_change_nothing(backend: str) -> None:
+    """Transposed, expanded and sliced tensors, and a gate of another dtype, are read by their values."""
+    bases = tensors(8, (2, 2, 20, 8), (1, 20, 1, 8), (2, 20, 2, 16), (2, 1, 1, 1))
+    for dtype, gate_dtype in ((torch.float32, torch.float16), (torch.bfloat16, torch.float32)):
+        q, k, v, gate = (x.to(kind) for x, kind in zip(bases, (dtype, dtype, dtype, gate_dtype), strict=True))
+        given = [q.transpose(1, 2), k.expand(2, 20, 2, 8), v[..., ::2], gate.expand(2, 20, 2, 8)]
+        assert not any(x.is_contiguous() for x in given)
+        runs = []
+        for leaves in ([x.detach() for x in given], [x.contiguous() for x in given]):
+            out = gated_attention(*(x.requires_grad_() for x in leaves), backend=backend)
+            runs.append([out, *torch.autograd.grad(out.sum(), leaves)])
+        assert [x.dtype for x in runs[0]] == [dtype] * 4 + [gate_dtype]
+        for a, b in zip(*runs, strict=True):
+            assert (a - b).norm() <= (1e-2 if dtype == torch.bfloat16 else 1e-5) * b.norm()
 
 
 @pytest.mark.parametrize(

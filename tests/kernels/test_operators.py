@@ -149,6 +149,66 @@ def test_packed_sequences_of_other_lengths_reuse_the_compiled_graph(
     assert counter.frame_count == 1
 
 
+def around_chunks(call: Callable[..., Tensor], dtype: torch.dtype, *, mark: bool, gradients: bool) -> None:
+    """Compare compiled attention with eager attention, at lengths for which `auto` has different backends."""
+    compiled_for = torch.compile(gated_attention, fullgraph=True, backend=call)
+    for length in (300, 310, 1100, 20, 256):
+        given = leaves([x.to(dtype) for x in problem(1, "cpu", length=length)])
+        if mark:
+            for x in given:
+                torch._dynamo.mark_dynamic(x, 1)
+        got, want = compiled_for(*given), gated_attention(*given)
+        close = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(got, want, **close)
+        if gradients:
+            for a, b in zip(*(torch.autograd.grad(y.sum(), given) for y in (got, want)), strict=True):
+                torch.testing.assert_close(a, b, **close)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mark", [False, True], ids=["found-out", "marked"])
+def test_auto_compiles_no_graph_for_each_length(
+    mark: bool, dtype: torch.dtype, compiler: Callable[[str], CompileCounterWithBackend]
+) -> None:
+    """A graph of chunks would be compiled anew for every length until the compiler gives up."""
+    counter = compiler("aot_eager")
+    around_chunks(counter, dtype, mark=mark, gradients=dtype == torch.float32)
+    assert counter.frame_count == (1 if mark else 2)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [({}, torch.float32), ({"causal": False, "scale": 0.0}, torch.bfloat16)],
+    ids=["float32", "bfloat16-uniform"],
+)
+def test_an_exported_model_serves_any_length(options: dict[str, Any], dtype: torch.dtype, strict: bool) -> None:
+    """torch.export with a dynamic length: one program, from one token to more than it was traced with."""
+
+    class Gated(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
+            return gated_attention(apply_gate(q, gate), k, v, gate, **options)
+
+    def inputs(length: int) -> tuple[Tensor, ...]:
+        return tuple(x.to(dtype) for x in problem(1, "cpu", length=length))
+
+    length = {1: torch.export.Dim("length", min=2, max=4096)}
+    program = torch.export.export(Gated(), inputs(300), dynamic_shapes=(length,) * 4, strict=strict).module()
+    for other in (2, 77, 300, 1100):
+        tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(program(*inputs(other)), Gated()(*inputs(other)), rtol=tolerance, atol=tolerance)
+
+
+def test_a_scale_may_be_left_open_by_a_graph(compiler: Callable[[str], CompileCounterWithBackend]) -> None:
+    """A scale that changes from call to call is a number in eager code and in compiled code."""
+    counter = compiler("aot_eager")
+    compiled = torch.compile(gated_attention, fullgraph=True, dynamic=True, backend=counter)
+    inputs = problem(1, "cpu")
+    for scale in (0.1, 0.2, -0.3):
+        want = gated_attention(*inputs, scale=scale)
+        torch.testing.assert_close(compiled(*inputs, scale=scale), want, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.parametrize("backend", ["sdpa", "reference", pytest.param("triton", marks=needs_triton)])
 def test_other_lengths_share_a_compiled_graph(

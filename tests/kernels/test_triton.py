@@ -179,6 +179,8 @@ SHAPES = {
     "odd-130": {"shape": (130, 130, 1, 1, 3)},
     "fewer-keys": {"shape": (40, 19, 2, 1, 80), "causal": False, "scale": 0.2},
     "one-channel": {"shape": (33, 48, 2, 2, 1)},
+    "negative-scale": {"shape": (17, 20, 2, 1, 8), "scale": -0.7},
+    "uniform": {"shape": (17, 20, 2, 1, 8), "scale": 0.0},
     "wide-head": {"shape": (18, 18, 1, 1, 136)},
 }
 
