@@ -57,7 +57,8 @@ SystemMetrics = Annotated[
     bool, typer.Option("--system-metrics", help="Record processor, memory and GPU as trials train.")
 ]
 Address = Annotated[
-    str | None, typer.Option(envvar="RAY_ADDRESS", help="Address of a Ray cluster \\[default: start Ray here].")
+    str | None,
+    typer.Option(envvar="RAY_ADDRESS", help="HOST:PORT of a Ray cluster \\[default: start Ray here]."),
 ]
 Variants = Annotated[list[str], typer.Option("--variant", help="Only this variant; repeatable.")]
 OutputFolder = Annotated[Path | None, typer.Option("--output", "-o", help="Folder \\[default: the study's].")]

@@ -3,9 +3,6 @@
 Ray places workers and limits them by resources; workers are kept between tasks.
 """
 
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +13,7 @@ from gatelab.errors import Unavailable
 from gatelab.orchestrator.executor import CannotRun
 from gatelab.orchestrator.failures import FailureKind, Lost
 from gatelab.orchestrator.pool import POLL_SECONDS, Pool, Result, Task, Worker, WorkerSetup, do_nothing, never
+from gatelab.orchestrator.ray_connection import cluster, own_ray
 
 NODES_SECONDS = 5.0
 """Between two looks at whether the cluster is alive."""
@@ -26,7 +24,8 @@ class RayExecutor:
     """Run tasks on Ray, several at a time."""
 
     address: str | None = None
-    """Address of a Ray cluster; None: the Ray that this process has, or one started here and stopped at the end."""
+    """HOST:PORT of a Ray cluster's head, seen from one of its nodes, or "auto" on one; None: the Ray that this process
+    has, or one started here, which only this machine reaches, and stopped at the end."""
     gpus_per_trial: float | None = None
     """GPUs of each task, or a part of one; None: 1 where Ray has GPUs, else 0."""
     concurrency: int | None = None
@@ -40,20 +39,9 @@ class RayExecutor:
         if ray.is_initialized():
             yield
             return
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        own = {} if self.address else {"include_dashboard": False, "object_store_memory": 100_000_000}
-        on_terminate = signal.getsignal(signal.SIGTERM)
-        try:
-            ray.init(address=self.address or "local", log_to_driver=False, logging_level="ERROR", **own)
-        except ConnectionError as error:
-            raise CannotRun(f"--address {self.address}: {error}") from error
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_terminate)  # Ray has set its own, which ends the process on the spot
-        try:
+        connection = own_ray() if self.address in (None, "local") else cluster(self.address)
+        with connection:
             yield
-        finally:
-            ray.shutdown()
 
     @contextmanager
     def open_pool(

@@ -7,12 +7,14 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 import torch
 
@@ -144,6 +146,17 @@ def drawn(page: "Page", count: int) -> dict[str, list[float]]:
     page.wait_for_function(f"({CURVES})(document.querySelector('.js-plotly-plot')).length >= {count}")
     curves = page.locator(".js-plotly-plot").first.evaluate(CURVES)
     return {name.partition(" (")[0]: values for name, values in curves}
+
+
+def test_the_pages_are_open_to_this_machine_only(shown: Shown) -> None:
+    """MLflow asks nobody for a password: without --host, no other machine reaches what a study holds."""
+    port = urllib.parse.urlsplit(shown.address).port
+    hosts = {
+        connection.laddr.ip
+        for connection in psutil.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+    }
+    assert hosts == {"127.0.0.1"}
 
 
 def test_the_runs_are_the_trials(shown: Shown, open_page: Callable[..., "Page"]) -> None:

@@ -51,9 +51,10 @@ def one_ray() -> Iterator[None]:
     if ray.is_initialized():  # by tests of another folder
         yield
         return
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
-    yield
-    ray.shutdown()
+    from gatelab.orchestrator.ray_connection import own_ray
+
+    with own_ray(cpus=2):
+        yield
 
 
 @pytest.fixture(scope="module")

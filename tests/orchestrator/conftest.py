@@ -1,16 +1,16 @@
 """A Ray for this folder's tests, and studies small enough to run in seconds."""
 
-import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import yaml
 
 from gatelab.ablations.loading import make_study
 from gatelab.ablations.matrix import Matrix
+from gatelab.orchestrator import ray_connection
 from gatelab.orchestrator.planning import plan_study
 
 TINY = {
@@ -21,12 +21,20 @@ TINY = {
 
 
 @pytest.fixture(scope="session")
-def own_ray() -> Iterator[None]:
-    """One Ray with two CPUs for all tests that share it."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
-    yield
-    ray.shutdown()
+def long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for temporary files whose path is too long for a Unix socket in it."""
+    return tmp_path_factory.mktemp("a-folder-deep-down-as-schedulers-give-it-to-a-job-of-theirs")
+
+
+@pytest.fixture(scope="session")
+def own_ray(long_folder: Path) -> Iterator[None]:
+    """One Ray with two CPUs for all tests that share it, started where temporary files have a long path."""
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TMPDIR", str(long_folder))
+            patch.delenv("RAY_TMPDIR", raising=False)
+            stack.enter_context(ray_connection.own_ray(cpus=2))
+        yield
 
 
 @pytest.fixture
