@@ -172,11 +172,11 @@ SHAPES = {
     "one-token": {"shape": (1, 1, 2, 2, 3)},
     "one-query-many-keys": {"shape": (1, 50, 4, 2, 16)},
     "multi-query": {"shape": (17, 17, 4, 1, 16)},
-    "grouped": {"shape": (40, 40, 4, 2, 8), "batch": 2},
+    "grouped": {"shape": (24, 24, 4, 2, 8), "batch": 2},
     "more-keys": {"shape": (17, 50, 2, 2, 24), "scale": 0.3},
     "odd-77": {"shape": (77, 77, 2, 1, 40)},
-    "odd-100": {"shape": (100, 100, 1, 1, 48), "causal": False},
-    "odd-130": {"shape": (130, 130, 1, 1, 3)},
+    "odd-60": {"shape": (60, 60, 1, 1, 48), "causal": False},
+    "odd-50": {"shape": (50, 50, 1, 1, 3)},
     "fewer-keys": {"shape": (40, 19, 2, 1, 80), "causal": False, "scale": 0.2},
     "one-channel": {"shape": (33, 48, 2, 2, 1)},
     "negative-scale": {"shape": (17, 20, 2, 1, 8), "scale": -0.7},
@@ -221,7 +221,7 @@ def test_any_combination_agrees_with_float64(data: st.DataObject, tiles: None) -
         activation=data.draw(st.sampled_from(list(ACTIVATIONS))),
         combine=data.draw(st.sampled_from(list(COMBINATIONS))),
         causal=causal,
-        scale=data.draw(st.sampled_from([None, 0.3, 2.0])),
+        scale=data.draw(st.sampled_from([None, 0.3, 2.0, 0.0, -0.7])),
         cancelled=3e-6,
     )
 
@@ -267,7 +267,7 @@ def test_strides_change_nothing(layout: str, granularity: str, small_tiles: None
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
 def test_expanded_tensors_are_read_through_strides_of_zero(activation: str, small_tiles: None) -> None:
     """A constant gate, one sequence for a whole batch, and the gradient of `y.sum()` all have strides of 0."""
-    q, k, v, _ = tensors(1, (2, 35, 2, 8), (1, 35, 2, 8), (1, 35, 1, 8), (), dtype=torch.float32)
+    q, k, v, _ = tensors(1, (2, 19, 2, 8), (1, 19, 2, 8), (1, 19, 1, 8), (), dtype=torch.float32)
     gate = torch.tensor(0.7, device=DEVICE)
     expanded = [q, k.expand(2, -1, -1, -1), v.expand(2, -1, 2, -1), gate.expand(q.shape)]
     direction = torch.ones((), device=DEVICE).expand(q.shape)
@@ -331,7 +331,7 @@ def test_packed_sequences_are_computed_one_by_one(
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_a_second_run_has_the_same_bits(granularity: str, small_tiles: None) -> None:
     """A repeated run is the same run: no sum depends on the order in which programs finish."""
-    *inputs, direction = [x.half() for x in problem(40, 40, 4, 2, 16, granularity)]
+    *inputs, direction = [x.half() for x in problem(24, 24, 4, 2, 16, granularity)]
     first, second = (everything(gated_attention, inputs, direction, backend="triton") for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
@@ -340,7 +340,7 @@ def test_a_second_run_has_the_same_bits(granularity: str, small_tiles: None) -> 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 def test_later_tokens_never_change_earlier_outputs(dtype: torch.dtype, tiles: None) -> None:
     """A language model that sees one bit of the future is no language model."""
-    *inputs, _ = [x.to(dtype) for x in problem(50, 50, 2, 1, 16, "elementwise")]
+    *inputs, _ = [x.to(dtype) for x in problem(50, 50, 1, 1, 16, "elementwise")]
     before = gated_attention(*inputs, backend="triton")
     for kept in (1, 15, 16, 31, 33, 49):
         changed = [torch.cat([x[:, :kept], 9 - 3 * x[:, kept:]], 1) for x in inputs]
