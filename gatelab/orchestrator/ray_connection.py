@@ -67,9 +67,7 @@ def cluster(address: str) -> Iterator[None]:
         _connect(address=address)
     except Exception as error:  # whatever a cluster may have against this process, in Ray's words
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        hint = (
-            "" if "RAY_AUTH_MODE" in os.environ else " (a cluster that asks for a token needs RAY_AUTH_MODE=token here)"
-        )
+        hint = "" if "RAY_AUTH_MODE" in os.environ else " (if it asks for a token, set RAY_AUTH_MODE=token)"
         raise CannotRun(f"--address {address}: {reason}{hint}") from error
     try:
         yield

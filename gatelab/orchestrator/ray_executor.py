@@ -39,8 +39,7 @@ class RayExecutor:
         if ray.is_initialized():
             yield
             return
-        connection = own_ray() if self.address in (None, "local") else cluster(self.address)
-        with connection:
+        with cluster(self.address) if self.address and self.address != "local" else own_ray():
             yield
 
     @contextmanager

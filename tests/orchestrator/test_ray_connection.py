@@ -1,6 +1,7 @@
 """Who can reach our own Ray, and what is said where no Ray is reached."""
 
 import os
+import signal
 import socket
 import socketserver
 import threading
@@ -70,6 +71,11 @@ def test_a_long_path_for_temporary_files_is_no_obstacle(own_ray: None, long_fold
     assert len(os.fsencode(long_folder)) > ray_connection.SOCKET_PATH_LIMIT - 40
     assert echoed(1)[0] == [0]
     assert not list(long_folder.iterdir())
+
+
+def test_sigterm_means_what_it_meant_before(own_ray: None) -> None:
+    """Ray's own handler ends the process on the spot: a polite kill of a study would leave no checkpoint."""
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @contextmanager
