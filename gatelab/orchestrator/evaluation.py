@@ -17,7 +17,7 @@ from gatelab.orchestrator.pool import WorkerSetup, do_nothing
 from gatelab.orchestrator.provenance import code_version
 from gatelab.results.store.layout import RunsFolder, TrialFolder
 from gatelab.results.store.records import TrialRecord, write_json
-from gatelab.results.store.trials import read_description, read_outcome
+from gatelab.results.store.trials import read_description, read_evaluation, read_outcome
 from gatelab.status import Status
 from gatelab.training.config import TrialConfig
 from gatelab.training.data import Dataset
@@ -151,7 +151,7 @@ def load_model(folder: RunsFolder, job: EvalJob, device: str = "auto") -> Traine
 
 def unanswered(files: TrialFolder, questions: Iterable[EvalSpec]) -> tuple[EvalSpec, ...]:
     """Return the questions that a trial has not answered."""
-    return tuple(question for question in questions if not _answer_file(files, question).exists())
+    return tuple(question for question in questions if read_evaluation(_answer_file(files, question)) is None)
 
 
 def run_evals(
@@ -221,6 +221,7 @@ class EvalWorker:
             _answer_file(task.runs.trial(task.job.trial_id), task.question),
             {
                 "question": asdict(task.question),
+                "trial": task.job.trial_id,
                 "step": step,
                 "evaluated": time.time(),
                 "provenance": origin,

@@ -8,7 +8,7 @@ from gatelab.ablations.learning_rates import LEARNING_RATE, ToleranceConfig
 from gatelab.ablations.matrix import Matrix, Trial, claimed_of
 from gatelab.orchestrator.preregistration import claim_changes
 from gatelab.results.store.layout import RunsFolder
-from gatelab.results.store.records import StudyRecord, read_json, write_json
+from gatelab.results.store.records import DamagedRecord, StudyRecord, read_json, write_json
 
 
 def study_record(matrix: Matrix) -> StudyRecord:
@@ -66,7 +66,10 @@ def write_record(folder: RunsFolder, record: StudyRecord) -> None:
 
 def changed_since(folder: RunsFolder, matrix: Matrix) -> list[str]:
     """List how a study differs from when it was last launched, for people. Nothing that was run is lost."""
-    before = StudyRecord.read(folder.study(matrix.plan.study.name).record)
+    try:
+        before = StudyRecord.read(folder.study(matrix.plan.study.name).record)
+    except DamagedRecord:  # a run writes it anew
+        return []
     return [] if before is None else _changes(before, study_record(matrix))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from gatelab.ablations.shared_prefix import Fork
-from gatelab.atomic import make_folder
+from gatelab.atomic import make_folder, remove_temporaries
 from gatelab.metrics import dump_specs, find_spec
 from gatelab.orchestrator import system_metrics
 from gatelab.orchestrator.failures import FailureKind, cause_of, kind_of
@@ -27,6 +27,7 @@ from gatelab.results.store.journal import Journal, continue_from, mend
 from gatelab.results.store.layout import RunsFolder, TrialFolder
 from gatelab.results.store.lease import Held, Lease, LeaseLost, acquire
 from gatelab.results.store.records import Attempt, ForkRecord, Outcome, TrialDescription, write_json
+from gatelab.results.store.trials import read_description, reopened_description
 from gatelab.status import Status
 from gatelab.training import evaluator
 from gatelab.training.checkpoint import is_written
@@ -234,6 +235,7 @@ def _train(
 ) -> Outcome:
     files, runs = task.files, task.runs
     files.outcome.unlink(missing_ok=True)  # of an attempt that failed
+    remove_temporaries(files.path, unchanged_seconds=3600)
     device = choose_device(device_name)
     prefix = _prefix_checkpoint(task)
     machine = environment(device, compute_dtype(task.config.training, device))
@@ -261,7 +263,7 @@ def _train(
             checkpoint_seconds=task.checkpoint_seconds,
             should_stop=lambda: task.stop_file.exists() or should_stop(),
         )
-    outcome = Outcome(**asdict(ended), ended=time.time())
+    outcome = Outcome(**asdict(ended), trial=task.trial_id, ended=time.time())
     if outcome.status is not Status.STOPPED:
         lease.check()
         write_json(files.outcome, outcome.to_json())
@@ -287,13 +289,13 @@ def _describe_attempt(task: Task, machine: Mapping[str, str], *, forks: bool) ->
     described, as it stays in the journal.
     """
     attempt = Attempt(started=time.time(), provenance={**code_version(), "data": task.data_identity, **machine})
-    known = TrialDescription.read(task.files.description)
+    known = reopened_description(task.files)
     if known is None:
         parent = {} if task.parent is None else {"parent": task.parent}
         known = TrialDescription(id=task.trial_id, config=task.config.model_dump(mode="json"), **parent)
     earlier, fork, told = known.attempts, {}, known.metrics or {}
     if forks and task.fork is not None and not earlier:
-        longer = TrialDescription.read(task.runs.trial(task.fork.trunk).description)
+        longer = read_description(task.runs.trial(task.fork.trunk))
         fork = {"branch": ForkRecord(**asdict(task.fork))}
         if longer is not None:
             earlier, told = longer.attempts, longer.metrics or {}

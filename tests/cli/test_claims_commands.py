@@ -108,7 +108,7 @@ def test_claims_can_be_asked_for(command: Command, folder: RunsFolder) -> None:
     whole = json.loads(command("claims", "tiny", "--json").stdout)
     assert {result["claim"] for result in whole["results"]} == {"a gate costs speed", "lower, or not"}
     record = json.loads(folder.study("tiny").record.read_text())
-    folder.study("tiny").record.write_text(json.dumps({**record, "claims": []}))
+    write_json(folder.study("tiny").record, {**record, "claims": []})
     folder.study("tiny").claims.unlink()
     silent = command("claims", "tiny")
     assert (silent.exit_code, "tiny makes no claims" in silent.output) == (2, True)

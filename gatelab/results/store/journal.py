@@ -222,9 +222,10 @@ class JournalTail:
                 self._cut = path
 
     @property
-    def segments(self) -> list[Path]:
-        """The segments that have been read."""
-        return list(self._readers)
+    def torn(self) -> Path | None:
+        """The last segment, if it ends as that of a process that was killed, or that is still at work."""
+        path, reader = next(reversed(self._readers.items()), (None, None))
+        return path if reader is not None and not reader.is_ended else None
 
     @property
     def lost(self) -> list[Loss]:

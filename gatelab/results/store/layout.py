@@ -90,9 +90,14 @@ class StudyFolder:
             known = sorted(path.parent.name for path in self.path.parent.glob("*/study.json"))
             hint = f"there are: {', '.join(known)}" if known else "there is none yet: gatelab run STUDY.yaml"
             raise NotFound(f"no study {self.path.name!r} in {self.path.parent.parent} ({hint})")
-        record = StudyRecord.read(self.record)
-        if record is None:
-            raise DamagedRecord(f"{self.record}: no whole JSON object: copy the newest study-*.json beside it over it")
+        mend = "`gatelab run` writes it anew, or copy the newest study-*.json beside it over it"
+        try:
+            record = StudyRecord.read(self.record)
+        except DamagedRecord as error:
+            raise DamagedRecord(f"{error}: {mend}") from error
+        if record is None or record.name != self.path.name:
+            found = "is gone" if record is None else f"is of the study {record.name!r}"
+            raise DamagedRecord(f"{self.record}: {found}: {mend}")
         return record
 
 

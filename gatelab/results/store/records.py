@@ -1,17 +1,19 @@
 """The records on disk as types: a study, its variants and trials, how a trial went, what its trained model answered.
 
-Each is a JSON file with a version, which is read at the door: an older record is completed by the defaults here, a
-newer one is refused. Keys that this version does not know are kept.
+Each is a JSON file with a version and a checksum, which are read at the door: an older record is completed by the
+defaults here, a newer one is refused, and so is one that is not as it was written. Keys that this version does not know
+are kept.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gatelab.atomic import replacing
+from gatelab.checksums import with_checksum, without_checksum
 from gatelab.errors import GatelabError
 from gatelab.status import Status
 
@@ -48,9 +50,14 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """Read a record's file; None where there is no whole one. Raises NewerRecord, DamagedRecord."""
-        content = read_json(path)
-        return None if content is None else cls.from_json(content, str(path))
+        """Read a record's file; None where there is none. Raises NewerRecord, DamagedRecord."""
+        for _ in range(2):  # between a look and the next it may be written, or removed
+            content = read_json(path)
+            if content is not None:
+                return cls.from_json(content, str(path))
+            if not path.exists():
+                return None
+        raise DamagedRecord(f"{path}: is damaged, or cannot be read: it is not the record that was written")
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values, without what was never set."""
@@ -143,6 +150,8 @@ class Outcome(Record):
     """State or end of a trial: outcome.json, there once it is over."""
 
     status: Status
+    trial: str = ""
+    """The trial's id; '' where it does not say."""
     step: int = 0
     """Optimiser steps done."""
     metrics: dict[str, float] = {}
@@ -157,6 +166,22 @@ class Outcome(Record):
     """The file with what its process had to say, of one that failed."""
     ended: float | None = None
     """Seconds since 1970."""
+
+    @classmethod
+    def whole(cls, path: Path) -> Self | None:
+        """Read a trial's outcome.json; None where there is none. Raises NewerRecord, DamagedRecord."""
+        outcome = super().read(path)
+        if outcome is not None and outcome.trial not in ("", path.parent.name):
+            raise DamagedRecord(f"{path}: is of another trial, {outcome.trial}")
+        return outcome
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """Read a trial's outcome.json; None where there is no whole one: the trial is to be run. Raises NewerRecord."""
+        try:
+            return cls.whole(path)
+        except DamagedRecord:
+            return None
 
 
 class Attempt(Record):
@@ -201,6 +226,8 @@ class EvaluationResult(Record):
     """The result of one evaluation of a trained model: a file of evaluations/."""
 
     question: QuestionRecord
+    trial: str = ""
+    """The trial's id; '' where it does not say."""
     step: int = 0
     evaluated: float
     """Seconds since 1970."""
@@ -209,15 +236,19 @@ class EvaluationResult(Record):
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object; None where there is no whole one."""
+    """Read a JSON object without its checksum; None where there is none, or none that is as it was written."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return without_checksum(value) if isinstance(value, dict) else None
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON durably and at once. Non-finite numbers are written as NaN and Infinity, as Python reads them."""
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object and its checksum, durably and at once.
+
+    Non-finite numbers are written as NaN and Infinity, as Python reads them.
+    """
+    text = json.dumps(with_checksum(value), indent=1)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")

@@ -98,6 +98,8 @@ class SegmentReader:
         self.path = path
         self.is_cut = False
         """True if the segment was written to its end, and what lies before the end cannot be read."""
+        self.is_ended = False
+        """True if it was written to its end: the process that wrote it was not killed."""
         self._offset = 0  # end of the last whole message read
         self._number = 0  # of the next batch
         self._is_sealed = True
@@ -110,8 +112,9 @@ class SegmentReader:
         """
         if self.path.stat().st_size <= self._offset:
             return
-        with self.path.open("rb") as file:
-            base = file.seek(self._offset)
+        base = self._offset
+        with pa.OSFile(str(self.path)) as file:
+            file.seek(base)
             content = file.read()
         start = self._read_head(content) if base == 0 else 0
         if start is None:
@@ -125,7 +128,8 @@ class SegmentReader:
                 yield batch, self._follows
                 self._follows = True
         whole = self._offset - base if extents else start
-        self.is_cut = content.endswith(END) and whole < len(content) - len(END)
+        self.is_ended = content.endswith(END)
+        self.is_cut = self.is_ended and whole < len(content) - len(END)
 
     def _read_head(self, content: bytes) -> int | None:
         """Return the end of the head; None where the segment is of another place, or has only begun."""

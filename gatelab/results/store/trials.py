@@ -1,11 +1,14 @@
 """What the files of trials say: how each stands, where its numbers come from, what its trained model answered."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+from gatelab.errors import DamagedFile
 from gatelab.results.store.journal import JournalTail, Loss
 from gatelab.results.store.layout import RunsFolder, TrialFolder
 from gatelab.results.store.lease import holder_of
-from gatelab.results.store.records import EvaluationResult, Outcome, StudyRecord, TrialDescription
+from gatelab.results.store.records import DamagedRecord, EvaluationResult, Outcome, StudyRecord, TrialDescription
 from gatelab.status import Status
 
 PROVENANCE = ("code", "commit", "data", "device", "precision", "threads", "torch", "python", "host")
@@ -24,14 +27,20 @@ Outcomes = Mapping[str, Outcome]
 def read_outcome(files: TrialFolder) -> Outcome:
     """Read how a trial stands. Of one that is not over only the status is known.
 
-    Raises NewerRecord, DamagedRecord.
+    One whose outcome is damaged is to be run again, and says so. Raises NewerRecord.
     """
-    outcome = Outcome.read(files.outcome)
+    reason = ""
+    try:
+        outcome = Outcome.whole(files.outcome)
+    except DamagedRecord:
+        outcome = None
+        reason = f"{files.outcome} is damaged: run the study, and it is made again from the last checkpoint"
+        _warn(reason)
     if outcome is not None:
         return outcome
-    if not files.description.exists():
+    if not files.description.exists() and not reason:
         return Outcome(status=Status.WAITING)
-    return Outcome(status=Status.RUNNING if holder_of(files.path) else Status.INTERRUPTED)
+    return Outcome(status=Status.RUNNING if holder_of(files.path) else Status.INTERRUPTED, reason=reason)
 
 
 def is_over(files: TrialFolder) -> bool:
@@ -41,18 +50,42 @@ def is_over(files: TrialFolder) -> bool:
 
 
 def read_description(files: TrialFolder) -> TrialDescription | None:
-    """Read what a trial says of itself; None where it has not begun. Raises NewerRecord, DamagedRecord."""
-    return TrialDescription.read(files.description)
+    """Read what a trial says of itself; None where it has not begun, or where that is damaged, with a warning.
+
+    Raises NewerRecord.
+    """
+    try:
+        description = _whole_description(files)
+    except DamagedRecord:
+        description = None
+        _warn(f"{files.description} is damaged: code, data and machine of its trial are not known; its results are")
+    return description
+
+
+def reopened_description(files: TrialFolder) -> TrialDescription | None:
+    """Read the same for a new attempt, which writes it anew; a damaged one is set aside. Raises NewerRecord."""
+    try:
+        return _whole_description(files)
+    except DamagedRecord:
+        files.description.rename(files.description.with_name(f"{files.description.name}.damaged"))
+        return None
 
 
 def lost_values(files: TrialFolder, journal: JournalTail) -> list[str]:
     """Say which values of a trial are lost, given its journal, read to its end; and how they are made again."""
     losses = journal.lost
-    if not losses and journal.segments:
+    if not losses and journal.torn is not None:
         outcome = Outcome.read(files.outcome)
         if outcome is not None and outcome.status.is_over and outcome.step > journal.whole_steps:
-            losses = [Loss(journal.segments[-1], journal.whole_steps + 1, None)]
+            losses = [Loss(journal.torn, journal.whole_steps + 1, None)]
     return [f"{loss}; to train them again, remove {files.outcome} and run the study" for loss in losses]
+
+
+def _whole_description(files: TrialFolder) -> TrialDescription | None:
+    description = TrialDescription.read(files.description)
+    if description is not None and description.id != files.path.name:
+        raise DamagedRecord(f"{files.description}: is of another trial, {description.id}")
+    return description
 
 
 def provenance(description: TrialDescription | None) -> dict[str, str]:
@@ -62,9 +95,31 @@ def provenance(description: TrialDescription | None) -> dict[str, str]:
 
 
 def read_evaluations(files: TrialFolder) -> list[EvaluationResult]:
-    """Read what a trained model answered, the newest last. Raises NewerRecord, DamagedRecord."""
-    found = [result for path in files.evaluations.glob("*.json") if (result := EvaluationResult.read(path)) is not None]
+    """Read what a trained model answered, the newest last; what is damaged is left out with a warning.
+
+    Raises NewerRecord.
+    """
+    found = []
+    for path in files.evaluations.glob("*.json"):
+        answer = read_evaluation(path)
+        if answer is not None:
+            found.append(answer)
+        elif path.exists():
+            _warn(f"{path} is damaged: `gatelab evaluate` asks its question again")
     return sorted(found, key=lambda result: result.evaluated)
+
+
+def read_evaluation(path: Path) -> EvaluationResult | None:
+    """Read one answer; None where there is no whole one. Raises NewerRecord."""
+    try:
+        answer = EvaluationResult.read(path)
+    except DamagedRecord:
+        return None
+    return answer if answer is not None and answer.trial in ("", path.parent.parent.name) else None
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, DamagedFile, stacklevel=3)
 
 
 def newest_values(results: Iterable[EvaluationResult]) -> dict[str, float]:
