@@ -1,5 +1,6 @@
 """The history of the last steps: what it holds, that training does not feel it, and when it is written."""
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ import safetensors.torch
 import torch
 
 from gatelab.results.analyses.divergence import divergence_traces
+from gatelab.results.store.journal import Journal, read_journal
 from gatelab.thresholds import HISTORY_STEPS
 from gatelab.training import loop
 from gatelab.training.config import TrialConfig
@@ -239,6 +241,45 @@ def test_the_layer_that_was_broken_is_found(
         f"diverged at step 91: first out of band was layer {broken}'s activation/ffn_output at step {first.step} ("
     )
     assert found.sentence.endswith(f", {91 - first.step} steps before the loss")
+
+
+@pytest.mark.parametrize(
+    ("ends", "killed"),
+    [({4}, False), ({30}, False), ({*range(1, 40)}, False), ({33, 37}, True)],
+    ids=["stopped early", "stopped late", "stopped at every look", "killed twice"],
+)
+def test_an_interrupted_trial_has_the_same_trace(
+    tiny: Tiny, dataset: Dataset, tmp_path: Path, ends: set[int], killed: bool
+) -> None:
+    """Which layer went first does not depend on when training was interrupted: the last steps are in the checkpoint."""
+    trial = late(tiny, 2, learning_rate=30, tokens=200 * 64, schedule={"warmup": 800}, log_every=2)
+
+    def attempt(folder: Path, look: Callable[[], bool]) -> str:
+        class Watched(Journal):
+            def flush(self) -> None:
+                super().flush()
+                if killed and look():
+                    raise KeyboardInterrupt
+
+        stops = (lambda: False) if killed else look
+        with contextlib.suppress(KeyboardInterrupt), Watched(folder / "journal", flush_seconds=0.0) as journal:
+            seconds = 0.1 if killed else 1e6
+            given: dict[str, Any] = {"dataset": dataset, "checkpoint_seconds": seconds, "should_stop": stops}
+            return train(trial, journal, folder, "cpu", **given).status
+        return "killed"
+
+    assert attempt(tmp_path / "calm", lambda: False) == "diverged"
+    looks, status, attempts = iter(range(1, 1000)), "", 0
+    while status != "diverged":
+        attempts += 1
+        status = attempt(tmp_path, lambda: next(looks) in ends)
+    assert attempts > 1
+    found = []
+    for folder in (tmp_path, tmp_path / "calm"):
+        rows = read_journal(folder / "journal").drop_columns("time").to_pylist()
+        found.append(sorted(repr(row) for row in rows if "per_second" not in row["name"]))
+    assert found[0] == found[1]
+    assert sum("autopsy/" in row for row in found[0]) > 100
 
 
 def test_values_that_are_not_finite_are_kept_by_layer(tiny: Tiny, dataset: Dataset, tmp_path: Path) -> None:

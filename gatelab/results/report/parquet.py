@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gatelab.atomic import replacing
+from gatelab.checksums import content_checksum
 from gatelab.errors import AnalysisUnavailable
 from gatelab.metrics import Specs, find_spec
 from gatelab.results.analyses.comparison import compare
@@ -37,6 +38,10 @@ TABLES = ("runs", "metrics", "layers", "evaluations", "comparisons", "fits")
 
 
 PACKAGES = ("gatelab", "torch", "ray", "mlflow", "pyarrow", "numpy")
+
+
+CHECKSUM_KEY = "gatelab.checksum"
+"""Key of the checksum of a table that is written at once, in its file's metadata."""
 
 
 FILE = "part-0.parquet"
@@ -117,7 +122,10 @@ def export_record(
     }
     for name, table in tables.items():
         with _written(target, name, table.schema, origin, specs) as writer:
-            writer.write_table(table)
+            written = table.cast(writer.schema)
+            said = {key.decode(): value.decode() for key, value in writer.schema.metadata.items()}
+            writer.write_table(written)
+            writer.add_key_value_metadata({CHECKSUM_KEY: _checksum(written, said)})
     of_model = VALUES.remove(VALUES.get_field_index("layer"))
     with ExitStack() as stack:
         metrics = stack.enter_context(_written(target, "metrics", of_model, origin, specs))
@@ -160,15 +168,28 @@ def runs_from_parquet(target: Path, study: str) -> pa.Table:
         hint = f"there are: {', '.join(known)}" if known else f"there is none: gatelab export {study}"
         raise NotFound(f"no Parquet of study {study!r} in {target} ({hint})")
     try:
-        table = pq.ParquetFile(path).read()
-    except pa.ArrowInvalid as error:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        table = file.read()
+        table.validate(full=True)
+        said = {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
+        version = said.get("gatelab.schema", "none")
+        whole = said.get(CHECKSUM_KEY) in (None, _checksum(table, said))
+    except Exception as error:  # of Arrow, which raises whatever it comes upon in damaged bytes
         raise NotFound(f"{path} is no whole Parquet file: gatelab export {study}") from error
-    version = (table.schema.metadata or {}).get(b"gatelab.schema", b"none").decode()
     if version != str(SCHEMA_VERSION):
         raise NotFound(f"{path} has schema version {version}, not {SCHEMA_VERSION}: gatelab export {study}")
-    carried = {key: value for key, value in table.schema.metadata.items() if key == SPECS_KEY.encode()}
-    plain = pa.schema([each.remove_metadata() for each in table.schema], carried or None)
+    if not whole or said.get("gatelab.study") != study:
+        raise NotFound(f"{path} is not as it was written for study {study!r}: gatelab export {study}")
+    carried = {SPECS_KEY: said[SPECS_KEY]} if SPECS_KEY in said else None
+    plain = pa.schema([each.remove_metadata() for each in table.schema], carried)
     return table.cast(plain).add_column(0, pa.field("study", pa.utf8()), pa.repeat(pa.scalar(study), len(table)))
+
+
+def _checksum(table: pa.Table, said: Mapping[str, str]) -> str:
+    """Return the checksum of a table's columns, their descriptions and what its file says of itself."""
+    columns = [[field.name, str(field.type), str(sorted((field.metadata or {}).items()))] for field in table.schema]
+    own = {key: value for key, value in said.items() if key.startswith("gatelab.") and key != CHECKSUM_KEY}
+    return content_checksum({"columns": columns, "values": list(table.to_pydict().values()), "said": own})
 
 
 def _path(target: Path, table: str, study: str) -> Path:
@@ -189,6 +210,7 @@ def _written(
             use_dictionary=[each.name for each in schema if each.type == pa.utf8()],
             column_encoding={name: "DELTA_BINARY_PACKED" for name in ("step", "time") if name in schema.names},
             write_page_index=True,
+            write_page_checksum=True,
         ) as writer,
     ):
         yield writer

@@ -341,3 +341,35 @@ def test_curves_of_an_unknown_metric_name_the_known(studied: Any, out: Path) -> 
     assert [path.name for path in paths] == [f"curves-train-loss.{suffix}" for suffix in ("png", "svg", "pdf")]
     with pytest.raises(NotFound):
         write_curves(studied.folder, "nothing", "train/loss", out)
+
+
+def test_a_damaged_export_is_no_other_table(studied: Any, out: Path) -> None:
+    """Wherever in the file a bit is flipped, or its end is missing: the same table, or a sentence."""
+    export_study(studied.folder, studied.name, out)
+    path, expected = parquet._path(out, "runs", studied.name), runs_from_parquet(out, studied.name)
+    assert parquet.CHECKSUM_KEY.encode() in pq.ParquetFile(path).metadata.metadata
+    content = path.read_bytes()
+    damaged = [content[: len(content) // 2], b"", bytes(len(content)), content[:-1]]
+    for place in range(0, len(content), len(content) // 300):
+        damaged.append(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+    refused = 0
+    for each in damaged:
+        path.write_bytes(each)
+        try:
+            found = runs_from_parquet(out, studied.name)
+        except NotFound as error:
+            assert "part-0.parquet" in str(error) and f"gatelab export {studied.name}" in str(error)
+            refused += 1
+        else:
+            assert repr(found.to_pylist()) == repr(expected.to_pylist())
+    assert refused > len(damaged) / 2
+
+
+def test_an_export_of_another_study_is_not_taken_for_it(laboratory: Any, out: Path) -> None:
+    """Folders that were exchanged by hand."""
+    one, other = laboratory(seeds=1), laboratory(seeds=1)
+    for lab in (one, other):
+        export_study(lab.folder, lab.name, out)
+    parquet._path(out, "runs", other.name).replace(parquet._path(out, "runs", one.name))
+    with pytest.raises(NotFound, match="is not as it was written for study"):
+        runs_from_parquet(out, one.name)
