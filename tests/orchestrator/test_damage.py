@@ -1,6 +1,7 @@
 """What a bad disk or a careless hand does to a trial's files costs steps at most: it is mended, or it is named."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -218,3 +219,17 @@ def test_a_damaged_answer_is_left_out_and_asked_for_again(finished: tuple[Matrix
     assert len(unanswered(files, jobs[0].questions)) == 1
     assert run_evals(folder, jobs, InlineExecutor(device="cpu")).answered == 1
     assert (read_json(answer) or {})["metrics"] == kept["metrics"]
+
+
+def test_what_killed_writers_left_is_swept_by_the_next_attempt(
+    stopped: tuple[Matrix, RunsFolder, TrialFolder],
+) -> None:
+    """It would fill the disk for good; what another process may be writing just now stays."""
+    matrix, folder, files = stopped
+    old, fresh = (files.path / f".outcome.json.{number}.tmp" for number in (77, 78))
+    of_checkpoint = files.checkpoints / ".step-000000025.safetensors.77.tmp"
+    for path in (old, fresh, of_checkpoint):
+        path.write_text("{")
+    os.utime(old, (0, 0))
+    assert run(matrix, folder) == Status.FINISHED
+    assert list(files.path.rglob("*.tmp")) == [fresh]
