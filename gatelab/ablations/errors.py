@@ -10,6 +10,7 @@ from gatelab.errors import GatelabError
 NO_VALUE = object()
 """Stands for the value of a problem that is about no value."""
 MOST_NAMES = 16  # listed in a hint
+LONGEST_VALUE = 60  # characters of a value that are shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,7 @@ class Problem:
 
     def __str__(self) -> str:
         value = "" if self.value is NO_VALUE else f" = {_short(self.value)}"
-        return f"{self.key}{value}: {self.message}"
+        return printable(f"{self.key}{value}: {self.message}")
 
 
 class StudyError(GatelabError, ValueError):
@@ -51,5 +52,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        text = f"a {type(value).__name__} with a number of thousands of digits"
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+
+
+def printable(text: str) -> str:
+    """Escape what would steer a terminal, or turn the direction of writing, in a text."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

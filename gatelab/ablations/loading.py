@@ -11,10 +11,11 @@ from gatelab.ablations.axes import axis_problems, make_axes, value_problems
 from gatelab.ablations.claims import Claim
 from gatelab.ablations.errors import Problem, nearest
 from gatelab.ablations.learning_rates import RateRule, ToleranceConfig
-from gatelab.ablations.paths import leaf_paths, merge, readable
+from gatelab.ablations.paths import flatten, merge, nearest_path
+from gatelab.ablations.plain import plain, text_problems, twice_given
 from gatelab.ablations.presets import bases
 from gatelab.ablations.references import reference_problems
-from gatelab.ablations.source import Source, dotted
+from gatelab.ablations.source import KeyPath, Source, dotted
 from gatelab.ablations.study import DEFAULT_BASE, Budget, Study, StudyPlan
 from gatelab.ablations.warm_start import (
     find_study,
@@ -24,6 +25,7 @@ from gatelab.ablations.warm_start import (
     restrict_levels,
     warm_start_problems,
 )
+from gatelab.ablations.wording import readable
 from gatelab.ablations.yaml_source import load_yaml
 from gatelab.configuration import INVALID_COMBINATION, Config
 from gatelab.errors import Unavailable
@@ -55,19 +57,30 @@ def make_study(
 
 def _load(path: Path, overrides: Mapping[str, Any], fields: Mapping[str, Any], above: Files) -> StudyPlan:
     raw, source = load_yaml(path)
+    if raw is None:
+        raise source.error(Problem("file", f"is empty: a study is {_STUDY}, and gatelab init writes one"))
     if not isinstance(raw, dict):
-        raise source.error(Problem("file", "expected a mapping with name, axes, …"))
+        raise source.error(Problem("file", f"expected {_STUDY} (got a {'list' if isinstance(raw, list) else 'word'})"))
+    if {"variants", "trials"} <= raw.keys():
+        message = "is the record of a study that was run, not a study file: name the file that was run"
+        raise source.error(Problem("file", message))
     return _make({"name": path.stem, **raw}, source, overrides, fields, (*above, path.resolve()))
+
+
+_STUDY = "a mapping with name, base, axes, seeds, …"
 
 
 def _make(
     raw: Mapping[str, Any], source: Source, overrides: Mapping[str, Any], fields: Mapping[str, Any], files: Files
 ) -> StudyPlan:
-    said = _with_fields(raw, fields)
+    said = plain(_with_fields(raw, fields), source)
+    if problems := [*text_problems(said, source), *text_problems(plain(overrides, source), source, "--set ")]:
+        raise source.error(*problems)
     parent = _parent(said.get("continues"), source, files)
     if parent is not None:
         source = inherited_lines(said, source)
-    study, problems = _read_study(said, parent, source)
+    study, problems, wrong = _read_study(said, parent, source)
+    problems += _doubles(said, overrides, source)
     if study is None:
         raise source.error(*problems)
     problems += _start_problems(study, parent, source)
@@ -79,14 +92,25 @@ def _make(
     if parent is not None:
         problems += level_problems(axes, parent, source)
         axes = restrict_levels(axes, parent)
-    plan = StudyPlan(study, source, base, axes, parent)
+    plan = StudyPlan(study, source, base, axes, parent, tuple(path for path, _ in flatten(overrides)))
     problems += _base_problems(base, source)
-    problems += reference_problems(plan)
+    if "axes" not in wrong:  # else names of axes would be wrong because the axes are
+        problems += reference_problems(plan)
     if parent is not None:
         problems += warm_start_problems(plan, parent, overrides)
     if problems:
         raise source.error(*problems)
     return plan
+
+
+def _doubles(said: Mapping[str, Any], overrides: Mapping[str, Any], source: Source) -> Iterator[Problem]:
+    """Find configuration fields that are set twice in one place, with dots in their keys and without."""
+    yield from twice_given(said.get("base"), ("base",), source)
+    axes = said.get("axes")
+    for name, levels in axes.items() if isinstance(axes, Mapping) else ():
+        for label, values in levels.items() if isinstance(levels, Mapping) else ():
+            yield from twice_given(values, ("axes", name, label), source)
+    yield from twice_given(overrides, (), Source("command line"), "--set ")
 
 
 def _with_fields(raw: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,41 +140,63 @@ def _parent(given: Any, source: Source, files: Files) -> StudyPlan | None:
 
 def _read_study(
     said: Mapping[str, Any], parent: StudyPlan | None, source: Source
-) -> tuple[Study | None, list[Problem]]:
-    """Read a study and its problems; keys that are wrong count as not said, so that the others are checked, too."""
+) -> tuple[Study | None, list[Problem], set[str]]:
+    """Read a study, its problems and the fields that have any.
 
-    def read(raw: Mapping[str, Any]) -> Study:
-        return Study.model_validate(raw if parent is None else inherit(raw, parent))
+    What is wrong counts as not said, so that everything else is checked, too.
+    """
+    problems: list[Problem] = []
+    wrong: set[str] = set()
+    rest = dict(said)
+    while True:
+        try:
+            return Study.model_validate(rest if parent is None else inherit(rest, parent)), problems, wrong
+        except ValidationError as error:
+            problems += _study_problems(error, source)
+            fields = [_field(detail["loc"]) for detail in error.errors()]
+        wrong |= {str(field[0]) for field in fields if field}
+        before = rest
+        for field in fields:
+            rest = _without(rest, field)
+        rest = {"name": "unnamed", **rest}
+        if rest == before:
+            return None, problems, wrong
 
-    try:
-        return read(said), []
-    except ValidationError as error:
-        problems = list(_study_problems(error, source))
-        wrong = {detail["loc"][0] for detail in error.errors()}
-    rest = {key: value for key, value in said.items() if key not in wrong}
-    try:
-        return read({"name": "unnamed", **rest}), problems
-    except ValidationError:
-        return None, problems
+
+def _field(location: KeyPath) -> KeyPath:
+    """Return the part of the location of an error that can be left out: a field of the study, or of a claim."""
+    return location[: 3 if location[:1] == ("claims",) and location[2:] != ("[key]",) else 1]
 
 
-_NO_KEYS = ("str", "function-before", "word", "rule", "which", "auto")
+def _without(tree: Mapping[str, Any], path: KeyPath) -> dict[str, Any]:
+    """Copy a mapping without the entry at a path."""
+    if len(path) > 1 and isinstance(inner := tree.get(str(path[0])), Mapping):
+        return {**tree, str(path[0]): _without(inner, path[1:])}
+    return {key: value for key, value in tree.items() if key != path[0]}
+
+
+_TAGS = {"seeds": ("which", "auto"), "learning_rate": ("rule", "word")}
+"""Fields of several forms -> how Pydantic names these, which are no keys."""
 _SECTIONS: dict[str, type[Config]] = {"budget": Budget, "tolerance": ToleranceConfig, "learning_rate": RateRule}
 
 
 def _study_problems(error: ValidationError, source: Source) -> Iterator[Problem]:
+    unknown = False
     for detail in error.errors():
-        # Union members appear in the location as words that are no keys; a claim's name may be any words.
-        names = 2 if detail["loc"][0] == "claims" else 0
-        rest = (part for part in detail["loc"][names:] if part not in _NO_KEYS and "[" not in str(part))
-        location = (*detail["loc"][:names], *rest)
+        field = detail["loc"][0]
+        location = tuple(part for part in detail["loc"] if part not in (*_TAGS.get(str(field), ()), "[key]"))
         if detail["type"] == "extra_forbidden":
-            section = Claim if location[0] == "claims" and len(location) > 2 else _SECTIONS.get(str(location[0]), Study)
-            yield source.problem(location, f"unknown key; {nearest(str(location[-1]), section.model_fields)}")
+            section = Claim if field == "claims" else _SECTIONS.get(str(field), Study)
+            hint = nearest(str(location[-1]), Study.model_fields if len(location) == 1 else section.model_fields)
+            # The names that there are, once: a file of something else has many keys, all of them unknown.
+            yield source.problem(
+                location, "unknown key" if unknown and hint.startswith("known") else f"unknown key; {hint}"
+            )
+            unknown = unknown or hint.startswith("known")
         elif detail["type"] == "missing":
-            yield Problem(dotted(location), "required")
+            yield source.problem(location, "required")
         else:
-            yield source.problem(location, readable(detail["msg"]), detail["input"])
+            yield source.problem(location, readable(detail), detail["input"])
 
 
 def _start(study: Study, parent: StudyPlan | None) -> dict[str, Any] | Unavailable:
@@ -197,8 +243,11 @@ def _base_problems(base: dict[str, Any], source: Source) -> Iterator[Problem]:
         TrialConfig.model_validate(base)
     except ValidationError as error:
         for detail in error.errors():
-            place = ("base", *detail["loc"])
+            # What a whole configuration refuses, beside combinations, is the file of its tokenizer.
+            location = detail["loc"] or ("data", "tokenizer")
+            place = ("base", *location)
             if detail["type"] == "extra_forbidden":
-                yield source.problem(place, f"unknown key; {nearest(dotted(detail['loc']), leaf_paths())}")
+                yield source.problem(place, f"unknown key; {nearest_path(dotted(location))}")
             elif detail["type"] != INVALID_COMBINATION:
-                yield source.problem(place, readable(detail["msg"]), detail["input"])
+                value = detail["input"] if detail["loc"] else base["data"]["tokenizer"]
+                yield source.problem(place, readable(detail), value)

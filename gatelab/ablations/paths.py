@@ -7,7 +7,8 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from gatelab.ablations.errors import nearest
+from gatelab.ablations.path_hints import path_hint
+from gatelab.ablations.wording import reasons
 from gatelab.errors import GatelabError, Unavailable
 from gatelab.training.config import TrialConfig
 
@@ -43,7 +44,7 @@ def field_adapter(path: str) -> TypeAdapter[Any]:
 
 def nearest_path(path: str) -> str:
     """Hint at the path that was probably meant."""
-    return nearest(path, leaf_paths())
+    return path_hint(path, tuple(leaf_paths()))
 
 
 def check_value(path: str, value: Any) -> Any | Unavailable:
@@ -52,13 +53,7 @@ def check_value(path: str, value: Any) -> Any | Unavailable:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        return Unavailable("; ".join(sorted({readable(detail["msg"]) for detail in error.errors()})))
-
-
-def readable(message: str) -> str:
-    """Turn a Pydantic message into part of a sentence."""
-    message = message.removeprefix("Value error, ")
-    return "input" + message.removeprefix("Input") if message.startswith("Input ") else message
+        return Unavailable(reasons(error))
 
 
 def set_path(tree: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:

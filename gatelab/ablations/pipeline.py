@@ -19,10 +19,11 @@ from gatelab.ablations.learning_rates import RateRule, with_rate
 from gatelab.ablations.matching import match_model
 from gatelab.ablations.matrix import Dropped, Matrix, Stage, Variant
 from gatelab.ablations.notes import notes
-from gatelab.ablations.paths import get_path, readable, set_path
+from gatelab.ablations.paths import get_path, set_path
 from gatelab.ablations.study import Axis, Level, StudyPlan
 from gatelab.ablations.trials import trials_of
 from gatelab.ablations.warm_start import incompatibilities
+from gatelab.ablations.wording import reasons
 from gatelab.errors import Unavailable
 from gatelab.training.config import UNREADABLE_TOKENIZER, DataConfig, TrialConfig
 
@@ -146,7 +147,7 @@ def configure(plan: StudyPlan, levels: Levels) -> TrialConfig | Unavailable:
             if detail["type"] == UNREADABLE_TOKENIZER:
                 problem = plan.problem("data.tokenizer", detail["msg"], detail["input"])
                 raise plan.error(problem) from error
-        return Unavailable("; ".join(readable(detail["msg"]) for detail in error.errors()))
+        return Unavailable(reasons(error))
 
 
 def exclude(plan: StudyPlan, rules: Collection[Rule], entry: Combination) -> Combination | Dropped:

@@ -1,20 +1,22 @@
 """A study: one question as a base configuration, axes, exclusions, a baseline and seeds."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 
 from gatelab.ablations.claims import Claim
 from gatelab.ablations.errors import Problem, StudyError
 from gatelab.ablations.identity import digest
 from gatelab.ablations.labels import join_levels, short_names
 from gatelab.ablations.learning_rates import RateRule, ToleranceConfig
-from gatelab.ablations.paths import level_label
+from gatelab.ablations.paths import UnknownPath, check_value, level_label
 from gatelab.ablations.source import Source
 from gatelab.configuration import Config, Count
+from gatelab.names import SEARCH_SUFFIX
 
 DEFAULT_BASE = "tiny-dense"
 
@@ -30,19 +32,67 @@ AUTO_SEEDS = 6
 """Seeds of each variant where they are `auto`: the fewest with which an exact sign-flip test can give p < 0.05."""
 
 
+MOST_SEEDS = 100_000
+"""Seeds that a count may ask for."""
+LARGEST_SEED = 2**63 - 1
+"""Tables keep seeds as 64-bit integers."""
+LONGEST_NAME = 80
+"""Characters of a study's name: file systems allow 255 in that of a file, and names of files begin with it."""
+
+
 def _parse_seeds(value: Any) -> Any:
     if value == "auto":
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 1:
             raise ValueError("expected at least one seed")
+        if value > MOST_SEEDS:
+            raise ValueError(f"a number is how many seeds, at most {MOST_SEEDS:,}: for one of this number write [SEED]")
         return list(range(value))
     if not isinstance(value, list) or not value or len(set(map(repr, value))) != len(value):
         raise ValueError("expected how many (3), which ([0, 1, 5], each once) or auto")
     return value
 
 
-Seed = Annotated[int, Field(ge=0, strict=True)]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(_NAME, name) or not re.search("[A-Za-z]", name):
+        # Where all are digits, Parquet's readers take it for a number.
+        like = re.sub("[^A-Za-z0-9._-]+", "-", name).strip("-._")
+        such_as = f", such as {like}" if like != name and re.search("[A-Za-z]", like) and like.isascii() else ""
+        raise ValueError(f"a name has letters (A-Z, a-z, at least one), digits and . _ - within{such_as}")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"a name has at most {LONGEST_NAME} characters (this one {len(name):,})")
+    if name.lower() == "default":
+        raise ValueError("MLflow has an experiment of this name: choose another")
+    if name.endswith((".yaml", ".yml")):
+        raise ValueError("a name that ends like a file's would be taken for one by commands")
+    if name.endswith(SEARCH_SUFFIX):
+        raise ValueError(f"names that end in {SEARCH_SUFFIX} are those of searches of learning rates")
+    return name
+
+
+def _parse_base(value: Any) -> Any:
+    if isinstance(value, str | Mapping):
+        return value
+    raise ValueError(
+        "expected the name of a base (gatelab presets lists them), or what differs: {preset: BASE, PATH: VALUE}"
+    )
+
+
+def _parse_levels(value: Any) -> Any:
+    if isinstance(value, Mapping) and all(isinstance(values, Mapping) for values in value.values()):
+        return {level_label(label): values for label, values in value.items()}
+    if isinstance(value, list | tuple):
+        return list(value)
+    raise ValueError("expected a list of levels, [A, B], or names of levels with what each sets, {NAME: {PATH: VALUE}}")
+
+
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED, strict=True)]
+StudyName = Annotated[str, AfterValidator(_check_name), WithJsonSchema({"type": "string", "pattern": _NAME})]
+AxisLevels = Annotated[list[Any] | dict[str, dict[str, Any]], BeforeValidator(_parse_levels)]
 ClaimName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]  # a line of text
 
 
@@ -58,17 +108,17 @@ class Budget(Config):
 class Study(Config):
     """What a study file holds."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: StudyName
     """Names the study's folder and its MLflow experiment."""
     question: str = ""
     """What the study is to answer, in words."""
     continues: str | None = None
     """The file of another study, or the name of one that comes with gatelab: each trial starts from the final weights
     of that study's trial with the same levels and seed. What is not said here is taken from there."""
-    base: str | dict[str, Any] = DEFAULT_BASE
+    base: Annotated[str | dict[str, Any], BeforeValidator(_parse_base)] = DEFAULT_BASE
     """A named base, or a configuration, or both: a configuration whose `preset` names the base that it overrides.
     In a study that continues another: what differs from its base."""
-    axes: dict[str, list[Any] | dict[str, dict[str, Any]]] = {}
+    axes: dict[str, AxisLevels] = {}
     """Dotted path -> its levels; or a name -> named levels, each of which sets several paths together."""
     exclude: list[dict[str, Any]] = []
     """Combinations to leave out: each entry maps axes or paths to a value or a list of values, all of which match."""
@@ -126,6 +176,21 @@ class Axis:
         """All paths that it sets."""
         return {path for level in self.levels for path in level.values}
 
+    def label(self, value: Any) -> str | None:
+        """Return the label of the level that a value names: as it is written or as its field reads it; None: of none.
+
+        1M and 1000000 are one and the same token budget.
+        """
+        written = level_label(value)
+        if any(level.label == written for level in self.levels):
+            return written
+        try:
+            read = check_value(self.name, value)
+        except UnknownPath:  # an axis with named levels
+            return None
+        same = (level.label for level in self.levels if self.name in level.values and level.values[self.name] == read)
+        return next(same, None)
+
 
 @dataclass(frozen=True)
 class StudyPlan:
@@ -137,6 +202,8 @@ class StudyPlan:
     axes: tuple[Axis, ...]
     parent: "StudyPlan | None" = None
     """The study that it continues."""
+    overrides: tuple[str, ...] = ()
+    """Paths of its base that the command line sets."""
 
     @cached_property
     def hash(self) -> str:
@@ -161,7 +228,11 @@ class StudyPlan:
             # Sizes are compared level by level, unless they are all there is to compare.
             compared = [axis for axis in scientific if not axis.paths & SIZES] or scientific
             return {axis.name: axis.levels[0].label for axis in compared}
-        return {name: level_label(value) for name, value in self.study.baseline.items()}
+        return {name: self.level(name, value) or level_label(value) for name, value in self.study.baseline.items()}
+
+    def level(self, axis: str, value: Any) -> str | None:
+        """Return the label of the level of an axis that a value names; None where there is none."""
+        return next((each.label(value) for each in self.axes if each.name == axis), None)
 
     @cached_property
     def short_names(self) -> dict[str, str]:

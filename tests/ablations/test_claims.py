@@ -52,13 +52,13 @@ baseline: {model.gate.position: none}
         ),
         pytest.param(
             "claims:\n  it helps: {margin: -0.1}\n",
-            (7, "claims.it helps.margin", -0.1, "greater than or equal to 0"),
+            (7, "claims.it helps.margin", -0.1, "0 or more"),
             id="margin",
         ),
         pytest.param(
             "claims:\n  it helps: {alpha: 0.5}\n", (7, "claims.it helps.alpha", 0.5, "less than 0.5"), id="alpha"
         ),
-        pytest.param("claims:\n  it helps: {alpha: 0}\n", (7, "claims.it helps.alpha", 0, "greater than 0"), id="zero"),
+        pytest.param("claims:\n  it helps: {alpha: 0}\n", (7, "claims.it helps.alpha", 0, "more than 0"), id="zero"),
         pytest.param(
             "claims:\n  a: {}\n  b:\n    direction: equivalent\n",
             (8, "claims.b", None, "equivalent needs a margin"),
@@ -84,7 +84,7 @@ baseline: {model.gate.position: none}
             (9, "claims.a.variant.model.layers", "3", "it has 1, 2"),
             id="number",
         ),
-        pytest.param("claims: [it helps]\n", (6, "claims", ["it helps"], "dictionary"), id="list"),
+        pytest.param("claims: [it helps]\n", (6, "claims", ["it helps"], "expected keys with values"), id="list"),
         pytest.param("claims:\n  it helps: lower\n", (7, "claims.it helps", "lower", ""), id="word"),
     ],
 )

@@ -103,7 +103,7 @@ def test_a_study_of_flags_is_named_by_what_it_asks() -> None:
             {"preset": "tiny-dense", "sets": ["model.layers"]}, "--set = 'model.layers': expected PATH=VALUE", id="set"
         ),
         pytest.param({"axes": ["model.layrs=1"]}, "axes.model.layrs: no such configuration field", id="unknown path"),
-        pytest.param({"axes": ["model.layers=1,b"]}, "axes.model.layers = 'b': input should be", id="level"),
+        pytest.param({"axes": ["model.layers=1,b"]}, "axes.model.layers = 'b': expected a whole number", id="level"),
         pytest.param({"axes": ["model.layers=1"], "seeds": "few"}, "seeds = 'few': expected how many", id="seeds"),
         pytest.param({"axes": ["model.layers=1"], "baseline": ["model.layers=4"]}, "it has 1", id="baseline"),
         pytest.param({"axes": ["model.layers=[1,2]"]}, "--axis", id="level that is no YAML"),

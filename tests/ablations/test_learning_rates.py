@@ -88,16 +88,16 @@ def test_a_lattice_ascends_and_holds_its_window(decade: int, steps: list[int], e
         ),
         pytest.param(
             "tolerance:\n  rates:\n    - 0.1\n    - -0.2\n    - 0.3\n",
-            (4, "tolerance.rates.1", -0.2, "greater than 0"),
+            (4, "tolerance.rates.1", -0.2, "more than 0"),
             id="negative",
         ),
         pytest.param(
-            "tolerance:\n  rates: [0.1, fast, 0.3]\n", (2, "tolerance.rates.1", "fast", "valid number"), id="text"
+            "tolerance:\n  rates: [0.1, fast, 0.3]\n", (2, "tolerance.rates.1", "fast", "expected a number"), id="text"
         ),
         pytest.param("tolerance:\n  rates: [0.1, 0.2, .inf]\n", (2, "tolerance.rates.2", math.inf, "finite"), id="inf"),
-        pytest.param("tolerance: {extend: -1}\n", (1, "tolerance.extend", -1, "greater than or equal to 0"), id="less"),
+        pytest.param("tolerance: {extend: -1}\n", (1, "tolerance.extend", -1, "0 or more"), id="less"),
         pytest.param("tolerance: {margin: 2}\n", (1, "tolerance.margin", 2, "less than 1"), id="margin in percent"),
-        pytest.param("tolerance: {resolution: 0}\n", (1, "tolerance.resolution", 0, "greater than 0"), id="exact"),
+        pytest.param("tolerance: {resolution: 0}\n", (1, "tolerance.resolution", 0, "more than 0"), id="exact"),
         pytest.param(
             "tolerance:\n  marign: 0.1\n", (2, "tolerance.marign", None, "did you mean margin?"), id="unknown key"
         ),
@@ -114,7 +114,7 @@ def test_a_lattice_ascends_and_holds_its_window(decade: int, steps: list[int], e
         ),
         pytest.param(
             "learning_rate:\n  per: layers\n  exponent: -1\n  reference: 0\n",
-            (4, "learning_rate.reference", 0, "greater than 0"),
+            (4, "learning_rate.reference", 0, "more than 0"),
             id="reference",
         ),
         pytest.param(
@@ -301,7 +301,7 @@ def test_flags_and_file_say_together_how_a_search_is_made(write: Callable[[str],
     alone = study_from_flags(axes=["model.layers=1,2"], tolerance={"rates": [0.1, 0.2, 0.3]})
     assert alone.study.tolerance.rates == [0.1, 0.2, 0.3]
     assert alone.study.name == study_from_flags(axes=["model.layers=1,2"]).study.name  # the same question
-    with pytest.raises(StudyError, match=r"tolerance.rates.1 = 'fast': .*valid number"):
+    with pytest.raises(StudyError, match=r"tolerance.rates.1 = 'fast': expected a number"):
         study_from_flags(path, tolerance={"rates": [0.1, "fast", 0.3]})
 
 

@@ -310,7 +310,7 @@ def test_a_first_study_that_cannot_be_is_refused_in_its_own_file(
 
 def test_what_continues_must_be_a_file(family: Family) -> None:
     """Any other kind of value is said to be wrong like everywhere else."""
-    with pytest.raises(StudyError, match=r"next\.yaml:1: continues = 3: input should be a valid string"):
+    with pytest.raises(StudyError, match=r"next\.yaml:1: continues = 3: expected text"):
         family("continues: 3\n")
 
 

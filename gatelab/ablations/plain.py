@@ -1,0 +1,87 @@
+"""What a study may be made of: text, numbers, lists and mappings, each field said once."""
+
+import itertools
+import math
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gatelab.ablations.errors import Problem
+from gatelab.ablations.paths import level_label
+from gatelab.ablations.source import KeyPath, Source, dotted
+
+MOST_DEPTH = 32
+"""Levels of nesting. A configuration has four."""
+MOST_BITS = 64
+"""Bits of a whole number: more could be neither stored nor counted up to."""
+
+_STEERING = {*range(0x200E, 0x2010), 0x061C, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+"""Characters that turn the direction of writing, so that a text reads as another."""
+
+
+def plain(said: Mapping[str, Any], source: Source) -> dict[str, Any]:
+    """Copy what is said, mappings as dicts with text for keys, lists as lists. Raises StudyError if it has no end."""
+
+    def copy(value: Any, depth: int) -> Any:
+        if depth > MOST_DEPTH:
+            raise source.error(Problem("study", f"nested more than {MOST_DEPTH} levels deep"))
+        if isinstance(value, Mapping):
+            return {level_label(key): copy(inner, depth + 1) for key, inner in value.items()}
+        return [copy(inner, depth + 1) for inner in value] if isinstance(value, list | tuple) else value
+
+    return {level_label(key): copy(value, 1) for key, value in said.items()}
+
+
+def text_problems(tree: Mapping[str, Any], source: Source, prefix: str = "") -> Iterator[Problem]:
+    """Find text that would steer a terminal, and numbers that are none or too long, anywhere in a tree.
+
+    `prefix` begins the keys of problems.
+    """
+    for path, value in _entries(tree, ()):
+        key, many_lines = f"{prefix}{dotted(path)}", path == ("question",)
+        if (name := _control_character(str(path[-1]))) is not None:
+            yield source.problem(path, f"holds {name} in its name: write text without it", key=key)
+        elif isinstance(value, str):
+            if (name := _control_character(value.replace("\n", " ") if many_lines else value)) is not None:
+                yield source.problem(path, f"holds {name}: write a line of text without it", value, key=key)
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield source.problem(path, "expected a finite number", value, key=key)
+        elif isinstance(value, int) and value.bit_length() > MOST_BITS:
+            yield source.problem(path, f"expected a number of at most {MOST_BITS} bits", value, key=key)
+
+
+def twice_given(tree: Any, place: KeyPath, source: Source, prefix: str = "") -> Iterator[Problem]:
+    """Find fields that a tree sets twice, with dots in its keys and without; `place` is where it is in its source."""
+    by_name = sorted(_leaves(tree, ()), key=lambda path: dotted(path).split("."))
+    for one, other in itertools.pairwise(by_name):
+        if f"{dotted(other)}.".startswith(f"{dotted(one)}."):
+            lines = {path: source.lines.get((*place, *path)) for path in (one, other)}
+            first, later = sorted((one, other), key=lambda path: lines[path] or 0)
+            before = f"in line {lines[first]}" if lines[first] else f"as {prefix}{' > '.join(map(str, first))}"
+            key = f"{prefix}{dotted((*place, *later))}"
+            yield Problem(key, f"already given {before}: dots in a key mean the same as nested keys", line=lines[later])
+
+
+def _entries(tree: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield the keys and the value of each entry of a tree, of what is inside mappings and lists, too."""
+    inner = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in inner:
+        yield (*path, key), value
+        yield from _entries(value, (*path, key))
+
+
+def _leaves(tree: Any, path: KeyPath) -> Iterator[KeyPath]:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _leaves(value, (*path, key))
+    else:
+        yield path
+
+
+def _control_character(text: str) -> str | None:
+    if text.isprintable():
+        return None
+    steering = (
+        char for char in text if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or ord(char) in _STEERING
+    )
+    return next((f"the control character U+{ord(char):04X}" for char in steering), None)
