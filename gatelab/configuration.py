@@ -42,6 +42,8 @@ def parse_count(value: Any) -> Any:
     if match is None:
         raise ValueError("expected a count such as 4096, 300k, 2M or 1.5B")
     count = Decimal(match[1].replace("_", "")) * _SUFFIXES[match[2].lower()]
+    if count >= 10**18:
+        raise ValueError("expected a count below 10^18")
     if count != int(count):
         raise ValueError("expected a whole count such as 4096, 300k, 2M or 1.5B")
     return int(count)

@@ -4,7 +4,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from gatelab.ablations.paths import level_label
 from gatelab.configuration import Config, reject_combination
 
 
@@ -38,11 +37,7 @@ class Claim(Config):
             )
         return self
 
-    @staticmethod
-    def labels(levels: Any) -> list[str]:
-        """Return the labels of the levels that one entry of `variant` names."""
-        return [level_label(level) for level in (levels if isinstance(levels, list) else [levels])]
-
-    def is_about(self, levels: dict[str, str]) -> bool:
-        """Return whether it is claimed of a variant with these levels."""
-        return all(levels.get(axis) in self.labels(named) for axis, named in self.variant.items())
+    def levels(self, axis: str) -> list[Any]:
+        """Return the levels that `variant` names of an axis, as they are written."""
+        named = self.variant[axis]
+        return named if isinstance(named, list) else [named]

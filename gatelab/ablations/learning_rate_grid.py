@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
-from gatelab.ablations.errors import Problem
 from gatelab.ablations.learning_rates import LEARNING_RATE, with_rate
 from gatelab.ablations.matrix import Matrix, Variant
 from gatelab.ablations.paths import level_label
@@ -22,10 +21,7 @@ def learning_rate_grid(matrix: Matrix, rates: Rates) -> Matrix:
     """
     plan = _plan(matrix.plan, sorted({rate for own in rates.values() for rate in own}))
     variants = tuple(_at_rates(matrix, rates))
-    trials = tuple(trials_of(plan, variants, matrix.parent))
-    most = plan.study.budget.trials
-    if most is not None and len(trials) > most:
-        raise matrix.plan.error(Problem("budget.trials", f"the search would come to {len(trials)} trials", most))
+    trials = tuple(trials_of(plan, variants, matrix.parent, "the search would come to"))
     return replace(matrix, plan=plan, variants=variants, trials=trials, combinations=len(variants), notes=())
 
 

@@ -1,5 +1,6 @@
 """The learning rate of a study: given, following a rule, or the optimum of a search; and how the search is made."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -7,6 +8,7 @@ from pydantic import AfterValidator, Field
 
 from gatelab.ablations.identity import digest
 from gatelab.configuration import Config, Count
+from gatelab.errors import Unavailable
 from gatelab.models.accounting import count_parameters
 from gatelab.training.config import TrialConfig
 
@@ -29,7 +31,7 @@ class ToleranceConfig(Config):
         *(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
     ]
     """The window: every variant is trained at each of these learning rates (the default: that of arXiv 2309.14322)."""
-    extend: int = Field(3, ge=0)
+    extend: int = Field(3, ge=0, le=30)
     """Most learning rates beyond the window on each side, in steps like its own: for an optimum near its border."""
     margin: float = Field(0.02, gt=0, lt=1)
     """A learning rate is tolerated whose loss exceeds the best by at most this share of it."""
@@ -55,8 +57,8 @@ class RateRule(Config):
     reference: Count = Field(gt=0)
     """The size at which the given learning rate holds."""
 
-    def rate(self, config: TrialConfig) -> float:
-        """Return the learning rate of a trial, to three significant digits."""
+    def rate(self, config: TrialConfig) -> float | Unavailable:
+        """Return the learning rate of a trial, to three significant digits; Unavailable where it is no such number."""
         sizes = {
             "hidden_size": config.model.hidden_size,
             "layers": config.model.layers,
@@ -64,7 +66,11 @@ class RateRule(Config):
             "tokens": config.training.tokens,
         }
         given = config.training.optimizer.learning_rate
-        return rounded(given * (sizes[self.per] / self.reference) ** self.exponent)
+        try:
+            rate = rounded(given * (sizes[self.per] / self.reference) ** self.exponent)
+        except OverflowError:
+            rate = math.inf
+        return rate if 0 < rate < math.inf else Unavailable(f"the rule ({self}) gives {rate:g}")
 
     def __str__(self) -> str:
         return f"as {self.per} ^ {self.exponent:g}, from the given one at {self.reference:,}"

@@ -196,7 +196,11 @@ def _study_problems(error: ValidationError, source: Source) -> Iterator[Problem]
         elif detail["type"] == "missing":
             yield source.problem(location, "required")
         else:
-            yield source.problem(location, readable(detail), detail["input"])
+            is_of_file = (
+                location == ("name",) and not source.line(location) and detail["input"] == Path(source.name).stem
+            )
+            hint = " (it is the file's, which says none: add name: …)" if is_of_file else ""
+            yield source.problem(location, readable(detail) + hint, detail["input"])
 
 
 def _start(study: Study, parent: StudyPlan | None) -> dict[str, Any] | Unavailable:

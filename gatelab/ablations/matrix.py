@@ -7,6 +7,7 @@ from typing import Any
 
 from gatelab.ablations.claims import Claim
 from gatelab.ablations.identity import canonical_variant
+from gatelab.ablations.paths import level_label
 from gatelab.ablations.study import StudyPlan
 from gatelab.models.accounting import count_parameters, flops_per_token, training_memory
 from gatelab.training.config import TrialConfig
@@ -129,10 +130,26 @@ class Matrix:
 
     def variant(self, label: str) -> Variant:
         """Return the variant of a label."""
-        return next(variant for variant in self.variants if variant.label == label)
+        return self._by_label[label]
+
+    @cached_property
+    def _by_label(self) -> dict[str, Variant]:
+        return {variant.label: variant for variant in self.variants}
 
 
 def claimed_of(matrix: Matrix, claim: Claim) -> list[str]:
     """List the variants that a claim is about: those that it names and that are compared with another."""
     compared = (variant for variant in matrix.variants if variant.baseline not in (None, variant.label))
-    return [variant.label for variant in compared if claim.is_about(variant.levels)]
+    named = claimed_levels(matrix.plan, claim)
+    return [
+        variant.label
+        for variant in compared
+        if all(variant.levels.get(axis) in labels for axis, labels in named.items())
+    ]
+
+
+def claimed_levels(plan: StudyPlan, claim: Claim) -> dict[str, list[str]]:
+    """Map each axis that a claim names to the labels of the levels that it is about."""
+    return {
+        axis: [plan.level(axis, level) or level_label(level) for level in claim.levels(axis)] for axis in claim.variant
+    }

@@ -6,11 +6,23 @@ from gatelab.ablations.exclusion import exclusion_rules
 from gatelab.ablations.learning_rates import LEARNING_RATE
 from gatelab.ablations.matrix import Matrix, claimed_of
 
+ROUNDED = 1.05
+"""A budget is said to be rounded up when it grows by more than this factor."""
+MANY_SEEDS = 1_000
+
 
 def notes(matrix: Matrix) -> Iterator[str]:
     """Yield what should be known of a matrix before it is run."""
-    for note in (_idle_rules, _untuned_rate, _unshared_prefix, _single_seed, _claims_of_nothing, _alone):
+    checks = (_idle_overrides, _idle_rules, _untuned_rate, _unshared_prefix, _rounded_budget, _single_seed, _many_seeds)
+    for note in (*checks, _claims_of_nothing, _alone):
         yield from note(matrix)
+
+
+def _idle_overrides(matrix: Matrix) -> Iterator[str]:
+    for path in matrix.plan.overrides:
+        for axis in matrix.plan.axes:
+            if axis.levels and all(path in level.values for level in axis.levels):
+                yield f"--set {path} has no effect: axis {axis.name} sets it (replace its levels by --axis)"
 
 
 def _idle_rules(matrix: Matrix) -> Iterator[str]:
@@ -42,6 +54,25 @@ def _unshared_prefix(matrix: Matrix) -> Iterator[str]:
             "token budgets could share one trunk under wsd if training.schedule.warmup were a number of steps: as a "
             "fraction it is another for each budget"
         )
+
+
+def _rounded_budget(matrix: Matrix) -> Iterator[str]:
+    said: dict[str, None] = {}
+    for variant in matrix.variants:
+        training = variant.config.training
+        trained = training.steps * training.tokens_per_step
+        if trained > ROUNDED * training.tokens:
+            said[
+                f"training.tokens: {training.tokens:,} become {trained:,}, in whole steps of "
+                f"{training.tokens_per_step:,} (training.batch_size x training.sequence_length)"
+            ] = None
+    yield from said
+
+
+def _many_seeds(matrix: Matrix) -> Iterator[str]:
+    count = len(matrix.plan.study.common_seeds)
+    if count > MANY_SEEDS:
+        yield f"{count:,} seeds of each variant: a number is how many seeds; which ones is a list, [0, 1, 5]"
 
 
 def _single_seed(matrix: Matrix) -> Iterator[str]:

@@ -6,6 +6,7 @@ expand -> exclude -> attach parent -> fold -> pair with baseline -> match -> set
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -60,6 +61,13 @@ class Candidate:
     """The variant of the parent study whose trials it continues."""
 
 
+MOST_COMBINATIONS = 50_000
+"""Combinations of levels: planning them takes about half a minute."""
+FEW_COMBINATIONS = 1_000
+"""So many are planned whatever the budget."""
+SPARE = 100
+"""Times as many trials as the budget allows, of which exclusions and folding may leave what it allows."""
+
 Groups = Mapping[str, tuple[Candidate, ...]]
 """Label of a variant -> the equal combinations that it stands for."""
 
@@ -80,6 +88,7 @@ def build_matrix(plan: StudyPlan, identify: Identify, optimum: Optimum = not_sea
     Raises StudyError if nothing is left to run, the baseline is not there, the budget is exceeded, a learning rate is
     to be that of a search which has found none, or a model is not that of the trials that it continues.
     """
+    _check_size(plan)
     identify = functools.cache(identify)  # it reads all data
     parent = None if plan.parent is None else build_matrix(plan.parent, identify, optimum)
     combinations = tuple(expand(plan))
@@ -87,7 +96,7 @@ def build_matrix(plan: StudyPlan, identify: Identify, optimum: Optimum = not_sea
     included = _through(functools.partial(exclude, plan, rules), combinations)
     candidates, dropped = _split(_through(functools.partial(attach_parent, parent), included))
     if not candidates:
-        raise plan.error(Problem("axes", _nothing_left(dropped)))
+        raise plan.error(_nothing_left(plan, dropped))
     groups = fold(plan, candidates, identify)
     variants = [_variant(plan, label, members, identify) for label, members in groups.items()]
     if parent is not None:
@@ -107,9 +116,6 @@ def build_matrix(plan: StudyPlan, identify: Identify, optimum: Optimum = not_sea
         variant_of={_labels(each.levels): variant.label for variant in rated for each in groups[variant.label]},
         parent=parent,
     )
-    most = plan.study.budget.trials
-    if most is not None and len(matrix.trials) > most:
-        raise plan.error(Problem("budget.trials", f"the matrix has {len(matrix.trials)} trials", most))
     return replace(matrix, notes=tuple(notes(matrix)))
 
 
@@ -278,16 +284,40 @@ def _no_optimum(plan: StudyPlan, unsearched: Iterable[Dropped]) -> Iterator[Prob
     variants: dict[str, list[str]] = {}  # by reason
     for entry in unsearched:
         variants.setdefault(entry.reason, []).append(entry.label)
+    rule = plan.study.learning_rate
     for reason, labels in variants.items():
-        yield plan.source.problem(("learning_rate",), f"no optimum for {'; '.join(labels)}: {reason}", "search")
+        message = f"no {'optimum' if rule == 'search' else 'learning rate'} for {'; '.join(labels)}: {reason}"
+        yield plan.source.problem(("learning_rate",), message, str(rule))
 
 
-def _nothing_left(dropped: Collection[Dropped]) -> str:
+def _nothing_left(plan: StudyPlan, dropped: Collection[Dropped]) -> Problem:
+    """Say why no combination of a study can be run: each reason once, with the first combination that it is of."""
     excluded = sum(entry.stage is Stage.EXCLUDE for entry in dropped)
-    impossible = [entry for entry in dropped if entry.stage is not Stage.EXCLUDE]
     reasons = [f"{excluded} combinations excluded"] if excluded else []
-    reasons += [f"{entry.label} is impossible: {entry.reason}" for entry in impossible[:3]]
-    return f"nothing is left to run ({'; '.join(reasons)})"
+    impossible: dict[str, list[str]] = {}
+    for entry in dropped:
+        if entry.stage is not Stage.EXCLUDE:
+            impossible.setdefault(entry.reason, []).append(entry.label)
+    for reason, labels in list(impossible.items())[:3]:
+        more = f" and {len(labels) - 1} more are" if len(labels) > 1 else " is"
+        reasons.append(f"{labels[0]}{more} impossible: {reason}")
+    at = "exclude" if excluded == len(dropped) else "axes" if plan.axes else "base"
+    return plan.source.problem((at,), f"nothing is left to run ({'; '.join(reasons)})")
+
+
+def _check_size(plan: StudyPlan) -> None:
+    """Refuse a product of axes that is out of all proportion, before it is made. Raises StudyError."""
+    lengths = [len(axis.levels) for axis in plan.axes]
+    count, seeds, budget = math.prod(lengths), len(plan.study.common_seeds), plan.study.budget.trials
+    said = f"{count:,} combinations ({' x '.join(map(str, lengths))})"
+    if budget is not None and count > FEW_COMBINATIONS and count * seeds > SPARE * budget:
+        message = (
+            f"the axes make {said} at {seeds:,} seed(s): more than {SPARE} times as many trials, before exclusions"
+        )
+        raise plan.error(plan.source.problem(("budget", "trials"), message, budget))
+    if count > MOST_COMBINATIONS:
+        message = f"{said}: at most {MOST_COMBINATIONS:,} are planned, before exclusions; leave out levels, or an axis"
+        raise plan.error(plan.source.problem(("axes",), message))
 
 
 def _labels(levels: Levels) -> tuple[str, ...]:

@@ -1,13 +1,17 @@
 """Names in a study that lead nowhere, and settings that contradict its axes."""
 
+import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from gatelab.ablations.errors import Problem, nearest
 from gatelab.ablations.learning_rates import LEARNING_RATE
-from gatelab.ablations.paths import leaf_paths, level_label
+from gatelab.ablations.paths import check_value, leaf_paths, level_label, nearest_path
 from gatelab.ablations.source import KeyPath
 from gatelab.ablations.study import Axis, StudyPlan
+from gatelab.errors import Unavailable
 
 
 @dataclass(frozen=True)
@@ -23,15 +27,24 @@ class _Names:
         if name not in self.axes:
             yield self.plan.source.problem(place, f"no such axis; {nearest(name, self.axes)}", *value)
 
-    def no_such_level(self, place: KeyPath, name: str, labels: Iterable[str]) -> Iterator[Problem]:
+    def accepted(self, name: str, value: Any) -> Any | Unavailable:
+        """Return the level of an axis, or the value of a field, that a value stands for; or what was expected."""
+        axis = self.axes.get(name)
+        if axis is not None and (label := axis.label(value)) is not None:
+            return label
+        return check_value(name, value) if name in self.paths else Unavailable(self._lacks(name))
+
+    def _lacks(self, name: str) -> str:
+        return f"not a level of this axis (it has {', '.join(level.label for level in self.axes[name].levels)})"
+
+    def no_such_level(self, place: KeyPath, name: str, values: Iterable[Any]) -> Iterator[Problem]:
         """Find that an axis, or one of its levels, is not there."""
         if name not in self.axes:
             yield from self.no_such_axis(place, name)
             return
-        known = [level.label for level in self.axes[name].levels]
-        for label in labels:
-            if label not in known:
-                yield self.plan.source.problem(place, f"not a level of this axis (it has {', '.join(known)})", label)
+        for value in values:
+            if self.axes[name].label(value) is None:
+                yield self.plan.source.problem(place, self._lacks(name), level_label(value))
 
 
 def reference_problems(plan: StudyPlan) -> Iterator[Problem]:
@@ -43,16 +56,23 @@ def reference_problems(plan: StudyPlan) -> Iterator[Problem]:
 
 def _baseline(names: _Names) -> Iterator[Problem]:
     for name, value in (names.plan.study.baseline or {}).items():
-        yield from names.no_such_level(("baseline", name), name, [level_label(value)])
+        yield from names.no_such_level(("baseline", name), name, [value])
 
 
 def _exclude(names: _Names) -> Iterator[Problem]:
-    known = names.paths | set(names.axes)
-    for index, rule in enumerate(names.plan.study.exclude):
-        for name in rule:
-            if name not in known:
-                message = f"neither an axis nor a configuration field; {nearest(name, known)}"
-                yield names.plan.source.problem(("exclude", index, name), message, key=f"exclude[{index}].{name}")
+    plan = names.plan
+    inherited = plan.parent.study.exclude if plan.parent else []  # may be about levels that are left out here
+    for index, rule in enumerate(plan.study.exclude):
+        for name, wanted in rule.items():
+            problem = partial(plan.source.problem, ("exclude", index, name), key=f"exclude[{index}].{name}")
+            if name not in names.axes and name not in names.paths:
+                near = difflib.get_close_matches(name, names.axes, n=1)
+                hint = f"did you mean {near[0]}?" if near else nearest_path(name)
+                yield problem(f"neither an axis nor a configuration field; {hint}")
+            elif rule not in inherited:
+                for value in wanted if isinstance(wanted, list) else [wanted]:
+                    if isinstance(found := names.accepted(name, value), Unavailable):
+                        yield problem(found.reason, value)
 
 
 def _nuisance(names: _Names) -> Iterator[Problem]:
@@ -63,7 +83,7 @@ def _nuisance(names: _Names) -> Iterator[Problem]:
 def _fixed(names: _Names) -> Iterator[Problem]:
     for path in names.plan.study.fixed:
         if path not in names.paths:
-            message = f"no such configuration field; {nearest(path, names.paths)}"
+            message = f"no such configuration field; {nearest_path(path)}"
             yield names.plan.source.problem(("fixed",), message, path)
         elif names.plan.varies(path):
             yield names.plan.source.problem(("fixed",), "an axis varies it", path)
@@ -71,8 +91,8 @@ def _fixed(names: _Names) -> Iterator[Problem]:
 
 def _claims(names: _Names) -> Iterator[Problem]:
     for name, claim in names.plan.study.claims.items():
-        for axis, levels in claim.variant.items():
-            yield from names.no_such_level(("claims", name, "variant", axis), axis, claim.labels(levels))
+        for axis in claim.variant:
+            yield from names.no_such_level(("claims", name, "variant", axis), axis, claim.levels(axis))
 
 
 def _learning_rate(names: _Names) -> Iterator[Problem]:

@@ -8,23 +8,42 @@ from gatelab.ablations.identity import trial_id
 from gatelab.ablations.matrix import Matrix, Trial, Variant
 from gatelab.ablations.study import StudyPlan
 
+MOST_TRIALS = 200_000
+"""Trials of a study: planning them takes about half a minute."""
 
-def trials_of(plan: StudyPlan, variants: Collection[Variant], parent: Matrix | None) -> Iterator[Trial]:
+
+def trials_of(
+    plan: StudyPlan, variants: Collection[Variant], parent: Matrix | None, whose: str = "the matrix has"
+) -> Iterator[Trial]:
     """Yield the trials of variants seed by seed, so that a study that is cut short has complete blocks.
 
-    `parent` is the matrix of the study that theirs continues.
+    `parent` is the matrix of the study that theirs continues; `whose` begins what is said of too many. Raises
+    StudyError if there are more than the study's budget allows.
     """
-    seeds = _seeds(plan, variants)
     parents = {(trial.variant, trial.seed): trial.id for trial in parent.trials} if parent else {}
+    seeded = list(_by_seed(plan, variants, parents))
+    budget = plan.study.budget.trials
+    if budget is not None and len(seeded) > budget:
+        raise plan.error(plan.source.problem(("budget", "trials"), f"{whose} {len(seeded)} trials", budget))
+    if len(seeded) > MOST_TRIALS:
+        message = f"{whose} {len(seeded):,} trials: at most {MOST_TRIALS:,} are planned"
+        raise plan.error(plan.source.problem(("seeds",), message))
+    for seed, variant in seeded:
+        config = variant.config.model_copy(update={"seed": seed})
+        continued = None if variant.parent is None else parents[variant.parent, seed]
+        id = trial_id(variant.canonical, seed, continued)
+        yield Trial(id, variant.label, config, variant.data_id, continued)
+
+
+def _by_seed(
+    plan: StudyPlan, variants: Collection[Variant], parents: Collection[tuple[str, int]]
+) -> Iterator[tuple[int, Variant]]:
+    """Yield the seeds, each with the variants that have it: one that continues another's weights, where it has it."""
+    seeds = {label: dict.fromkeys(own) for label, own in _seeds(plan, variants).items()}
     for seed in dict.fromkeys(seed for own in seeds.values() for seed in own):
         for variant in variants:
-            # A variant that continues another's weights has the seeds that there are of those.
-            if seed not in seeds[variant.label] or (variant.parent and (variant.parent, seed) not in parents):
-                continue
-            config = variant.config.model_copy(update={"seed": seed})
-            continued = None if variant.parent is None else parents[variant.parent, seed]
-            id = trial_id(variant.canonical, seed, continued)
-            yield Trial(id, variant.label, config, variant.data_id, continued)
+            if seed in seeds[variant.label] and (variant.parent is None or (variant.parent, seed) in parents):
+                yield seed, variant
 
 
 def _seeds(plan: StudyPlan, variants: Collection[Variant]) -> dict[str, list[int]]:

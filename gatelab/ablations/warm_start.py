@@ -20,6 +20,8 @@ INHERITED = ("axes", "exclude", "baseline", "match", "seeds", "nuisance", "fixed
 FREE = ("rope_base", "yarn_factor", "yarn_length", "norm_eps")
 """Fields of a model that none of its parameters depends on: training may go on with others."""
 
+MOST_SEEDS_SAID = 20
+
 
 def find_study(given: str, folder: Path) -> Path | Unavailable:
     """Find the file of a study that another continues.
@@ -90,9 +92,10 @@ def warm_start_problems(plan: StudyPlan, parent: StudyPlan, overrides: Mapping[s
     study, source, name = plan.study, plan.source, parent.study.name
     if study.name in parent.names:
         yield source.problem(("name",), "a study that it continues has this name", study.name)
-    seeds = ", ".join(map(str, parent.study.common_seeds))
+    known = dict.fromkeys(parent.study.common_seeds)
+    seeds = ", ".join(map(str, list(known)[:MOST_SEEDS_SAID])) + (", …" if len(known) > MOST_SEEDS_SAID else "")
     for seed in study.common_seeds:
-        if seed not in parent.study.common_seeds:
+        if seed not in known:
             message = f"{name}, which this study continues, has not this one (it has {seeds})"
             yield source.problem(("seeds",), message, seed)
     if study.match != parent.study.match:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gatelab.ablations.claim_metrics import check_claim_metrics
 from gatelab.ablations.errors import Problem
 from gatelab.ablations.learning_rates import LEARNING_RATE, searched_kind
 from gatelab.ablations.matrix import Matrix, Variant
@@ -33,9 +34,14 @@ def plan_study(
     Raises StudyError.
     """
     try:
-        return build_matrix(plan, identify, optimum)
+        matrix = build_matrix(plan, identify, optimum)
     except DataError as error:
         raise plan.error(Problem("data", str(error))) from error
+    if plan.study.claims:
+        from gatelab.training.metric_specs import summary_metrics  # loads torch: plans alone do without
+
+        check_claim_metrics(matrix, summary_metrics)
+    return matrix
 
 
 def plan_search(plan: StudyPlan, optimum: Optimum = not_searched) -> Matrix:

@@ -143,7 +143,7 @@ class TrialConfig(Config):
     training: TrainingConfig = TrainingConfig()
     data: DataConfig = DataConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**63 - 1)
 
     @classmethod
     def read_recorded(cls, content: Any) -> Self:

@@ -170,11 +170,11 @@ def test_a_dotted_key_of_the_base_is_found_in_its_own_line(refusal: Refusal) -> 
     ("text", "key", "fragment"),
     [
         pytest.param(
-            AXIS + "exclude: [{model.layers: [1, 2]}]\n", "axes", "2 combinations excluded", id="all excluded"
+            AXIS + "exclude: [{model.layers: [1, 2]}]\n", "exclude", "2 combinations excluded", id="all excluded"
         ),
         pytest.param(
             "base: {model.query_heads: 3, model.kv_heads: 2}\n",
-            "axes",
+            "base",
             "query_heads (3) must be a multiple",
             id="impossible",
         ),
