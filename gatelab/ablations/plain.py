@@ -57,9 +57,10 @@ def twice_given(tree: Any, place: KeyPath, source: Source, prefix: str = "") -> 
         if f"{dotted(other)}.".startswith(f"{dotted(one)}."):
             lines = {path: source.lines.get((*place, *path)) for path in (one, other)}
             first, later = sorted((one, other), key=lambda path: lines[path] or 0)
-            before = f"in line {lines[first]}" if lines[first] else f"as {prefix}{' > '.join(map(str, first))}"
-            key = f"{prefix}{dotted((*place, *later))}"
-            yield Problem(key, f"already given {before}: dots in a key mean the same as nested keys", line=lines[later])
+            before = f"already given in line {lines[first]}" if lines[first] else "given twice"
+            spelled = " and as ".join(" > ".join(map(str, path)) for path in (first, later))
+            key, message = f"{prefix}{dotted((*place, *later))}", f"{before}: as {spelled}, which mean the same"
+            yield Problem(key, message, line=lines[later])
 
 
 def _entries(tree: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:

@@ -108,18 +108,25 @@ def read_yaml(text: str, name: str) -> tuple[Any, Source]:
 
 def parse_scalar(text: str) -> Any:
     """Read a value as in a study file; used for values on the command line. Raises ValueError."""
-    if not text.strip():
-        raise ValueError("expected a value, such as 3 or none (null for no value)")
     try:
         problems, content = _parse(text, {})
     except yaml.YAMLError as error:
-        raise ValueError(f"not a value in YAML ({_explain(error, text)[1]}): {QUOTE}") from error
+        is_grammar = isinstance(
+            error, yaml.scanner.ScannerError | yaml.parser.ParserError | yaml.composer.ComposerError
+        )
+        hint = f"; {QUOTE}" if is_grammar else ""
+        raise ValueError(f"not a value in YAML: {_explain(error, text)[1]}{hint}") from error
     if problems:
-        raise ValueError(problems[0].message)
+        raise ValueError(f"{problems[0].key}: {problems[0].message}")
+    if not text.strip():
+        raise ValueError("expected a value (null for none)")
+    if re.search(r"(^|\s)#", _QUOTED.sub("", text)):
+        raise ValueError(f"what follows # would be a comment; {QUOTE}")
     return content
 
 
-QUOTE = "quote text that holds , [ ] { } : or # as in --set 'data.source=\"a,b.txt\"'"
+QUOTE = "quote text for YAML, within the quotes of the shell: 'data.source=\"a,b.txt\"'"
+_QUOTED = re.compile(r"'[^']*'|\"(?:[^\"\\]|\\.)*\"")
 
 
 def _parse(text: str, lines: dict[KeyPath, int]) -> tuple[list[Problem], Any]:
@@ -209,6 +216,7 @@ _MEANT = {
     "could not determine a constructor": "an unknown tag (!…): write the value without it",
     "mapping values are not allowed here": "a second ': ' in an entry, or a key that is indented by mistake",
     "could not find expected ':'": "a key without its ': '",
+    "expected the node content, but found ('.+')": r"nothing where a value is due, before \1",
     "expected <block end>": "an entry that is indented unlike the others of its list or mapping",
     "expected a single document in the stream": "a second document (---): a file holds one study",
     "but found another document": "a second document (---): a file holds one study",

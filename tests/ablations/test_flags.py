@@ -31,7 +31,23 @@ def test_axes_are_read_as_in_a_file() -> None:
     assert plan.base["model"]["hidden_size"] == 64  # tiny-dense
 
 
-@pytest.mark.parametrize(("text", "seeds"), [("3", [0, 1, 2]), ("0,1,5", [0, 1, 5]), ("7,", [7])])
+@pytest.mark.parametrize(
+    ("axis", "expected"),
+    [
+        ('data.source="a,b.txt",c', ["a,b.txt", "c"]),
+        ("data.source='a #1',c", ["a #1", "c"]),
+        ("data.source=[a, b]", ["a", "b"]),
+        ("model.layers=[1,2]", [1, 2]),
+        ("model.layers=1,", [1]),
+    ],
+)
+def test_levels_may_be_quoted_or_in_brackets(axis: str, expected: list[Any]) -> None:
+    """A path that holds a comma can be a level, and a list that is written like one in a file is that list."""
+    [levels_of] = levels(study_from_flags(axes=[axis])).values()
+    assert levels_of == expected
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("3", [0, 1, 2]), ("0,1,5", [0, 1, 5]), ("7,", [7]), ("[0,1]", [0, 1])])
 def test_seeds_are_a_count_or_a_list(text: str, seeds: list[int]) -> None:
     """`--seeds 3` and `--seeds 0,1,5` mean different things."""
     assert study_from_flags(preset="tiny-dense", seeds=text).study.seeds == seeds
@@ -97,7 +113,7 @@ def test_a_study_of_flags_is_named_by_what_it_asks() -> None:
         pytest.param({}, "study: name a study file, --preset NAME", id="nothing"),
         pytest.param({"sets": ["model.layers=2"]}, "study: name a study file, --preset NAME", id="no axis"),
         pytest.param(
-            {"axes": ["model.layers"]}, "--axis = 'model.layers': expected PATH=VALUE", id="axis without levels"
+            {"axes": ["model.layers"]}, "--axis = 'model.layers': expected PATH=LEVEL,LEVEL", id="axis without levels"
         ),
         pytest.param(
             {"preset": "tiny-dense", "sets": ["model.layers"]}, "--set = 'model.layers': expected PATH=VALUE", id="set"
@@ -106,7 +122,7 @@ def test_a_study_of_flags_is_named_by_what_it_asks() -> None:
         pytest.param({"axes": ["model.layers=1,b"]}, "axes.model.layers = 'b': expected a whole number", id="level"),
         pytest.param({"axes": ["model.layers=1"], "seeds": "few"}, "seeds = 'few': expected how many", id="seeds"),
         pytest.param({"axes": ["model.layers=1"], "baseline": ["model.layers=4"]}, "it has 1", id="baseline"),
-        pytest.param({"axes": ["model.layers=[1,2]"]}, "--axis", id="level that is no YAML"),
+        pytest.param({"axes": ["model.layers=[1,2"]}, "--axis model.layers", id="level that is no YAML"),
         pytest.param({"preset": "tiny-dense", "sets": ["model.layers=["]}, "--set", id="value that is no YAML"),
     ],
 )
