@@ -33,9 +33,9 @@ class StudyError(GatelabError, ValueError):
     def __init__(self, problems: Iterable[Problem], source: str) -> None:
         self.problems = list({(problem.line, str(problem)): problem for problem in problems}.values())
         self.source = source
+        name = printable(source)
         lines = [
-            f"{source}:{problem.line}: {problem}" if problem.line else f"{source}: {problem}"
-            for problem in self.problems
+            f"{name}:{problem.line}: {problem}" if problem.line else f"{name}: {problem}" for problem in self.problems
         ]
         super().__init__("\n".join(lines))
 

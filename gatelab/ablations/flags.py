@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,9 @@ def study_from_flags(
     if preset is not None and preset in study_files():
         path = study_files()[preset]
     if path is not None:
-        if not path.exists():
-            raise StudyError([Problem("file", _no_such_file(path))], str(path))
+        with suppress(OSError):  # a name that is too long is refused in reading
+            if not path.exists():
+                raise StudyError([Problem("file", _no_such_file(path))], str(path))
         return load_study(path, overrides, **fields)
     if preset is not None and preset not in bases():
         raise StudyError([Problem("--preset", nearest(preset, [*bases(), *study_files()]), preset)], COMMAND_LINE)

@@ -2,6 +2,7 @@
 the two must have in common."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ def find_study(given: str, folder: Path) -> Path | Unavailable:
     gatelab.
     """
     for path in (folder / given, Path(given)):
-        if path.is_file():
-            return path
+        with suppress(OSError):  # a name that is too long for one of a file
+            if path.is_file():
+                return path
     names = study_files()
     hint = f"no such file, and no study that comes with gatelab; {nearest(given.removesuffix('.yaml'), names)}"
     return names.get(given) or Unavailable(hint)

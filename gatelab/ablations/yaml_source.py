@@ -86,7 +86,7 @@ def load_yaml(path: Path) -> tuple[Any, Source]:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        if path.is_dir():
+        if isinstance(error, IsADirectoryError):
             reason = "a folder: name a file in it"
         raise unread.error(Problem("file", f"cannot be read ({reason})")) from error
     return read_yaml(text, str(path))
