@@ -6,7 +6,6 @@ expand -> exclude -> attach parent -> fold -> pair with baseline -> match -> set
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from gatelab.ablations.errors import Problem
 from gatelab.ablations.exclusion import Rule, exclusion_rules
 from gatelab.ablations.identity import canonical_json, canonical_variant
 from gatelab.ablations.learning_rates import RateRule, with_rate
+from gatelab.ablations.limits import check_combinations
 from gatelab.ablations.matching import match_model
 from gatelab.ablations.matrix import Dropped, Matrix, Stage, Variant
 from gatelab.ablations.notes import notes
@@ -61,13 +61,6 @@ class Candidate:
     """The variant of the parent study whose trials it continues."""
 
 
-MOST_COMBINATIONS = 50_000
-"""Combinations of levels: planning them takes about half a minute."""
-FEW_COMBINATIONS = 1_000
-"""So many are planned whatever the budget."""
-SPARE = 100
-"""Times as many trials as the budget allows, of which exclusions and folding may leave what it allows."""
-
 Groups = Mapping[str, tuple[Candidate, ...]]
 """Label of a variant -> the equal combinations that it stands for."""
 
@@ -88,7 +81,7 @@ def build_matrix(plan: StudyPlan, identify: Identify, optimum: Optimum = not_sea
     Raises StudyError if nothing is left to run, the baseline is not there, the budget is exceeded, a learning rate is
     to be that of a search which has found none, or a model is not that of the trials that it continues.
     """
-    _check_size(plan)
+    check_combinations(plan)
     identify = functools.cache(identify)  # it reads all data
     parent = None if plan.parent is None else build_matrix(plan.parent, identify, optimum)
     combinations = tuple(expand(plan))
@@ -303,21 +296,6 @@ def _nothing_left(plan: StudyPlan, dropped: Collection[Dropped]) -> Problem:
         reasons.append(f"{labels[0]}{more} impossible: {reason}")
     at = "exclude" if excluded == len(dropped) else "axes" if plan.axes else "base"
     return plan.source.problem((at,), f"nothing is left to run ({'; '.join(reasons)})")
-
-
-def _check_size(plan: StudyPlan) -> None:
-    """Refuse a product of axes that is out of all proportion, before it is made. Raises StudyError."""
-    lengths = [len(axis.levels) for axis in plan.axes]
-    count, seeds, budget = math.prod(lengths), len(plan.study.common_seeds), plan.study.budget.trials
-    said = f"{count:,} combinations ({' x '.join(map(str, lengths))})"
-    if budget is not None and count > FEW_COMBINATIONS and count * seeds > SPARE * budget:
-        message = (
-            f"the axes make {said} at {seeds:,} seed(s): more than {SPARE} times as many trials, before exclusions"
-        )
-        raise plan.error(plan.source.problem(("budget", "trials"), message, budget))
-    if count > MOST_COMBINATIONS:
-        message = f"{said}: at most {MOST_COMBINATIONS:,} are planned, before exclusions; leave out levels, or an axis"
-        raise plan.error(plan.source.problem(("axes",), message))
 
 
 def _labels(levels: Levels) -> tuple[str, ...]:

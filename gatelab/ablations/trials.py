@@ -2,14 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from gatelab.ablations.identity import trial_id
+from gatelab.ablations.limits import MOST_TRIALS, check_trials
 from gatelab.ablations.matrix import Matrix, Trial, Variant
 from gatelab.ablations.study import StudyPlan
-
-MOST_TRIALS = 200_000
-"""Trials of a study: planning them takes about half a minute."""
 
 
 def trials_of(
@@ -21,13 +19,12 @@ def trials_of(
     StudyError if there are more than the study's budget allows.
     """
     parents = {(trial.variant, trial.seed): trial.id for trial in parent.trials} if parent else {}
-    seeded = list(_by_seed(plan, variants, parents))
-    budget = plan.study.budget.trials
-    if budget is not None and len(seeded) > budget:
-        raise plan.error(plan.source.problem(("budget", "trials"), f"{whose} {len(seeded)} trials", budget))
-    if len(seeded) > MOST_TRIALS:
-        message = f"{whose} {len(seeded):,} trials: at most {MOST_TRIALS:,} are planned"
-        raise plan.error(plan.source.problem(("seeds",), message))
+    seeds = {label: dict.fromkeys(own) for label, own in _seeds(plan, variants).items()}
+    at_most = sum(map(len, seeds.values()))
+    if parent is None or at_most > MOST_TRIALS:  # known, or too many, before all are listed
+        check_trials(plan, at_most, whose)
+    seeded = list(_by_seed(seeds, variants, parents))
+    check_trials(plan, len(seeded), whose)
     for seed, variant in seeded:
         config = variant.config.model_copy(update={"seed": seed})
         continued = None if variant.parent is None else parents[variant.parent, seed]
@@ -36,10 +33,9 @@ def trials_of(
 
 
 def _by_seed(
-    plan: StudyPlan, variants: Collection[Variant], parents: Collection[tuple[str, int]]
+    seeds: Mapping[str, Collection[int]], variants: Collection[Variant], parents: Collection[tuple[str, int]]
 ) -> Iterator[tuple[int, Variant]]:
     """Yield the seeds, each with the variants that have it: one that continues another's weights, where it has it."""
-    seeds = {label: dict.fromkeys(own) for label, own in _seeds(plan, variants).items()}
     for seed in dict.fromkeys(seed for own in seeds.values() for seed in own):
         for variant in variants:
             if seed in seeds[variant.label] and (variant.parent is None or (variant.parent, seed) in parents):

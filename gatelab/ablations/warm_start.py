@@ -96,10 +96,9 @@ def warm_start_problems(plan: StudyPlan, parent: StudyPlan, overrides: Mapping[s
         yield source.problem(("name",), "a study that it continues has this name", study.name)
     known = dict.fromkeys(parent.study.common_seeds)
     seeds = ", ".join(map(str, list(known)[:MOST_SEEDS_SAID])) + (", …" if len(known) > MOST_SEEDS_SAID else "")
-    for seed in study.common_seeds:
-        if seed not in known:
-            message = f"{name}, which this study continues, has not this one (it has {seeds})"
-            yield source.problem(("seeds",), message, seed)
+    for seed in [seed for seed in study.common_seeds if seed not in known][:MOST_SEEDS_SAID]:
+        message = f"{name}, which this study continues, has not this one (it has {seeds})"
+        yield source.problem(("seeds",), message, seed)
     if study.match != parent.study.match:
         message = f"models stay as they were matched in {name}, which this study continues ({parent.study.match})"
         yield source.problem(("match",), message, study.match)
