@@ -54,7 +54,7 @@ def test_every_choice_that_is_left_out_can_be_made(line: str, folder: Path) -> N
     assert load_study(folder / "x.yaml").study.name == "x"
 
 
-@pytest.mark.parametrize("name", ["gates-2", "1.5", "123", "true"])
+@pytest.mark.parametrize("name", ["gates-2", "1e5", "0o17", "true"])
 def test_a_study_has_the_name_that_it_was_given(name: str, folder: Path) -> None:
     """Also one that YAML would read as a number or a truth."""
     assert CliRunner().invoke(app, ["init", "some/file.yaml", "--name", name]).exit_code == 0
