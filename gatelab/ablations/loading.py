@@ -247,11 +247,8 @@ def _base_problems(base: dict[str, Any], source: Source) -> Iterator[Problem]:
         TrialConfig.model_validate(base)
     except ValidationError as error:
         for detail in error.errors():
-            # What a whole configuration refuses, beside combinations, is the file of its tokenizer.
-            location = detail["loc"] or ("data", "tokenizer")
-            place = ("base", *location)
+            place = ("base", *detail["loc"])
             if detail["type"] == "extra_forbidden":
-                yield source.problem(place, f"unknown key; {nearest_path(dotted(location))}")
+                yield source.problem(place, f"unknown key; {nearest_path(dotted(detail['loc']))}")
             elif detail["type"] != INVALID_COMBINATION:
-                value = detail["input"] if detail["loc"] else base["data"]["tokenizer"]
-                yield source.problem(place, readable(detail), value)
+                yield source.problem(place, readable(detail), detail["input"])
