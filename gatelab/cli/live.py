@@ -27,6 +27,7 @@ class LiveView:
         self._reported: set[str] = set()
         self._held: dict[str, str] = {}
         self._stopping = False
+        self._lines = 0  # of those about MLflow, how many were shown
 
     def __enter__(self) -> "LiveView":
         if self._live:
@@ -44,6 +45,9 @@ class LiveView:
         if progress.stopping and not self._stopping:
             self._stopping = True
             console.print(f"[yellow]{STOPPING}[/]")
+        for line in progress.tracking_lines[self._lines :]:
+            console.print(f"[yellow]{escape(line)}[/]")
+            self._lines += 1
         if self._live:
             self._live.update(_picture(progress), refresh=True)
         elif time.monotonic() >= self._next_line and progress.running:
@@ -82,8 +86,6 @@ def _picture(progress: Progress) -> Group:
             duration(entry.seconds_left),
         )
     lines = [f"[bold]{_counts(progress)}[/]; {_times(progress)}"]
-    if progress.tracking_problem:
-        lines.append(f"[yellow]{escape(progress.tracking_problem)}[/] (training goes on; it will be caught up)")
     return Group(table, *lines)
 
 

@@ -2,8 +2,6 @@
 
 import enum
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -166,6 +164,10 @@ def _read_runs(
         if source is Source.mlflow:
             from gatelab.results.tracking.runs import runs_from_mlflow
 
+            if tracking_uri is None:
+                from gatelab.results.tracking.own_store import check_place
+
+                check_place(folder)
             return runs_from_mlflow(tracking_uri or folder.tracking_uri, study)
         if source is Source.parquet:
             return runs_from_parquet(parquet or folder.study(study).path / "parquet", study)
@@ -256,21 +258,10 @@ def ui(
 
     Example: gatelab ui --port 5001
     """
+    from gatelab.cli.serving import serve_mlflow
+
     folder = RunsFolder(runs)
     if tracking_uri is None and not folder.database.exists():
         fail(f"there is no tracking store in {folder.root} yet: gatelab run STUDY.yaml")
-    from gatelab.results.tracking.ui import study_pages  # MLflow takes seconds to import
-
-    uri = tracking_uri or folder.tracking_uri
-    console.print(f"MLflow on http://{host}:{port} (store: {escape(uri)})")
-    for name, page in study_pages(uri).items():
-        console.print(f"  {escape(name)}  http://{host}:{port}{escape(page)}", soft_wrap=True, highlight=False)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
-    command += ["--workers", "1"]  # for one person
-    if tracking_uri is None:
-        command += ["--default-artifact-root", folder.artifacts.as_uri()]
-    try:
-        # Jobs are for applications of language models: two more processes that nobody here needs.
-        raise typer.Exit(subprocess.call(command, env={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}))
-    except KeyboardInterrupt:
-        raise typer.Exit(0) from None
+    with reporting_errors():
+        serve_mlflow(folder, tracking_uri, host, port)

@@ -126,7 +126,7 @@ def show_study(folder: RunsFolder, tracking_uri: str | None, result: "workflow.S
     for table in result.written.shown:
         print_table(table)
     _where(folder, result.matrix.plan.study.name, result.written.plots, tracking_uri)
-    if result.tracking_problem:
+    if result.tracking_problem and result.tracking_problem != result.progress.tracking_problem:  # else said already
         console.print(f"[yellow]{escape(result.tracking_problem)}[/]; run again to catch up")
     if result.progress.halted:
         console.print(f"[yellow]stopped[/]: {escape(result.progress.halted)}")

@@ -45,6 +45,8 @@ class Progress:
     halted: str = ""
     """Why the study was stopped before its end, if an error of several trials was the reason."""
     """The problem that keeps MLflow from being up to date, or ''."""
+    tracking_lines: list[str] = field(default_factory=list)
+    """What there is to say of MLflow, each once: it went away, it is back. The list grows."""
     stopping: bool = False
     """True if it was interrupted."""
     started: float = field(default_factory=time.monotonic)

@@ -20,7 +20,7 @@ from gatelab.orchestrator.pool import POLL_SECONDS, Pool
 from gatelab.orchestrator.preregistration import register_claims
 from gatelab.orchestrator.progress import Progress, TrialProgress
 from gatelab.orchestrator.study_manifest import study_record, write_record
-from gatelab.orchestrator.tracking import SyncThread
+from gatelab.orchestrator.tracking import SyncThread, check_tracking_uri
 from gatelab.orchestrator.worker import EvaluationPrinter, Task, TrialWorker, run_task
 from gatelab.results.store.journal import JournalTail
 from gatelab.results.store.layout import RunsFolder
@@ -88,7 +88,9 @@ def run_matrix(
         CannotRun: the study is being run already, or the executor has nowhere to run it.
         DataError: its data cannot be used.
         RegisterChanged: what it claimed before is not as it was written.
+        WrongRequest: the tracking URI is none.
     """
+    check_tracking_uri(options.tracking_uri)
     study = folder.study(matrix.plan.study.name)
     for path in (folder.trials, study.path.parent, study.path):
         make_folder(path)
@@ -106,6 +108,7 @@ def run_matrix(
         register_claims(folder, matrix)
         tell = notifier(options.notify)
         with SyncThread(folder, record, options.tracking_uri or folder.tracking_uri) as sync:
+            progress.tracking_lines = sync.lines
             if pending:
                 # For all trials, not for what is left of them: a study that is resumed runs with as many threads.
                 with executor.open_pool(TrialWorker, len(matrix.trials), _has_failed) as pool:

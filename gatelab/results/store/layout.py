@@ -75,6 +75,16 @@ class StudyFolder:
         return self.path / "study.json"
 
     @property
+    def unsynced(self) -> Path:
+        """mlflow.unsynced: there while the default tracking store may hold what is not on disk yet."""
+        return self.path / "mlflow.unsynced"
+
+    @property
+    def tracking_log(self) -> Path:
+        """mlflow.log: what kept MLflow from being up to date, with all that it had to say."""
+        return self.path / "mlflow.log"
+
+    @property
     def located(self) -> Path:
         """located.json: the result of a learning-rate search, there once one has come to its end."""
         return self.path / "located.json"
@@ -139,6 +149,11 @@ class RunsFolder:
     def tracking_uri(self) -> str:
         """Address of the default tracking store."""
         return f"sqlite:///{self.database}"
+
+    @property
+    def tracking_lock(self) -> Path:
+        """File locked by the process that creates the default tracking store, or mends it."""
+        return self.root.resolve() / "mlflow.lock"
 
     @property
     def artifacts(self) -> Path:

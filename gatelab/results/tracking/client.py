@@ -7,16 +7,22 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlflow.entities import ViewType
+from mlflow.entities import Experiment, LifecycleStage, ViewType
+from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
 
 from gatelab.metrics import Specs, load_specs
 from gatelab.results.store.layout import NotFound
 from gatelab.results.store.metric_specs import BEFORE_SPECS
 from gatelab.results.store.records import DamagedRecord, StudyRecord
+from gatelab.results.tracking.address import reach, shown
 
 SPECS_FILE = "metrics.json"
 """The artifact of a study's run that says what its metrics are."""
+
+
+LEFT = "left"
+"""The outcome, in MLflow only, of a trial that the study no longer has."""
 
 
 @dataclass
@@ -24,9 +30,11 @@ class Run:
     """A trial's run in MLflow."""
 
     run_id: str
+    name: str
     tags: dict[str, str]
+    params: dict[str, str] = field(default_factory=dict)
     latest: dict[str, float] = field(default_factory=dict)  # metric -> its value at the last step
-    described: bool = False  # whether its parameters and its dataset are there
+    has_data: bool = False  # whether it says what it trains on
 
     @property
     def of_model(self) -> dict[str, float]:
@@ -38,69 +46,95 @@ class Run:
         """All rows up to this step have been sent."""
         return int(self.tags.get("gatelab.mirrored", "-1"))
 
+    @property
+    def outcome(self) -> str | None:
+        """How its trial stands, or `LEFT`; None until something of the trial has been sent."""
+        return self.tags.get("gatelab.outcome")
+
 
 @dataclass
 class RunIndex:
     """The runs of a study in a tracking store."""
 
     client: MlflowClient
+    tracking_uri: str
     experiment_id: str
+    artifact_location: str
     experiment_tags: dict[str, str]
     study_run: Run | None
     runs: dict[str, Run]  # by trial id
+    surplus: list[Run]  # of what has another run
 
     @classmethod
     def open(cls, tracking_uri: str, study: str) -> "RunIndex":
         """Look up a study. Raises NotFound if the store does not have it."""
         database = tracking_uri.removeprefix("sqlite:///")
         if database != tracking_uri and not Path(database).exists():
-            raise NotFound(f"no tracking store {tracking_uri}")  # where MLflow would create an empty one
+            raise NotFound(f"no tracking store {shown(tracking_uri)}")  # where MLflow would create an empty one
+        reach(tracking_uri)
         client = MlflowClient(tracking_uri)
         experiment = client.get_experiment_by_name(study)
         if experiment is None:
-            raise NotFound(f"no MLflow experiment {study!r} in {tracking_uri}")
-        return cls._read(client, experiment.experiment_id, experiment.tags)
+            raise NotFound(f"no MLflow experiment {study!r} in {shown(tracking_uri)}")
+        if experiment.lifecycle_stage == LifecycleStage.DELETED:
+            raise NotFound(
+                f"MLflow experiment {study!r} in {shown(tracking_uri)} was deleted there: the next `gatelab run` of "
+                "the study brings it back"
+            )
+        return cls._read(client, tracking_uri, experiment)
 
     @classmethod
     def open_or_create(cls, tracking_uri: str, study: str, artifacts: Path | None) -> "RunIndex":
         """Look up a study, or create its experiment (a deleted one is brought back)."""
+        reach(tracking_uri)
         client = MlflowClient(tracking_uri)
         experiment = client.get_experiment_by_name(study)
-        known: dict[str, str] = {} if experiment is None else experiment.tags
         if experiment is None:
             location = None if artifacts is None else (artifacts / study).as_uri()
             # The kind decides which of MLflow's page layouts opens: runs and charts, not traces.
             tags = {"mlflow.experimentKind": "custom_model_development"}
-            experiment_id = client.create_experiment(study, artifact_location=location, tags=tags)
-        else:
-            experiment_id = experiment.experiment_id
-            if experiment.lifecycle_stage == "deleted":
-                client.restore_experiment(experiment_id)
-        return cls._read(client, experiment_id, known)
+            experiment = client.get_experiment(client.create_experiment(study, location, tags))
+        elif experiment.lifecycle_stage == LifecycleStage.DELETED:
+            client.restore_experiment(experiment.experiment_id)
+        return cls._read(client, tracking_uri, experiment)
 
     @classmethod
-    def _read(cls, client: MlflowClient, experiment_id: str, tags: dict[str, str]) -> "RunIndex":
-        index = cls(client, experiment_id, dict(tags), None, {})
+    def _read(cls, client: MlflowClient, tracking_uri: str, experiment: Experiment) -> "RunIndex":
+        number, tags = experiment.experiment_id, dict(experiment.tags)
+        index = cls(client, tracking_uri, number, experiment.artifact_location, tags, None, {}, [])
         token = None
         while True:
-            page = client.search_runs(
-                [experiment_id], run_view_type=ViewType.ACTIVE_ONLY, max_results=1000, page_token=token
-            )
-            for run in page:
-                if run.data.tags.get("gatelab.kind") == "study":
-                    index.study_run = Run(run.info.run_id, dict(run.data.tags))
-                elif trial := run.data.tags.get("gatelab.trial"):
-                    latest = {name: _from_store(value) for name, value in run.data.metrics.items()}
-                    described = bool(run.data.params and run.inputs and run.inputs.dataset_inputs)
-                    index.runs[trial] = Run(run.info.run_id, dict(run.data.tags), latest, described)
+            page = client.search_runs([number], run_view_type=ViewType.ACTIVE_ONLY, max_results=1000, page_token=token)
+            for found in page:
+                index._add(found)
             token = page.token
             if not token:
                 return index
 
+    def _add(self, found: MlflowRun) -> None:
+        latest = {name: _from_store(value) for name, value in found.data.metrics.items()}
+        has_data = bool(found.inputs and found.inputs.dataset_inputs)
+        tags, params = dict(found.data.tags), dict(found.data.params)
+        run = Run(found.info.run_id, found.info.run_name or "", tags, params, latest, has_data)
+        if tags.get("gatelab.kind") == "study":
+            if self.study_run is None:
+                self.study_run = run
+            else:
+                self.surplus.append(run)
+        elif trial := tags.get("gatelab.trial"):
+            other = self.runs.setdefault(trial, run)
+            if other is not run:  # one was deleted, replaced and brought back
+                run, other = sorted((run, other), key=lambda each: each.mirrored)
+                self.surplus.append(run)
+                self.runs[trial] = other
+
     def study_record(self) -> StudyRecord:
         """Read the record of the study from its run's artifacts. Raises NotFound, NewerRecord, DamagedRecord."""
         if self.study_run is None:
-            raise NotFound(f"MLflow experiment {self.experiment_id} was not written by gatelab")
+            raise NotFound(
+                f"MLflow experiment {self.experiment_id} in {shown(self.tracking_uri)} has no run of the study itself: "
+                "it was deleted there, and the next `gatelab run` brings it back; or gatelab did not write it"
+            )
         record = StudyRecord.read(self._download(self.study_run, "study.json"))
         if record is None:
             raise DamagedRecord(f"study.json of MLflow run {self.study_run.run_id} is no whole JSON object")

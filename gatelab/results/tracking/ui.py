@@ -15,6 +15,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from mlflow.utils.validation import MAX_DATASET_NAME_SIZE, MAX_TAG_VAL_LENGTH
 
 from gatelab.results.store.records import StudyRecord, read_json
+from gatelab.results.tracking.address import check_address, logging_to, quick_to_give_up, reach, reporting
 
 VIEW = "gatelab"
 
@@ -122,10 +123,17 @@ def dataset_input(data: Path, identity: str, source: str) -> DatasetInput:
 
 
 def study_pages(tracking_uri: str) -> dict[str, str]:
-    """Map each study to the address of its view within an MLflow server, newest first. Raises what MLflow raises."""
-    client = MlflowClient(tracking_uri)
-    return {
-        experiment.name: f"/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey={VIEW}&{TRAINING}"
-        for experiment in client.search_experiments(order_by=["last_update_time DESC"])
-        if VIEW_TAG in experiment.tags
-    }
+    """Map each study to the address of its view within an MLflow server, newest first.
+
+    Raises StoreUnavailable, WrongRequest.
+    """
+    check_address(tracking_uri)
+    quick_to_give_up()
+    with logging_to(None), reporting(tracking_uri):
+        reach(tracking_uri)
+        client = MlflowClient(tracking_uri)
+        return {
+            experiment.name: f"/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey={VIEW}&{TRAINING}"
+            for experiment in client.search_experiments(order_by=["last_update_time DESC"])
+            if VIEW_TAG in experiment.tags
+        }
