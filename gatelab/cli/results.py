@@ -164,7 +164,7 @@ def _read_runs(
         if source is Source.mlflow:
             from gatelab.results.tracking.runs import runs_from_mlflow
 
-            if tracking_uri is None:
+            if not tracking_uri:
                 from gatelab.results.tracking.own_store import check_place
 
                 check_place(folder)
@@ -261,7 +261,7 @@ def ui(
     from gatelab.cli.serving import serve_mlflow
 
     folder = RunsFolder(runs)
-    if tracking_uri is None and not folder.database.exists():
+    if not tracking_uri and not folder.database.exists():
         fail(f"there is no tracking store in {folder.root} yet: gatelab run STUDY.yaml")
     with reporting_errors():
         serve_mlflow(folder, tracking_uri, host, port)

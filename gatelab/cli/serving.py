@@ -26,7 +26,7 @@ def serve_mlflow(folder: RunsFolder, tracking_uri: str | None, host: str, port: 
     from gatelab.results.tracking.own_store import check_place
     from gatelab.results.tracking.ui import study_pages  # MLflow takes seconds to import
 
-    if tracking_uri is None:
+    if not tracking_uri:
         check_place(folder)
     uri = tracking_uri or folder.tracking_uri
     pages = study_pages(uri)
@@ -41,7 +41,7 @@ def serve_mlflow(folder: RunsFolder, tracking_uri: str | None, host: str, port: 
         return  # a server has its own pages
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
     command += ["--workers", "1"]  # for one person
-    if tracking_uri is None:
+    if not tracking_uri:
         command += ["--default-artifact-root", folder.artifacts.as_uri()]
     raise typer.Exit(_run_to_its_end(command))
 
@@ -71,7 +71,8 @@ def _refusal(host: str, port: int) -> str:
 def _run_to_its_end(command: list[str]) -> int:
     """Run a command with all of its processes; end them when this process is asked to end. Return its exit code."""
     for polite in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(polite, signal.default_int_handler)
+        if signal.getsignal(polite) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(polite, signal.default_int_handler)
     # Jobs are for applications of language models: two more processes that nobody here needs.
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
     server = subprocess.Popen(command, env=environment, start_new_session=True)

@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 def check_tracking_uri(uri: str | None) -> None:
     """Refuse what can never be the address of a tracking store. Raises WrongRequest."""
-    if uri is None:
-        return
+    if not uri:
+        return  # the default store
     try:
         from gatelab.results.tracking.address import check_address
     except MissingExtra:
@@ -93,7 +93,7 @@ def add_to_mlflow(
     Files are put beside its record, and on each trial the verdict on its variant, where there is one. The default store
     is left alone where there is none yet: `gatelab run` creates it. Raises NotFound.
     """
-    if tracking_uri is None and not folder.database.exists():
+    if not tracking_uri and not folder.database.exists():
         return ""
     record = folder.study(study).read()
     try:

@@ -111,15 +111,14 @@ def shown(browser: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment | {"MLFLOW_DISABLE_TELEMETRY": "true"},
-            start_new_session=True,  # the server has processes of its own, which end with it
+            env=environment,
         )
     try:
         wait_for(f"http://127.0.0.1:{port}/health", server, log)
         [address] = re.findall(rf"{STUDY}\s+(http://\S+)", log.read_text())
         yield Shown(address, verdicts)
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
+        server.send_signal(signal.SIGTERM)  # MLflow's processes end with it
         server.wait()
 
 

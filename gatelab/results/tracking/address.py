@@ -1,25 +1,28 @@
 """Addresses of tracking stores: whether one is an address, whether something answers there, what an error means."""
 
+import errno
 import http.client
 import logging
 import os
 import re
 import socket
+import sqlite3
 import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from gatelab.errors import GatelabError, WrongRequest
+from gatelab.results.store.layout import NotFound
 
 ANSWER_SECONDS = 5.0  # for a server to answer at all
 
@@ -51,6 +54,8 @@ def shown(uri: str) -> str:
 
 def _wrong(uri: str) -> str | None:
     """Return what is wrong with an address, or None."""
+    if not uri:
+        return "is empty"
     try:
         parts = urlsplit(uri)
         if parts.scheme in ("http", "https"):
@@ -88,19 +93,42 @@ def reach(uri: str) -> None:
         if uri.startswith(("http://", "https://")):
             with suppress(urllib.error.HTTPError, http.client.HTTPException):  # whatever it answers
                 urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS).close()
-        elif (url := _database_server(uri)) is not None:
+        elif (file := sqlite_file(uri)) is not None:
+            _open(file)
+        elif urlsplit(uri).scheme.partition("+")[0] in PORTS:
+            url = make_url(uri)
             port = url.port or PORTS[url.get_backend_name()]
             socket.create_connection((url.host, port), timeout=ANSWER_SECONDS).close()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, sqlite3.Error) as error:
         if not isinstance(root_cause(error), ssl.SSLError):  # MLflow can be told to overlook these
             raise StoreUnavailable(f"MLflow store {shown(uri)}: {reason(error)}") from error
 
 
-def _database_server(uri: str) -> URL | None:
-    """Return the address of a database that is not a file."""
-    if urlsplit(uri).scheme.partition("+")[0] not in PORTS:
+def find(uri: str) -> None:
+    """Return if there is a store at an address, to be read. Raises NotFound, StoreUnavailable."""
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        raise NotFound(f"no tracking store {shown(uri)}")  # where MLflow would create an empty one
+    reach(uri)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of a store in SQLite; None of another store."""
+    if urlsplit(uri).scheme.partition("+")[0] != "sqlite":
         return None
-    return make_url(uri)
+    return Path(make_url(uri).database or "")
+
+
+def _open(file: Path) -> None:
+    """Open a SQLite file, or see that one can be created."""
+    if file.exists():
+        file.open("rb").close()  # whose errors say more than SQLite's
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            database.execute("PRAGMA schema_version")
+    else:
+        folder = next(parent for parent in file.absolute().parents if parent.exists())
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 @contextmanager

@@ -4,18 +4,22 @@ import json
 import math
 import os
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mlflow.entities import Experiment, LifecycleStage, ViewType
 from mlflow.entities import Run as MlflowRun
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 
 from gatelab.metrics import Specs, load_specs
 from gatelab.results.store.layout import NotFound
 from gatelab.results.store.metric_specs import BEFORE_SPECS
 from gatelab.results.store.records import DamagedRecord, StudyRecord
-from gatelab.results.tracking.address import reach, shown
+from gatelab.results.tracking.address import find, reach, shown
 
 SPECS_FILE = "metrics.json"
 """The artifact of a study's run that says what its metrics are."""
@@ -31,6 +35,7 @@ class Run:
 
     run_id: str
     name: str
+    artifact_uri: str
     tags: dict[str, str]
     params: dict[str, str] = field(default_factory=dict)
     latest: dict[str, float] = field(default_factory=dict)  # metric -> its value at the last step
@@ -67,11 +72,8 @@ class RunIndex:
 
     @classmethod
     def open(cls, tracking_uri: str, study: str) -> "RunIndex":
-        """Look up a study. Raises NotFound if the store does not have it."""
-        database = tracking_uri.removeprefix("sqlite:///")
-        if database != tracking_uri and not Path(database).exists():
-            raise NotFound(f"no tracking store {shown(tracking_uri)}")  # where MLflow would create an empty one
-        reach(tracking_uri)
+        """Look up a study. Raises NotFound if the store does not have it, StoreUnavailable."""
+        find(tracking_uri)
         client = MlflowClient(tracking_uri)
         experiment = client.get_experiment_by_name(study)
         if experiment is None:
@@ -115,7 +117,8 @@ class RunIndex:
         latest = {name: _from_store(value) for name, value in found.data.metrics.items()}
         has_data = bool(found.inputs and found.inputs.dataset_inputs)
         tags, params = dict(found.data.tags), dict(found.data.params)
-        run = Run(found.info.run_id, found.info.run_name or "", tags, params, latest, has_data)
+        info = found.info
+        run = Run(info.run_id, info.run_name or "", info.artifact_uri, tags, params, latest, has_data)
         if tags.get("gatelab.kind") == "study":
             if self.study_run is None:
                 self.study_run = run
@@ -143,14 +146,32 @@ class RunIndex:
     def metric_specs(self) -> Specs:
         """Read what the study's metrics are, from its run's artifacts; a store of an older version has none there."""
         if self.study_run is None or SPECS_FILE not in {
-            file.path for file in self.client.list_artifacts(self.study_run.run_id)
+            file.path for file in self._artifacts(self.study_run).list_artifacts()
         }:
             return BEFORE_SPECS
         return load_specs(json.loads(self._download(self.study_run, SPECS_FILE).read_text(encoding="utf-8")))
 
+    def add_file(self, run: Run, path: Path, folder: str | None = None) -> None:
+        """Put a file among the artifacts of a run."""
+        self._artifacts(run).log_artifact(str(path), folder)  # type: ignore[no-untyped-call]
+
+    def add_json(self, run: Run, name: str, value: Any) -> None:
+        """Put JSON among the artifacts of a run."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.write_text(json.dumps(value, indent=2), encoding="utf-8")
+            self.add_file(run, path)
+
     def _download(self, run: Run, name: str) -> Path:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        return Path(self.client.download_artifacts(run.run_id, name))
+        return Path(self._artifacts(run).download_artifacts(name))  # type: ignore[no-untyped-call]
+
+    def _artifacts(self, run: Run) -> ArtifactRepository:
+        """Return where a run keeps its artifacts.
+
+        MLflow's client remembers that by the run alone, which a copy of a store has, too.
+        """
+        return get_artifact_repository(run.artifact_uri, tracking_uri=self.tracking_uri)
 
 
 def _from_store(value: float) -> float:

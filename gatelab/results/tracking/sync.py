@@ -120,7 +120,7 @@ class Mirror:
             study = index.study_run
             assert study is not None
             for path in paths:
-                index.client.log_artifact(study.run_id, str(path), kind_of(path))
+                index.add_file(study, path, kind_of(path))
                 if path.name == COMPARISON:
                     described = study_description(self._record, path.read_text(encoding="utf-8"))
                     index.client.set_tag(study.run_id, DESCRIPTION_TAG, described)
@@ -170,7 +170,7 @@ class Mirror:
             tags = {"gatelab.kind": "study", DESCRIPTION_TAG: study_description(self._record)}
             name = f"study {self._record.name}"
             run = index.client.create_run(index.experiment_id, tags=tags, run_name=name)
-            index.study_run = Run(run.info.run_id, name, tags)
+            index.study_run = Run(run.info.run_id, name, run.info.artifact_uri, tags)
             index.client.set_terminated(run.info.run_id)
         for surplus in index.surplus:
             index.client.delete_run(surplus.run_id)
@@ -181,7 +181,7 @@ class Mirror:
             index.client.set_experiment_tag(index.experiment_id, VIEW_TAG, saved_view(self._record))
             index.client.set_experiment_tag(index.experiment_id, DESCRIPTION_TAG, study_description(self._record))
             index.client.set_tag(index.study_run.run_id, "gatelab.study_hash", self._record.hash)
-        index.client.log_dict(index.study_run.run_id, self._record.to_json(), "study.json")
+        index.add_json(index.study_run, "study.json", self._record.to_json())
         return index
 
     def _sync_trial(self, index: RunIndex, trial: TrialRecord) -> int:
@@ -271,7 +271,7 @@ class Mirror:
         name = run_name(trial)
         start = int(started * 1000) or None
         run = index.client.create_run(index.experiment_id, start_time=start, tags=tags, run_name=name)
-        return Run(run.info.run_id, name, tags)
+        return Run(run.info.run_id, name, run.info.artifact_uri, tags)
 
     def _sync_specs(self, index: RunIndex) -> None:
         """Put what the study's metrics are beside its record, where that is news."""
@@ -284,7 +284,7 @@ class Mirror:
             everyone = study_descriptions(self._folder, self._record)
             specs = specs_of_trials(everyone.values())
             if specs != self._specs:
-                index.client.log_dict(index.study_run.run_id, dump_specs(specs), SPECS_FILE)
+                index.add_json(index.study_run, SPECS_FILE, dump_specs(specs))
                 self._specs = specs
         self._news.clear()
 

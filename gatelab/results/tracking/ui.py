@@ -15,7 +15,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from mlflow.utils.validation import MAX_DATASET_NAME_SIZE, MAX_TAG_VAL_LENGTH
 
 from gatelab.results.store.records import StudyRecord, read_json
-from gatelab.results.tracking.address import check_address, logging_to, quick_to_give_up, reach, reporting
+from gatelab.results.tracking.address import check_address, find, logging_to, quick_to_give_up, reporting
 
 VIEW = "gatelab"
 
@@ -125,12 +125,12 @@ def dataset_input(data: Path, identity: str, source: str) -> DatasetInput:
 def study_pages(tracking_uri: str) -> dict[str, str]:
     """Map each study to the address of its view within an MLflow server, newest first.
 
-    Raises StoreUnavailable, WrongRequest.
+    Raises NotFound, StoreUnavailable, WrongRequest.
     """
     check_address(tracking_uri)
     quick_to_give_up()
     with logging_to(None), reporting(tracking_uri):
-        reach(tracking_uri)
+        find(tracking_uri)
         client = MlflowClient(tracking_uri)
         return {
             experiment.name: f"/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey={VIEW}&{TRAINING}"
