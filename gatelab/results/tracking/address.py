@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
@@ -66,6 +67,8 @@ def _wrong(uri: str) -> str | None:
         return _wrong_database(uri)
     try:
         MlflowClient(uri)  # connects to nothing
+    except UnsupportedModelRegistryStoreURIException:
+        return f"{parts.scheme!r} is no kind of store that MLflow knows"
     except MlflowException as error:
         return str(error).strip().partition(". ")[0].partition(" See https")[0]
     return None

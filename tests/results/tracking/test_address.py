@@ -32,8 +32,8 @@ def mute() -> Iterator[int]:
 @pytest.mark.parametrize(
     ("uri", "wrong"),
     [
-        ("htp://foo", "unsupported URI"),
-        ("foo://x", "unsupported URI"),
+        ("htp://foo", "is no kind of store"),
+        ("foo://x", "is no kind of store"),
         ("file:/somewhere", "filesystem tracking backend"),
         ("./mlruns", "filesystem tracking backend"),
         ("runs", "filesystem tracking backend"),
@@ -112,7 +112,7 @@ def test_the_reason_is_what_lies_at_the_bottom(tracked_root: Path, tmp_path: Pat
     ("uri", "wanted"),
     [
         ("http://127.0.0.1:9", "Connection refused"),
-        ("htp://foo", "unsupported URI"),
+        ("htp://foo", "is no kind of store"),
         ("file:/somewhere", "filesystem tracking backend"),
         ("databricks", "Databricks credential configuration failed"),
         ("garbage", "file is not a database"),
@@ -184,7 +184,7 @@ def test_a_command_that_only_looks_says_what_kept_it_from_mlflow(tracked: Any, c
     """A wrong address, a store that is away: one line, and the files are written all the same."""
     lab = tracked(("none",), seeds=1, steps=5)
     lab.finish(0, 0)
-    for uri, wanted in (("htp://foo", "unsupported URI"), ("http://127.0.0.1:9", "Connection refused")):
+    for uri, wanted in (("htp://foo", "is no kind of store"), ("http://127.0.0.1:9", "Connection refused")):
         problem = add_to_mlflow(lab.folder, lab.name, uri, [])
         assert problem.startswith("MLflow is not up to date: ")
         assert wanted in problem
