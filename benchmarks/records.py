@@ -18,7 +18,7 @@ from gatelab.ablations.loading import make_study
 from gatelab.ablations.pipeline import build_matrix
 from gatelab.results.store.journal import Journal, read_journal
 from gatelab.results.store.layout import RunsFolder
-from gatelab.results.store.records import write_json
+from gatelab.results.store.records import StudyRecord, write_json
 from gatelab.results.tracking.sync import Mirror
 
 ROWS = 100_000
@@ -82,10 +82,12 @@ def mirror(folder: RunsFolder) -> tuple[float, int]:
     record = {
         "name": "mirror",
         "hash": "0",
+        "axes": [],
         "variants": {"base": variant},
         "trials": [{"id": trial, "variant": "base", "seed": seed} for seed, trial in enumerate(ids)],
     }
-    copy = Mirror(folder, record, folder.tracking_uri)
+    folder.study("mirror").path.mkdir(parents=True)
+    copy = Mirror(folder, StudyRecord.from_json(record, "mirror"), folder.tracking_uri)
     started = time.perf_counter()
     sent = copy.sync()
     return time.perf_counter() - started, sent

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pytest
 
 from gatelab.ablations.matrix import Matrix
-from gatelab.errors import DataError
+from gatelab.errors import DataError, WrongRequest
 from gatelab.orchestrator.executor import CannotRun
+from gatelab.orchestrator.inline import InlineExecutor
 from gatelab.orchestrator.progress import Progress
 from gatelab.orchestrator.ray_executor import RayExecutor
 from gatelab.orchestrator.study_run import RunOptions, run_matrix, run_trial
@@ -161,6 +162,14 @@ def _read(path: Path) -> bytes:
 def _values(folder: RunsFolder, name: str) -> list[tuple[str, int, float]]:
     rows = metrics_from_journals(folder, "tiny").to_pylist()
     return [(row["trial"], row["step"], row["value"]) for row in rows if row["name"] == name]
+
+
+def test_what_is_no_tracking_store_is_refused_before_anything_is_done(tiny_study: Build, tmp_path: Path) -> None:
+    """A typing mistake in an address must not be found out after hours of training; nothing is written."""
+    folder = RunsFolder(tmp_path / "runs")
+    with pytest.raises(WrongRequest, match="tracking URI 'htp://foo'"):
+        run_matrix(tiny_study(), folder, InlineExecutor(), RunOptions(tracking_uri="htp://foo"))
+    assert not folder.root.exists()
 
 
 def test_mlflow_away_does_not_stop_training_and_is_caught_up(tiny_study: Build, tmp_path: Path) -> None:

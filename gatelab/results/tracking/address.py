@@ -162,7 +162,7 @@ def reason(error: BaseException) -> str:
     if isinstance(cause, OSError) and cause.strerror:
         where = f": {cause.filename}" if cause.filename else ""
         return f"{cause.strerror}{where}"
-    if isinstance(cause, TimeoutError):
+    if isinstance(cause, TimeoutError) and str(cause) == "timed out":
         return "no answer"
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return lines[0] if lines else type(cause).__name__

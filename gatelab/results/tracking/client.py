@@ -29,6 +29,10 @@ LEFT = "left"
 """The outcome, in MLflow only, of a trial that the study no longer has."""
 
 
+CONFIG_TAG = "gatelab.config"
+"""Tag with a trial's configuration. It is never read back, and too large to be held for thousands of runs."""
+
+
 @dataclass
 class Run:
     """A trial's run in MLflow."""
@@ -116,7 +120,8 @@ class RunIndex:
     def _add(self, found: MlflowRun) -> None:
         latest = {name: _from_store(value) for name, value in found.data.metrics.items()}
         has_data = bool(found.inputs and found.inputs.dataset_inputs)
-        tags, params = dict(found.data.tags), dict(found.data.params)
+        params = dict(found.data.params)
+        tags = {name: value for name, value in found.data.tags.items() if name != CONFIG_TAG}
         info = found.info
         run = Run(info.run_id, info.run_name or "", info.artifact_uri, tags, params, latest, has_data)
         if tags.get("gatelab.kind") == "study":

@@ -7,6 +7,7 @@ from mlflow.tracking import MlflowClient
 
 from gatelab.results.store.records import StudyRecord, TrialRecord
 from gatelab.results.tracking.client import LEFT, Run, RunIndex
+from gatelab.status import Status
 
 VERDICT_TAG = "gatelab.verdict"
 
@@ -54,7 +55,8 @@ def _let_go(client: MlflowClient, run: Run) -> None:
         client.delete_tag(run.run_id, VERDICT_TAG)
         del run.tags[VERDICT_TAG]
     if run.outcome != LEFT:
-        client.update_run(run.run_id, "FINISHED" if run.outcome in ("finished", "diverged") else "KILLED")
+        if run.outcome in (None, Status.RUNNING):
+            client.update_run(run.run_id, "KILLED")
         client.set_tag(run.run_id, "gatelab.outcome", LEFT)
         run.tags["gatelab.outcome"] = LEFT
 

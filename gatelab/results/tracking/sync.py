@@ -7,7 +7,6 @@ moment and go on later; a store that was away is caught up, and one that was del
 import functools
 import json
 import math
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,22 +18,21 @@ from mlflow.tracking import MlflowClient
 
 from gatelab.metrics import Specs, dump_specs, load_specs
 from gatelab.results.store.journal import JournalTail
-from gatelab.results.store.layout import PAGE, RunsFolder, TrialFolder
+from gatelab.results.store.layout import PAGE, RunsFolder
 from gatelab.results.store.metric_specs import BEFORE_SPECS, specs_of_trials
 from gatelab.results.store.records import Outcome, StudyRecord, TrialDescription, TrialRecord
 from gatelab.results.store.segment import SCHEMA
 from gatelab.results.store.trials import (
-    newest_values,
     provenance,
     read_description,
-    read_evaluations,
     read_outcome,
     study_descriptions,
 )
 from gatelab.results.tracking import own_store
 from gatelab.results.tracking.address import StoreUnavailable, shown
-from gatelab.results.tracking.client import SPECS_FILE, Run, RunIndex
+from gatelab.results.tracking.client import CONFIG_TAG, SPECS_FILE, Run, RunIndex
 from gatelab.results.tracking.following import VERDICT_TAG, follow, missing_params, run_name
+from gatelab.results.tracking.outcomes import evaluated_metrics, files_state, final_metrics, outcome_tags
 from gatelab.results.tracking.thinning import KnownSpecs, mirrored, thin
 from gatelab.results.tracking.ui import (
     COMPARISON,
@@ -91,7 +89,7 @@ class Mirror:
         self._tails: dict[str, JournalTail] = {}
         self._held: dict[str, pa.Table] = {}  # rows of a span that is not over
         self._done: set[str] = set()
-        self._news: list[TrialDescription] = []  # read since metrics were last described
+        self._news: set[str] = set()  # what trials recorded of their metrics, as JSON, since that was last looked at
         self._specs: Specs | None = None  # what readers of the store take metrics to be
 
     def sync(self) -> int:
@@ -186,7 +184,7 @@ class Mirror:
 
     def _sync_trial(self, index: RunIndex, trial: TrialRecord) -> int:
         files, run = self._folder.trial(trial.id), index.runs.get(trial.id)
-        state = _state(files)
+        state = files_state(files)
         if run is not None and state and run.tags.get(STATE_TAG) == state and run.outcome in OVER:
             return 0  # nothing of it has changed since it was sent
         # The outcome is read first: once it is over, the journal is complete.
@@ -195,9 +193,10 @@ class Mirror:
             return 0
         over = outcome.status in OVER
         description = read_description(files)
+        recorded = json.dumps(description.metrics if description else None)
         if description is not None:
-            self._news.append(description)
-        specs = _known_specs(json.dumps(description.metrics) if description else "null")
+            self._news.add(recorded)
+        specs = _known_specs(recorded)
         tail = self._tails.setdefault(trial.id, JournalTail(files.journal))
         rows = pa.concat_tables([self._held.get(trial.id, SCHEMA.empty_table()), tail.read()])
         mirrored_upto = -1 if run is None else run.mirrored
@@ -209,13 +208,13 @@ class Mirror:
         metrics = [metric for metric in thin(rows, span) if metric.step > mirrored_upto]
         if "step" not in outcome.model_fields_set:
             outcome = outcome.model_copy(update={"step": last})
-        evaluated = _evaluated(files, run, outcome, specs) if outcome.status.is_over else []
-        tags = _outcome_tags(outcome, description, run)
+        evaluated = evaluated_metrics(files, run, outcome, specs) if outcome.status.is_over else []
+        tags = outcome_tags(outcome, description, run)
         if upto > mirrored_upto:
             tags["gatelab.mirrored"] = str(upto)
         if over:
             tags[STATE_TAG] = state
-        final = [] if run is not None and run.outcome == outcome.status else _final(outcome, specs)
+        final = [] if run is not None and run.outcome == outcome.status else final_metrics(outcome, specs)
         if run is None:
             run = index.runs[trial.id] = self._create_run(index, trial, description)
         self._write(index.client, run, trial, description, outcome, metrics + evaluated + final, tags)
@@ -265,12 +264,12 @@ class Mirror:
             "gatelab.study": self._record.name,
             "gatelab.variant": trial.variant,
             "gatelab.seed": str(trial.seed),
-            "gatelab.config": json.dumps(description.config if description else {})[:8000],
             "gatelab.provenance": json.dumps(provenance(description)),
         }
         name = run_name(trial)
         start = int(started * 1000) or None
-        run = index.client.create_run(index.experiment_id, start_time=start, tags=tags, run_name=name)
+        config = {CONFIG_TAG: json.dumps(description.config if description else {})[:8000]}
+        run = index.client.create_run(index.experiment_id, start_time=start, tags=tags | config, run_name=name)
         return Run(run.info.run_id, name, run.info.artifact_uri, tags)
 
     def _sync_specs(self, index: RunIndex) -> None:
@@ -279,8 +278,7 @@ class Mirror:
             return
         if self._specs is None:
             self._specs = index.metric_specs()
-        known = list(dump_specs(self._specs).items())
-        if any(list((description.metrics or {}).items()) != known for description in self._news):
+        if self._news != {json.dumps(dump_specs(self._specs))}:
             everyone = study_descriptions(self._folder, self._record)
             specs = specs_of_trials(everyone.values())
             if specs != self._specs:
@@ -296,55 +294,9 @@ def _known_specs(metrics: str) -> KnownSpecs:
     return KnownSpecs(load_specs(recorded) if recorded else BEFORE_SPECS)
 
 
-def _state(files: TrialFolder) -> str:
-    """Return what tells the files of a trial that is over from those that it had before; '' while it is not over."""
-    try:
-        outcome = files.outcome.stat()
-    except FileNotFoundError:
-        return ""
-    try:
-        evaluations = files.evaluations.stat().st_mtime_ns
-    except FileNotFoundError:
-        evaluations = 0
-    return f"{outcome.st_mtime_ns} {outcome.st_size} {evaluations}"
-
-
-def _outcome_tags(outcome: Outcome, description: TrialDescription | None, run: Run | None) -> dict[str, str]:
-    """Return what a run says of how its trial stands."""
-    tags = {
-        "gatelab.outcome": outcome.status.value,
-        "gatelab.step": str(outcome.step),
-        "gatelab.provenance": json.dumps(provenance(description)),
-    }
-    reason = outcome.reason[:8000]
-    if reason or (run is not None and "gatelab.reason" in run.tags):
-        tags |= {"gatelab.reason": reason, DESCRIPTION_TAG: reason}
-    return tags
-
-
-def _final(outcome: Outcome, specs: KnownSpecs) -> list[Metric]:
-    """Return the metrics that only an outcome has; the journal has the others, at its last step."""
-    now = int((outcome.ended or 0) * 1000)
-    found = {name: value for name, value in outcome.metrics.items() if specs[name].kind == "outcome"}
-    return [Metric(name, value, now, outcome.step) for name, value in found.items()]
-
-
-def _evaluated(files: TrialFolder, run: Run | None, outcome: Outcome, specs: KnownSpecs) -> list[Metric]:
-    """Return what was measured after training and is not on the run yet."""
-    known = {} if run is None else run.latest
-    values = newest_values(read_evaluations(files))
-    new = {name: value for name, value in values.items() if specs[name].is_mirrored(None)}
-    now = time.time_ns() // 1_000_000
-    return [Metric(name, value, now, outcome.step) for name, value in new.items() if not _same(known.get(name), value)]
-
-
 def _set_status(client: MlflowClient, run: Run, outcome: Outcome) -> None:
     if outcome.status in OVER:
         ended = int((outcome.ended or 0) * 1000)
         client.set_terminated(run.run_id, "FAILED" if outcome.status == Status.FAILED else "FINISHED", end_time=ended)
     elif outcome.status != Status.RUNNING or run.outcome is not None:
         client.update_run(run.run_id, "RUNNING" if outcome.status == Status.RUNNING else "KILLED")
-
-
-def _same(one: float | None, other: float) -> bool:
-    return one is not None and (one == other or (math.isnan(one) and math.isnan(other)))
