@@ -42,7 +42,7 @@ def _untuned_rate(matrix: Matrix) -> Iterator[str]:
         rate = matrix.variants[0].config.training.optimizer.learning_rate
         yield (
             f"{LEARNING_RATE} is neither an axis nor declared fixed: the comparison holds at {rate:g} only, "
-            "and a variant with another optimum is judged unfairly"
+            "and variants whose optimum differs are compared unfairly"
         )
 
 

@@ -213,7 +213,7 @@ class StudyPlan:
             if getattr(self.study, name) == Study.model_fields[name].default:
                 del asked[name]
         before = {} if self.parent is None else {"continues": self.parent.hash}
-        return digest({**asked, "base": _jsonable(self.base), **before})
+        return digest({**asked, "base": jsonable(self.base), **before})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -259,9 +259,10 @@ class StudyPlan:
         return self.source.error(*problems)
 
 
-def _jsonable(tree: Any) -> Any:
+def jsonable(tree: Any) -> Any:
+    """Return a configuration as JSON values."""
     if isinstance(tree, Mapping):
-        return {str(key): _jsonable(value) for key, value in tree.items()}
+        return {str(key): jsonable(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_jsonable(value) for value in tree]
+        return [jsonable(value) for value in tree]
     return tree if isinstance(tree, str | int | float | bool | None) else str(tree)

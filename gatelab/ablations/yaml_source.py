@@ -241,3 +241,16 @@ def _explain(error: yaml.YAMLError, text: str) -> tuple[int | None, str]:
     for said, meant in _MEANT.items():
         what = re.sub(f"^{said}.*", meant, what)
     return None if mark is None else mark.line + 1, what
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would not read as the text that it is."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def dump_yaml(content: Any) -> str:
+    """Write YAML that `load_yaml` reads as the same content."""
+    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return text

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from gatelab.ablations.study import StudyPlan
 from gatelab.results.store.layout import RunsFolder
-from gatelab.results.views.format import DASH, duration, quantity
+from gatelab.results.views.format import DASH, duration, level, quantity
 from gatelab.results.views.table import Column, Table, to_html, to_markdown
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def plan_table(matrix: "Matrix", seconds: Mapping[str, float] | None = None) -> 
         added, training = variant.added_parameters, variant.config.training
         rows.append(
             (
-                *([variant.levels.get(axis, DASH) for axis in axes] or [variant.label]),
+                *([level(variant.levels.get(axis)) for axis in axes] or [variant.label]),
                 f"{variant.parameters:,}",
                 DASH if added is None else f"{added:+,}" if added else "0",
                 quantity(variant.flops_per_token),

@@ -13,6 +13,7 @@ from gatelab.api.finding import Finding, Plot
 from gatelab.names import search_of
 from gatelab.results.analyses.comparison import DEFAULT_METRIC
 from gatelab.results.store.layout import DEFAULT_ROOT, NotFound, RunsFolder
+from gatelab.text import file_stem
 
 if TYPE_CHECKING:
     from gatelab.results.analyses.claims import Claims
@@ -132,7 +133,7 @@ class Results:
         baselines = {name: variant.baseline for name, variant in self.record.variants.items()}
         spec = find_spec(metric, specs_of(self.runs))
         figure = plot_curves(metrics, metric, baselines, self.study, spec)
-        return Plot(f"curves-{metric.replace('/', '-')}", figure)
+        return Plot(f"curves-{file_stem(metric)}", figure)
 
     def report(self, path: Folder | None = None, metric: str = DEFAULT_METRIC) -> Path:
         """Write one HTML page of all this, and its figures; return its path.
@@ -202,7 +203,7 @@ class Runs(Mapping[str, Results]):
         return Results(self._folder, study)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(path.parent.name for path in (self._folder.root / "studies").glob("*/study.json")))
+        return iter(self._folder.studies)
 
     def __len__(self) -> int:
         return len(list(iter(self)))

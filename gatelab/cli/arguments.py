@@ -9,8 +9,10 @@ import typer
 
 from gatelab.ablations.errors import nearest
 from gatelab.ablations.flags import study_from_flags
-from gatelab.cli.console import fail, reporting_errors
+from gatelab.ablations.study_file import differences
+from gatelab.cli.console import fail, warn
 from gatelab.results.store.layout import DEFAULT_ROOT, RunsFolder
+from gatelab.results.store.records import StudyRecord
 
 
 class Format(enum.StrEnum):
@@ -37,7 +39,10 @@ Seeds = Annotated[str | None, typer.Option(help="Number of seeds, or a list: 3, 
 Baseline = Annotated[list[str], typer.Option("--baseline", help="PATH=LEVEL: compare with this level; repeatable.")]
 Match = Annotated[str | None, typer.Option(help="Match variants by width: none, parameters or flops.")]
 Name = Annotated[str | None, typer.Option(help="Name of the study.")]
-Runs = Annotated[Path, typer.Option("--runs", envvar="GATELAB_RUNS", help="The folder of studies, trials and data.")]
+Runs = Annotated[
+    Path,
+    typer.Option("--runs", envvar="GATELAB_RUNS", file_okay=False, help="The folder of studies, trials and data."),
+]
 TrackingUri = Annotated[
     str | None,
     typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store \\[default: SQLite in the runs folder]."),
@@ -61,18 +66,31 @@ Address = Annotated[
     typer.Option(envvar="RAY_ADDRESS", help="HOST:PORT of a Ray cluster \\[default: start Ray here]."),
 ]
 Variants = Annotated[list[str], typer.Option("--variant", help="Only this variant; repeatable.")]
-OutputFolder = Annotated[Path | None, typer.Option("--output", "-o", help="Folder \\[default: the study's].")]
+OutputFolder = Annotated[
+    Path | None, typer.Option("--output", "-o", file_okay=False, help="Folder \\[default: the study's].")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 DEFAULT_RUNS = DEFAULT_ROOT
+MOST_NAMED = 8  # fields that a note names
 
 
-def study_name(given: str) -> str:
-    """Return the name of a study that is given by name or by file. Exit if the file cannot be read."""
-    if is_file(given):
-        with reporting_errors():
-            return study_from_flags(Path(given)).study.name
-    return given
+def study_name(given: str, folder: RunsFolder) -> str:
+    """Return the name of a study that is given by name or by file. Raises StudyError if the file cannot be read.
+
+    Says so where the file is not what was run: what is shown is of what was run.
+    """
+    if not is_file(given):
+        return given
+    plan = study_from_flags(Path(given))
+    name = plan.study.name
+    study = folder.study(name)
+    record = StudyRecord.read(study.record)
+    if record is not None and record.hash != plan.hash:
+        changed = differences(study.file, plan) if study.file.is_file() else []
+        listed = ", ".join(changed[:MOST_NAMED]) + (", …" if len(changed) > MOST_NAMED else "")
+        warn([f"{given} is not what was run, which is what is shown" + (f"; it differs in {listed}" if listed else "")])
+    return name
 
 
 def refuse_with_name(study: str, **flags: Any) -> None:

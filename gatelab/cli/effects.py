@@ -6,6 +6,7 @@ import typer
 
 from gatelab.cli import arguments as args
 from gatelab.cli.analysis import show_analysis
+from gatelab.results.store.layout import RunsFolder
 
 
 def effects(
@@ -22,4 +23,5 @@ def effects(
     Example: gatelab effects gate-position --metric validation/bits_per_byte -o figures/
     """
     form = args.Format.json if json else format
-    show_analysis("effects", study, runs, tracking_uri, form, output, metric=metric)
+    folder = RunsFolder(runs)
+    show_analysis("effects", folder, args.study_name(study, folder), tracking_uri, form, output, metric=metric)

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from gatelab.cli import arguments as args
 from gatelab.cli.analysis import show_analysis
-from gatelab.cli.console import DONE, SOME_FAILED, console, fail, plural, reporting_errors
+from gatelab.cli.console import DONE, SOME_FAILED, console, fail, plural, show_files
 from gatelab.configuration import parse_count
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import TrialRecord
@@ -64,33 +64,33 @@ def evaluate(
     from gatelab.orchestrator.ray_executor import RayExecutor
     from gatelab.training.evals.spec import parse_rope
 
-    folder, name = RunsFolder(runs), args.study_name(study)
+    folder = RunsFolder(runs)
+    name = args.study_name(study, folder)
     console.quiet = json
     if lengths == "none" and retrieval not in (None, "none"):
-        fail(f"--retrieval {retrieval}: it is asked at the lengths of --lengths, which are none")
-    with reporting_errors():
-        request = evaluation.EvalRequest(
-            lengths=None if lengths is None else tuple(_each("--lengths", lengths, _count)),
-            ropes=tuple(_each("--ropes", ropes or ROPES, parse_rope)),
-            tokens=_one("--tokens", tokens, _count),
-            retrieval=tuple(_each("--retrieval", retrieval or RETRIEVAL, _retrieval_task)),
-            examples=examples,
-            tasks=tuple(_each("--tasks", tasks or "none", str)),
-            include=include,
-            limit=limit,
-        )
-        if request.tasks:
-            _check_tasks(request)
-        jobs, refused = evaluation.assign(folder, _trained(folder, name, variant), request)
-        _leave_out(refused, {"length": bool(lengths or ropes), "retrieval": bool(retrieval)})
-        executor = RayExecutor(address, gpus_per_trial, concurrency)
-        progress = evaluation.run_evals(folder, jobs, executor, _Printer())
+        fail(f"--retrieval {retrieval}: its lengths are those of --lengths, which are none")
+    request = evaluation.EvalRequest(
+        lengths=None if lengths is None else tuple(_each("--lengths", lengths, _count)),
+        ropes=tuple(_each("--ropes", ropes or ROPES, parse_rope)),
+        tokens=_one("--tokens", tokens, _count),
+        retrieval=tuple(_each("--retrieval", retrieval or RETRIEVAL, _retrieval_task)),
+        examples=examples,
+        tasks=tuple(_each("--tasks", tasks or "none", str)),
+        include=include,
+        limit=limit,
+    )
+    if request.tasks:
+        _check_tasks(request)
+    jobs, refused = evaluation.assign(folder, _trained(folder, name, variant), request)
+    _leave_out(refused, {"length": bool(lengths or ropes), "retrieval": bool(retrieval)})
+    executor = RayExecutor(address, gpus_per_trial, concurrency)
+    progress = evaluation.run_evals(folder, jobs, executor, _Printer())
     for (trial, reason), questions in progress.failures.items():
         more = f" and {len(questions) - 1} more" if len(questions) > 1 else ""
-        console.print(f"[red]no answer[/] {escape(trial)}: {escape(questions[0])}{more}: {escape(reason)}")
+        console.print(f"[red]failed[/] {escape(trial)}: {escape(questions[0])}{more}: {escape(reason)}")
     if progress.known + progress.answered == 0:
-        fail("no question was answered")
-    show_analysis("evaluation", study, runs, tracking_uri, args.Format.json if json else args.Format.terminal)
+        fail("no evaluation succeeded")
+    show_analysis("evaluation", folder, name, tracking_uri, args.Format.json if json else args.Format.terminal)
     raise typer.Exit(SOME_FAILED if progress.failures else DONE)
 
 
@@ -167,8 +167,8 @@ class _Printer:
         done = progress.known + progress.answered + progress.failed
         if time.monotonic() >= self._next or done == progress.asked:
             self._next = time.monotonic() + LINE_SECONDS
-            known = f", {progress.known} of them before" if progress.known else ""
-            console.print(f"{done} of {plural(progress.asked, 'question')} answered{known}")
+            known = f", {progress.known} of them earlier" if progress.known else ""
+            console.print(f"{done} of {plural(progress.asked, 'evaluation')} done{known}")
 
 
 def attention_map(
@@ -192,39 +192,42 @@ def attention_map(
     """
     from gatelab.orchestrator.evaluation import load_model
     from gatelab.results.views.attention_map import plot_attention
-    from gatelab.results.views.style import save_figure
+    from gatelab.results.views.style import draw, save_files
     from gatelab.training.evals.attention_map import attention_of_text
 
-    folder, name = RunsFolder(runs), args.study_name(study)
+    folder = RunsFolder(runs)
+    name = args.study_name(study, folder)
     if (text is None) == (file is None):
         fail("give --text or --file")
-    with reporting_errors():
+    try:
+        content = file.read_text(encoding="utf-8") if file is not None else text or ""
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"--file {file}: {error}", error)
+    jobs = _of_one_seed(_trained(folder, name, variant), seed)
+    maps = {}
+    for job in jobs:
         try:
-            content = file.read_text(encoding="utf-8") if file is not None else text or ""
-        except (OSError, UnicodeDecodeError) as error:
-            fail(f"--file {file}: {error}", error)
-        jobs = _of_one_seed(_trained(folder, name, variant), seed)
-        maps = {}
-        for job in jobs:
-            try:
-                trained = load_model(folder, job)
-            except FileNotFoundError as error:  # weights or data were deleted to save space
-                fail(f"{job.name}: {error}", error)
-            tokenizer = trained.dataset.tokenizer
-            ids = tokenizer.tokens(content)[:tokens].tolist()
-            if len(ids) < 2:
-                fail("--text: expected at least two tokens")
-            there = job.config.model.layers
-            chosen = _spread(there) if layers is None else _chosen("--layers", layers, there)
-            weights = attention_of_text(trained.model, ids, chosen)
-            maps[job.name] = {
-                (layer, head): weights[layer].mean(0).numpy() if head == "mean" else weights[layer][int(head)].numpy()
-                for layer in chosen
-                for head in _heads(heads, job.config.model.query_heads)
-            }
-        shown = [tokenizer.text([token]) for token in ids]
-    for path in save_figure(plot_attention(maps, shown, name), (output or folder.study(name).path) / "attention-map"):
-        console.print(escape(str(path)))
+            trained = load_model(folder, job)
+        except FileNotFoundError as error:  # weights or data were deleted to save space
+            fail(f"{job.name}: {error}", error)
+        tokenizer = trained.dataset.tokenizer
+        ids = tokenizer.tokens(content)[:tokens].tolist()
+        if len(ids) < 2:
+            fail("--text: expected at least two tokens")
+        there = job.config.model.layers
+        chosen = _spread(there) if layers is None else _chosen("--layers", layers, there)
+        weights = attention_of_text(trained.model, ids, chosen)
+        maps[job.name] = {
+            (layer, head): weights[layer].mean(0).numpy() if head == "mean" else weights[layer][int(head)].numpy()
+            for layer in chosen
+            for head in _heads(heads, job.config.model.query_heads)
+        }
+    shown = [tokenizer.text([token]) for token in ids]
+    drawn, problems = draw(lambda: {"attention-map": plot_attention(maps, shown, name)}, "attention")
+    for stem, drawing in drawn.items():
+        show_files(save_files(drawing.files, (output or folder.study(name).path) / stem))
+    if problems:
+        fail("\n".join(problems))
 
 
 def _of_one_seed(jobs: "list[EvalJob]", seed: int | None) -> "list[EvalJob]":

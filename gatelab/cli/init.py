@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from gatelab.ablations.template import study_template
-from gatelab.cli.console import console, fail, reporting_errors
+from gatelab.cli.console import console, fail
 
 
 def init(
@@ -20,8 +20,7 @@ def init(
     """
     if path.suffix not in (".yaml", ".yml"):
         fail(f"{path}: the name of a study file ends in .yaml")
-    with reporting_errors():
-        text = study_template(path.stem if name is None else name)
+    text = study_template(path.stem if name is None else name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:

@@ -14,7 +14,6 @@ from gatelab.cli.console import (
     SOME_FAILED,
     console,
     plural,
-    reporting_errors,
     show_written,
 )
 from gatelab.cli.options import RunFlags, StudyFlags, with_groups
@@ -55,17 +54,16 @@ def lr_tolerance(
     end_politely()
     console.quiet = json
     how = {"rates": _numbers(rates), "extend": extend, "margin": margin, "resolution": resolution}
-    with reporting_errors():
-        if study is not None and not args.is_file(study):
-            args.refuse_with_name(study, **flags.given, **how)
-            _show(report_learning_rates(run.folder, study, run.tracking_uri), run, json)
-            return
-        tolerance = {key: value for key, value in how.items() if value is not None}
-        plan = flags.plan(None if study is None else Path(study), tolerance)
-        show = functools.partial(show_study, run.folder, run.tracking_uri)
-        result = search_learning_rates(
-            plan, run.folder, run.executor(), run.options(), watch=watch, report=show, announce=_announce
-        )
+    if study is not None and not args.is_file(study):
+        args.refuse_with_name(study, **flags.given, **how)
+        _show(report_learning_rates(run.folder, study, run.tracking_uri), run, json)
+        return
+    tolerance = {key: value for key, value in how.items() if value is not None}
+    plan = flags.plan(None if study is None else Path(study), tolerance)
+    show = functools.partial(show_study, run.folder, run.tracking_uri)
+    result = search_learning_rates(
+        plan, run.folder, run.executor(), run.options(), watch=watch, report=show, announce=_announce
+    )
     if result.search is None:
         raise typer.Exit(INTERRUPTED)
     if isinstance(result.found, Unavailable):

@@ -1,22 +1,48 @@
 """The `gatelab` command."""
 
+import io
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from typer.core import TyperGroup
 
 from gatelab import __version__
 from gatelab.cli import effects, evaluate, init, learning_rates, machine, plan, report, results, run, scaling, stability
-from gatelab.cli.console import BAD_REQUEST, errors, show_damage
+from gatelab.cli.console import BAD_REQUEST, errors, reported, show_damage
 from gatelab.extras import missing_extra
+
+NO_COMMAND = {
+    "clean": "nothing is removed by a command: delete what is not needed, a folder in gatelab-runs/studies or all of "
+    "gatelab-runs; the next run makes anew what it lacks",
+}
+"""What people type that is no command -> what to do instead."""
+
+
+class _Commands(TyperGroup):
+    """The commands: what cannot be written in the encoding of the output is replaced, not refused."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        return super().main(*args, **options)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in NO_COMMAND:
+            ctx.fail(f"there is no command {args[0]!r}: {NO_COMMAND[args[0]]}")
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
     name="gatelab",
+    cls=_Commands,
     help="Systematic ablations of gated attention: plan, run, compare. Start with: gatelab run --preset quickstart",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 for command in (
@@ -26,6 +52,7 @@ for command in (
     run.retry,
     learning_rates.lr_tolerance,
     scaling.scaling,
+    results.list_,
     results.status,
     results.compare,
     results.claims,
@@ -43,7 +70,7 @@ for command in (
     machine.data,
     machine.doctor,
 ):
-    app.command()(command)
+    app.command(command.__name__.rstrip("_").replace("_", "-"))(reported(command))
 
 
 def _show_version(asked: bool) -> None:

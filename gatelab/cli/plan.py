@@ -12,7 +12,7 @@ from gatelab.ablations.matrix import Matrix
 from gatelab.ablations.shared_prefix import forks
 from gatelab.api.plan import plan_table
 from gatelab.cli import arguments as args
-from gatelab.cli.console import console, plural, print_json, print_table, reporting_errors
+from gatelab.cli.console import console, plural, print_json, print_table
 from gatelab.cli.options import StudyFlags, with_groups
 from gatelab.orchestrator.reasons import Reason, why_each_runs
 from gatelab.orchestrator.study_manifest import trial_entry
@@ -46,14 +46,13 @@ def plan(
     """
     from gatelab.orchestrator import planning
 
-    with reporting_errors():
-        folder = RunsFolder(runs)
-        reasons: dict[str, None] = {}  # why the rates that are shown are not those that will be
-        matrix = planning.plan_study(flags.plan(study), planning.searched_or_given(folder, reasons))
-        cost = planning.estimate(matrix, folder) if estimate else None
-        waiting = [sum(not is_over(folder.trial(trial.id)) for trial in parent.trials) for parent in matrix.chain[:-1]]
-        powers = _powers(matrix, folder)
-        told = why_each_runs(matrix, folder) if why else []
+    folder = RunsFolder(runs)
+    reasons: dict[str, None] = {}  # why the rates that are shown are not those that will be
+    matrix = planning.plan_study(flags.plan(study), planning.searched_or_given(folder, reasons))
+    cost = planning.estimate(matrix, folder) if estimate else None
+    waiting = [sum(not is_over(folder.trial(trial.id)) for trial in parent.trials) for parent in matrix.chain[:-1]]
+    powers = _powers(matrix, folder)
+    told = why_each_runs(matrix, folder) if why else []
     if json:
         claims = {"claims": to_jsonable([asdict(power) for power in powers])}
         because = {"why": {reason.trial.id: reason.text for reason in told}} if why else {}
@@ -126,7 +125,7 @@ def _summary(matrix: Matrix, cost: "Estimate | None") -> list[str]:
             lines.append(f"[yellow]{kind}[/] … and {len(entries) - LISTED} more (--json lists all)")
     if cost is not None and cost.total_seconds is not None:
         lines.append(
-            f"about [bold]{duration(cost.total_seconds)}[/] for the {cost.remaining} trials still to run, "
+            f"about [bold]{duration(cost.total_seconds)}[/] for the {plural(cost.remaining, 'trial')} still to run, "
             f"{cost.concurrency} at a time on {escape(cost.device)}"
         )
     elif cost is not None:

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from gatelab.cli import arguments as args
-from gatelab.cli.console import SOME_FAILED, console, fail, reporting_errors
+from gatelab.cli.console import SOME_FAILED, console, fail
 from gatelab.errors import WrongRequest
 from gatelab.results.store.layout import RunsFolder
 
@@ -16,7 +16,8 @@ from gatelab.results.store.layout import RunsFolder
 def report(
     study: args.StudyName,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file \\[default: report.html in the study's folder].")
+        Path | None,
+        typer.Option("--output", "-o", dir_okay=False, help="The file \\[default: report.html in the study's folder]."),
     ] = None,
     metric: Annotated[str, typer.Option(help="The summary metric to compare variants by.")] = "validation/loss",
     check: Annotated[
@@ -40,18 +41,18 @@ def report(
     Example: gatelab report gate-position -o gate-position.html
     Example: gatelab report gate-position --check --file paper/tables/gates.tex
     """
+    folder = RunsFolder(runs)
+    name = args.study_name(study, folder)
     if check or file:
-        _check(RunsFolder(runs), args.study_name(study), file)
+        _check(folder, name, file)
         return
     from gatelab.orchestrator.tracking import add_to_mlflow
     from gatelab.results.report.page import write_report
 
-    folder, name = RunsFolder(runs), args.study_name(study)
-    with reporting_errors():
-        try:
-            page, figures = write_report(folder, name, output, metric)
-        except WrongRequest as error:
-            fail(f"--metric: {error}", error)
+    try:
+        page, figures = write_report(folder, name, output, metric)
+    except WrongRequest as error:
+        fail(f"--metric: {error}", error)
     problem = add_to_mlflow(folder, name, tracking_uri, [page, *figures])
     console.print(escape(str(page)))
     if problem:
@@ -64,13 +65,12 @@ def _check(folder: RunsFolder, study: str, files: list[Path]) -> None:
     """Report tables that no longer follow from the trials; exit with 1 if there is one."""
     from gatelab.results.report.verify import check, stamped_tables
 
-    with reporting_errors():
-        paths = files or stamped_tables(folder, study)
-        if not paths:
-            fail(f"no table in {folder.study(study).path} has a stamp: gatelab run {study}, or gatelab compare -o FILE")
-        found = list(check(folder, study, paths))
+    paths = files or stamped_tables(folder, study)
+    if not paths:
+        fail(f"no table in {folder.study(study).path} has a stamp: gatelab run {study}, or gatelab compare -o FILE")
+    found = list(check(folder, study, paths))
     for checked in found:
-        state = "[red]stale[/]" if checked.problem else "[green]holds[/]"
+        state = f"[red]{checked.state}[/]" if checked.problem else f"[green]{checked.state}[/]"
         console.print(f"{state}  {escape(str(checked.path))}")
         for line in checked.problem.splitlines():
             console.print(f"       {escape(line)}")

@@ -1,8 +1,9 @@
-"""gatelab status, compare, claims, curves, diagnose, export, ui: show results."""
+"""gatelab list, status, compare, claims, curves, diagnose, export, ui: show results."""
 
 import enum
 import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ from rich.markup import escape
 
 from gatelab.cli import arguments as args
 from gatelab.cli.analysis import show_analysis
-from gatelab.cli.console import console, fail, print_json, print_table, reporting_errors
+from gatelab.cli.console import console, fail, print_json, print_table, show_files, warn
 from gatelab.errors import AnalysisUnavailable, WrongRequest
 from gatelab.results.store.layout import RunsFolder
 
@@ -27,6 +28,25 @@ class Source(enum.StrEnum):
     parquet = "parquet"
 
 
+def list_(runs: args.Runs = args.DEFAULT_RUNS, json: args.Json = False) -> None:
+    """List the studies of a runs folder: how many trials each has, how they stand, when the last one ended.
+
+    Nothing is removed by a command: to forget a study, delete its folder in gatelab-runs/studies.
+
+    Example: gatelab list
+    """
+    from gatelab.results.report.overview import overview, overview_table
+
+    folder = RunsFolder(runs)
+    found = list(overview(folder))
+    if json:
+        print_json([asdict(one) for one in found])
+    elif found:
+        print_table(overview_table(folder, found))
+    else:
+        fail(f"no study in {runs} yet: gatelab run STUDY.yaml")
+
+
 def status(
     study: args.StudyName,
     failures: Annotated[bool, typer.Option("--failures", help="Show what failed, by what ended it.")] = False,
@@ -38,14 +58,15 @@ def status(
     Example: gatelab status quickstart
     Example: gatelab status quickstart --failures
     """
+    folder = RunsFolder(runs)
+    name = args.study_name(study, folder)
     if failures:
-        _show_failures(RunsFolder(runs), args.study_name(study), json)
+        _show_failures(folder, name, json)
         return
     from gatelab.results.store.runs import STATUSES, runs_from_journals
     from gatelab.results.views.table import Column, Table
 
-    with reporting_errors():
-        trials = runs_from_journals(RunsFolder(runs), args.study_name(study)).to_pylist()
+    trials = runs_from_journals(folder, name).to_pylist()
     counts = {outcome: sum(trial["outcome"] == outcome for trial in trials) for outcome in STATUSES}
     if json:
         shown = ("trial", "variant", "seed", "outcome", "reason", "step", "steps")
@@ -71,8 +92,7 @@ def _show_failures(folder: RunsFolder, study: str, json: bool) -> None:
     from gatelab.results.analyses.failures import read_failures
     from gatelab.results.views import failures as view
 
-    with reporting_errors():
-        found = read_failures(folder, study)
+    found = read_failures(folder, study)
     if json:
         print_json(found.to_dict())
         return
@@ -90,7 +110,9 @@ def compare(
         Path | None, typer.Option(help="Folder of an export, for --from parquet \\[default: the study's].")
     ] = None,
     format: args.TableFormat = args.Format.terminal,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to a file instead.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", dir_okay=False, help="Write to a file instead.")
+    ] = None,
     margin: Annotated[
         float | None, typer.Option(min=0, help="A smaller difference, in the metric's unit, counts as equivalent.")
     ] = None,
@@ -115,7 +137,8 @@ def compare(
 
     form = args.Format.json if json else format
     _check_flags(form, margin, tests, parquet, source, output)
-    frame = _read_runs(RunsFolder(runs), args.study_name(study), source, parquet, tracking_uri)
+    folder = RunsFolder(runs)
+    frame = _read_runs(folder, args.study_name(study, folder), source, parquet, tracking_uri)
     try:
         comparison = compare(frame, metric, margin)
     except WrongRequest as error:
@@ -133,6 +156,7 @@ def compare(
         for table in (*TABLES[stamp.table].tables(result), *([tests_table(comparison)] if tests else [])):
             print_table(table)
     elif output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(render(result, form.value, stamp), encoding="utf-8")
     else:
         sys.stdout.write(render(result, form.value, stamp))
@@ -160,18 +184,17 @@ def _read_runs(
     from gatelab.results.report.parquet import runs_from_parquet
     from gatelab.results.store.runs import runs_from_journals
 
-    with reporting_errors():
-        if source is Source.mlflow:
-            from gatelab.results.tracking.runs import runs_from_mlflow
+    if source is Source.mlflow:
+        from gatelab.results.tracking.runs import runs_from_mlflow
 
-            if not tracking_uri:
-                from gatelab.results.tracking.own_store import check_place
+        if not tracking_uri:
+            from gatelab.results.tracking.own_store import check_place
 
-                check_place(folder)
-            return runs_from_mlflow(tracking_uri or folder.tracking_uri, study)
-        if source is Source.parquet:
-            return runs_from_parquet(parquet or folder.study(study).path / "parquet", study)
-        return runs_from_journals(folder, study)
+            check_place(folder)
+        return runs_from_mlflow(tracking_uri or folder.tracking_uri, study)
+    if source is Source.parquet:
+        return runs_from_parquet(parquet or folder.study(study).path / "parquet", study)
+    return runs_from_journals(folder, study)
 
 
 def claims(
@@ -185,7 +208,8 @@ def claims(
 
     Example: gatelab claims quickstart
     """
-    show_analysis("claims", study, runs, tracking_uri, args.Format.json if json else format)
+    folder = RunsFolder(runs)
+    show_analysis("claims", folder, args.study_name(study, folder), tracking_uri, args.Format.json if json else format)
 
 
 def curves(
@@ -203,15 +227,15 @@ def curves(
     """
     from gatelab.results.report.write import write_curves
 
-    folder, name = RunsFolder(runs), args.study_name(study)
-    with reporting_errors():
-        for wanted in metric:
-            try:
-                paths = write_curves(folder, name, wanted, output or folder.study(name).path)
-            except AnalysisUnavailable as error:
-                fail(f"--metric: {error}", error)
-            for path in paths:
-                console.print(escape(str(path)))
+    folder = RunsFolder(runs)
+    name = args.study_name(study, folder)
+    for wanted in metric:
+        try:
+            paths, problems = write_curves(folder, name, wanted, output or folder.study(name).path)
+        except AnalysisUnavailable as error:
+            fail(f"--metric: {error}", error)
+        show_files(paths)
+        warn(problems)
 
 
 def diagnose(
@@ -226,7 +250,15 @@ def diagnose(
 
     Example: gatelab diagnose gate-diagnostics -o figures/
     """
-    show_analysis("diagnostics", study, runs, tracking_uri, args.Format.json if json else format, output)
+    folder = RunsFolder(runs)
+    show_analysis(
+        "diagnostics",
+        folder,
+        args.study_name(study, folder),
+        tracking_uri,
+        args.Format.json if json else format,
+        output,
+    )
 
 
 def export(
@@ -242,10 +274,9 @@ def export(
     """
     from gatelab.results.report.parquet import export_study
 
-    folder, name = RunsFolder(runs), args.study_name(study)
-    with reporting_errors():
-        for path in export_study(folder, name, output or folder.study(name).path / "parquet"):
-            console.print(escape(str(path)))
+    folder = RunsFolder(runs)
+    name = args.study_name(study, folder)
+    show_files(export_study(folder, name, output or folder.study(name).path / "parquet"))
 
 
 def ui(

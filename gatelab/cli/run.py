@@ -22,7 +22,6 @@ from gatelab.cli.console import (
     plural,
     print_json,
     print_table,
-    reporting_errors,
 )
 from gatelab.cli.options import RunFlags, StudyFlags, with_groups
 from gatelab.results.store.layout import RunsFolder
@@ -49,9 +48,8 @@ def run(*, study: args.StudyFile = None, flags: StudyFlags, run: RunFlags, json:
 
     end_politely()
     console.quiet = json
-    with reporting_errors():
-        show = functools.partial(show_study, run.folder, run.tracking_uri)
-        result = run_study(flags.plan(study), run.folder, run.executor(), run.options(), watch=watch, report=show)
+    show = functools.partial(show_study, run.folder, run.tracking_uri)
+    result = run_study(flags.plan(study), run.folder, run.executor(), run.options(), watch=watch, report=show)
     if json:
         print_json(_report(result.studies))
     raise typer.Exit(exit_code(result))
@@ -85,10 +83,9 @@ def retry(
 
     end_politely()
     console.quiet = json
-    with reporting_errors():
-        show = functools.partial(show_study, run.folder, run.tracking_uri)
-        plan = flags.plan(study)
-        result = retry_failed(plan, run.folder, run.executor(), run.options(), chosen, watch=watch, report=show)
+    show = functools.partial(show_study, run.folder, run.tracking_uri)
+    plan = flags.plan(study)
+    result = retry_failed(plan, run.folder, run.executor(), run.options(), chosen, watch=watch, report=show)
     if json:
         print_json(_report(result.studies))
     raise typer.Exit(exit_code(result))
@@ -183,17 +180,16 @@ def train(
     from gatelab.orchestrator.study_run import run_trial
 
     folder = RunsFolder(runs)
-    with reporting_errors():
-        plan = study_from_flags(study, preset=preset, axes=axis, sets=set_, seeds=f"{seed},")
-        matrix = planning.plan_study(plan, planning.searched(folder))
-        labels = [entry.label for entry in matrix.variants]
-        label = variant or labels[0]
-        if label not in labels:
-            fail(f"--variant {label!r}: {nearest(label, labels)}")
-        trial = next(entry for entry in matrix.trials if entry.variant == label)
-        _refuse_without_parent(matrix, trial, folder)
-        console.print(f"{escape(label)}, seed={seed}: {trial.config.training.steps} steps, trial {trial.id[:12]}")
-        outcome = run_trial(trial, folder, device, checkpoint_seconds, _print_values)
+    plan = study_from_flags(study, preset=preset, axes=axis, sets=set_, seeds=f"{seed},")
+    matrix = planning.plan_study(plan, planning.searched(folder))
+    labels = [entry.label for entry in matrix.variants]
+    label = variant or labels[0]
+    if label not in labels:
+        fail(f"--variant {label!r}: {nearest(label, labels)}")
+    trial = next(entry for entry in matrix.trials if entry.variant == label)
+    _refuse_without_parent(matrix, trial, folder)
+    console.print(f"{escape(label)}, seed={seed}: {trial.config.training.steps} steps, trial {trial.id[:12]}")
+    outcome = run_trial(trial, folder, device, checkpoint_seconds, _print_values)
     console.print(f"[bold]{outcome.status}[/] {escape(outcome.reason)}")
     for key, value in outcome.metrics.items():
         console.print(f"  {key} {value:.6g}")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gatelab.cli import arguments as args
-from gatelab.cli.console import DONE, console, reporting_errors, show_written
+from gatelab.cli.console import DONE, console, show_written
 from gatelab.cli.options import RunFlags, StudyFlags, with_groups
 from gatelab.cli.run import end_politely, exit_code, show_study, watch
 
@@ -32,17 +32,16 @@ def scaling(
 
     end_politely()
     console.quiet, code = json, DONE
-    with reporting_errors():
-        if study is not None and not args.is_file(study):
-            args.refuse_with_name(study, **flags.given)
-            laws = report_scaling(run.folder, study, bootstraps, run.tracking_uri)
-        else:
-            show = functools.partial(show_study, run.folder, run.tracking_uri)
-            plan = flags.plan(None if study is None else Path(study))
-            result = run_scaling(plan, run.folder, run.executor(), run.options(), bootstraps, watch=watch, report=show)
-            code = exit_code(result.run)
-            if result.laws is None:
-                raise typer.Exit(code)
-            laws = result.laws
+    if study is not None and not args.is_file(study):
+        args.refuse_with_name(study, **flags.given)
+        laws = report_scaling(run.folder, study, bootstraps, run.tracking_uri)
+    else:
+        show = functools.partial(show_study, run.folder, run.tracking_uri)
+        plan = flags.plan(None if study is None else Path(study))
+        result = run_scaling(plan, run.folder, run.executor(), run.options(), bootstraps, watch=watch, report=show)
+        code = exit_code(result.run)
+        if result.laws is None:
+            raise typer.Exit(code)
+        laws = result.laws
     show_written(laws.written, args.Format.json if json else args.Format.terminal, laws.tracking_problem)
     raise typer.Exit(code)

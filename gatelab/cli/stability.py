@@ -2,7 +2,6 @@
 
 from gatelab.cli import arguments as args
 from gatelab.cli.analysis import show_analysis
-from gatelab.cli.console import reporting_errors
 from gatelab.results.store.layout import RunsFolder
 
 
@@ -20,7 +19,8 @@ def stability(
     Example: gatelab stability quickstart -o figures/
     Example: gatelab stability learning-rates-lr-tolerance --variant "arm=none, learning_rate=1"
     """
-    with reporting_errors():
-        args.check_variants(RunsFolder(runs), args.study_name(study), variant)
+    folder = RunsFolder(runs)
+    name = args.study_name(study, folder)
+    args.check_variants(folder, name, variant)
     form = args.Format.json if json else format
-    show_analysis("stability", study, runs, tracking_uri, form, output, variants=list(variant))
+    show_analysis("stability", folder, name, tracking_uri, form, output, variants=list(variant))

@@ -74,7 +74,7 @@ def _case(device: torch.device, shape: dict[str, Any]) -> Case:
 
 
 def _backends(device: torch.device) -> dict[str, str]:
-    """Say what each backend is, and whether it computes a small problem rightly here."""
+    """Say what each backend is, and whether it computes a small problem correctly here."""
     return {name: f"{_trial(device, name)} ({backend.what})" for name, backend in BACKENDS.items()}
 
 
@@ -100,8 +100,8 @@ def _trial(device: torch.device, backend: str) -> str:
     except Exception as error:  # whatever a driver or a package raises is what doctor is asked for
         return f"FAILS: {type(error).__name__}: {str(error).splitlines()[0]}"
     worst = max(((a.double() - b).norm() / b.norm()).item() for a, b in zip(got, truth, strict=True))
-    verdict = "right" if worst < (1e-5 if case.dtype == torch.float32 else 2e-2) else "WRONG"
-    return f"{verdict}, within {worst:.0e} of float64"
+    right = worst < (1e-5 if case.dtype == torch.float32 else 2e-2)
+    return f"{'correct to' if right else 'WRONG by'} {worst:.0e} against float64"
 
 
 def _choices(device: torch.device) -> dict[str, str]:

@@ -1,11 +1,16 @@
 """The manifest of a study: what was launched, in a form that tables can read without knowing what a study is."""
 
+from dataclasses import replace
 from typing import Any
 
 from gatelab.ablations.identity import digest
 from gatelab.ablations.ladder import ladder
 from gatelab.ablations.learning_rates import LEARNING_RATE, ToleranceConfig
 from gatelab.ablations.matrix import Matrix, Trial, claimed_of
+from gatelab.ablations.study import StudyPlan
+from gatelab.ablations.study_file import study_files
+from gatelab.atomic import replacing
+from gatelab.names import SEARCH_SUFFIX
 from gatelab.orchestrator.preregistration import claim_changes
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import DamagedRecord, StudyRecord, read_json, write_json
@@ -62,6 +67,16 @@ def write_record(folder: RunsFolder, record: StudyRecord) -> None:
         return
     write_json(study.path / f"study-{digest(content)[:12]}.json", content)
     write_json(study.record, content)
+
+
+def write_study_file(folder: RunsFolder, plan: StudyPlan) -> None:
+    """Keep what was asked, flags included, as files that can be run again; of a search, the study that it searches."""
+    study = folder.study(plan.study.name)
+    searched = plan.study.name.removesuffix(SEARCH_SUFFIX)
+    asked = replace(plan, study=plan.study.model_copy(update={"name": searched}))
+    for name, text in study_files(asked, study.file.name).items():
+        with replacing(study.path / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def changed_since(folder: RunsFolder, matrix: Matrix) -> list[str]:

@@ -19,7 +19,7 @@ from gatelab.orchestrator.notify import Event, notifier
 from gatelab.orchestrator.pool import POLL_SECONDS, Pool
 from gatelab.orchestrator.preregistration import register_claims
 from gatelab.orchestrator.progress import Progress, TrialProgress
-from gatelab.orchestrator.study_manifest import study_record, write_record
+from gatelab.orchestrator.study_manifest import study_record, write_record, write_study_file
 from gatelab.orchestrator.tracking import SyncThread, check_tracking_uri
 from gatelab.orchestrator.worker import EvaluationPrinter, Task, TrialWorker, run_task
 from gatelab.results.store.journal import JournalTail
@@ -105,6 +105,7 @@ def run_matrix(
         _prepare_data(pending, folder)
         record = study_record(matrix)
         write_record(folder, record)
+        write_study_file(folder, matrix.plan)
         register_claims(folder, matrix)
         tell = notifier(options.notify)
         with SyncThread(folder, record, options.tracking_uri or folder.tracking_uri) as sync:

@@ -223,7 +223,7 @@ def test_compare_shows_tests_margins_and_pivots(command: Command) -> None:
     """A margin decides what is equivalent, --tests shows each test, and axes make a pivot table in every form."""
     shown = command("compare", "tiny", "--tests", "--margin", "0.5")
     assert shown.exit_code == 0, shown.output
-    for said in ("tiny: tests of validation/loss", "p (sign flip)", "p (within ±0.5)", "detectable", "gain"):
+    for said in ("tiny: tests of validation/loss", "p (sign flip)", "p (within ±0.5)", "detectable", "seed savings"):
         assert said in shown.stdout
     assert "p (within" not in command("compare", "tiny", "--tests").stdout
     table = json.loads(command("compare", "tiny", "--margin", "1e6", "--json").stdout)

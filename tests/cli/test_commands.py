@@ -171,7 +171,7 @@ def test_train_presets_data_and_doctor(gatelab: Gatelab, study_file: Path) -> No
     assert manifest["train"]["documents"] + manifest["validation"]["documents"] == 6
     found = json.loads(gatelab("doctor", "--json").stdout)
     backends, cases = found["attention backends"], found["attention, by case"]
-    assert all(backends[name].startswith("right") for name in ("chunked", "sdpa", "reference"))
+    assert all(backends[name].startswith("correct to") for name in ("chunked", "sdpa", "reference"))
     assert backends["cudnn"].startswith("not here: cuDNN needs a CUDA device")
     assert cases["float32, T 512"].startswith("chunked")
     assert "not chunked: it would keep" in cases["bfloat16, T 32,768"]

@@ -92,7 +92,7 @@ def test_evaluate_asks_once_and_keeps_the_answers(command: Command, finished_stu
     )
     first = command(*asked)
     assert first.exit_code == 0, first.output
-    assert "16 of 16 questions answered" in first.stdout
+    assert "16 of 16 evaluations done" in first.stdout
     for said in ("length/000016/plain/loss [nats/token]", "length/000032/yarn/loss", "loss-by-length.png"):
         assert said in first.stdout
     kept = {path: path.read_bytes() for path in folder.root.glob("trials/*/evaluations/*.json")}

@@ -28,7 +28,7 @@ from gatelab.status import Status
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """A claim and what became of it."""
+    """A claim and its verdict."""
 
     claim: str
     metric: str
@@ -92,7 +92,7 @@ def claims_from_record(folder: RunsFolder, record: StudyRecord, runs: pa.Table) 
     """Judge the claims of a study's record by its `runs`. Raises AnalysisUnavailable, RegisterChanged."""
     path = folder.study(record.name).claims
     if not record.claims and not path.exists():
-        raise AnalysisUnavailable(f"{record.name} makes no claims: say them in its file, under claims")
+        raise AnalysisUnavailable(f"{record.name} makes no claims: state them in its file, under claims")
     return claims(runs, record.claims, read_register(path))
 
 

@@ -1,5 +1,6 @@
 """Curves of a study's trials over training, read from their journals and thinned."""
 
+import difflib
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,6 +11,9 @@ from gatelab.errors import AnalysisUnavailable
 from gatelab.results.statistics.series import Curve, bin_means
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.metrics import each_journal, metrics_from_journals
+
+MOST_NAMED = 16
+"""Metrics that an error names."""
 
 Variants = Mapping[str, str | None]
 """Variant -> its baseline, in the order of the legend."""
@@ -31,9 +35,11 @@ def read_curves(folder: RunsFolder, study: str, metric: str, last: int) -> pa.Ta
 
 def unknown_metric(metric: str, known: set[str]) -> AnalysisUnavailable:
     """Return the error that names the metrics that there are."""
-    return AnalysisUnavailable(
-        f"metric {metric!r} was not recorded (there are: {', '.join(sorted(known)) or 'none yet'})"
-    )
+    every = sorted(known)
+    near = difflib.get_close_matches(metric, every, n=1)
+    meant = f", did you mean {near[0]}?" if near else ""
+    listed = ", ".join(every[:MOST_NAMED]) + (f", … ({len(every)} in all)" if len(every) > MOST_NAMED else "")
+    return AnalysisUnavailable(f"metric {metric!r} was not recorded{meant} (there are: {listed or 'none yet'})")
 
 
 def binned_rows(rows: pa.Table, last: int) -> pa.Table:

@@ -215,18 +215,19 @@ def _choose(cells: dict[Cell, Seeds], axes: dict[str, tuple[str, ...]]) -> tuple
     if seeds and (kind := next((kind for kind, is_so in kinds.items() if is_so), "")):
         return Design(kind, axes, cells, seeds), "", allowed.aliases
     every = math.prod(map(len, axes.values()))
-    some = f"{len(cells)} of {every} combinations of levels are neither all nor a regular fraction"
-    why = f"The study is unbalanced: {some if seeds else 'no seed has finished in all variants'}."
+    run = f"Only {len(cells)} of {every} combinations of levels have results"
+    why = run if seeds else "No seed has finished in all variants"
     # A seed that most variants lack would cost all others.
     counts = Counter(seed for of in cells.values() for seed in of.values)
     usual = {seed for seed, count in counts.items() if 2 * count >= len(cells)}
     full = {cell: of for cell, of in cells.items() if usual and of.values.keys() >= usual}
     part = complete_part(full, axes)
     if part is None:
-        return None, f"{why} No effect is tested.", allowed.aliases
+        return None, f"{why}; no effect is tested.", allowed.aliases
     names = short_axes(axes)
     where = "; ".join(f"{names[axis]} at {', '.join(of)}" for axis, of in part.items())
-    why += f" Effects are those of a part in which all combinations are: {where}."
+    size = " × ".join(str(len(of)) for of in part.values())
+    why += f"; effects are computed on the complete {size} subset: {where}."
     kept = {axis: of for axis, of in part.items() if len(of) > 1}
     inside = {}
     for cell, of in full.items():

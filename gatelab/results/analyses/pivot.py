@@ -70,14 +70,17 @@ def pivot(comparison: Comparison, rows: Sequence[str], columns: Sequence[str]) -
         raise WrongRequest(f"{', '.join(sorted(twice))}: both in rows and in columns")
     cells: dict[tuple[tuple[str, ...], tuple[str, ...]], ComparisonRow] = {}
     for row in comparison.rows:
-        place = tuple(tuple(row.levels[axis] or NO_LEVEL for axis in axes) for axes in (down, across))
-        key = (place[0], place[1])
+        key = _levels(row, down), _levels(row, across)
         if key in cells:
             others = [axis for axis in comparison.axes if axis not in (*down, *across)]
             differing = [axis for axis in others if row.levels[axis] != cells[key].levels[axis]]
             raise WrongRequest(f"{' and '.join(differing)} differ within a cell: put them into rows or columns")
         cells[key] = row
     return Pivot(comparison, down, across, cells)
+
+
+def _levels(row: ComparisonRow, axes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(NO_LEVEL if (level := row.levels[axis]) is None else level for axis in axes)
 
 
 def _axis(name: str, axes: Sequence[str]) -> str:

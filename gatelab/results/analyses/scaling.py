@@ -31,6 +31,8 @@ from gatelab.results.store.records import StudyRecord
 from gatelab.results.store.runs import STATUSES, arm_of, axes_of
 from gatelab.status import Status
 
+NO_LADDER = "no axis sets a size of the model or training.tokens, but for those that the baseline names"
+
 BOOTSTRAPS = 4000
 """Replicates behind the intervals."""
 
@@ -174,10 +176,8 @@ def scaling(runs: pa.Table, ladder: Sequence[str], *, bootstraps: int = BOOTSTRA
     """
     known, study = axes_of(runs), runs["study"][0].as_py()
     if not ladder or not set(ladder) <= set(known):
-        raise AnalysisUnavailable(
-            f"{study}: a ladder is made of axes of the study (got {', '.join(ladder) or 'none'}; it has "
-            f"{', '.join(known) or 'none'})"
-        )
+        lacks = f"it has no axis {', '.join(sorted(set(ladder) - set(known)))}" if ladder else NO_LADDER
+        raise AnalysisUnavailable(f"{study} has no scaling ladder: {lacks} (its axes: {', '.join(known) or 'none'})")
     rungs, notes = _rungs(runs, ladder)
     measured = [rung for rung in rungs if rung.losses]
     if not measured:

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from gatelab.atomic import replacing
 from gatelab.results.analyses.analysis import Analysis
 from gatelab.results.analyses.claims import claims_from_record
 from gatelab.results.analyses.comparison import DEFAULT_METRIC, Comparison, compare
@@ -30,8 +31,9 @@ from gatelab.results.views import learning_rates as learning_rates_view
 from gatelab.results.views import pivot as pivot_view
 from gatelab.results.views import scaling as scaling_view
 from gatelab.results.views import stability as stability_view
-from gatelab.results.views.style import save_figure
+from gatelab.results.views.style import draw, save_files
 from gatelab.results.views.table import Table, to_csv, to_html, to_latex, to_markdown
+from gatelab.text import file_stem
 
 Options = Mapping[str, Any]
 """Options that make a table together with the trials, as its stamp records them."""
@@ -133,6 +135,8 @@ class Artifacts:
     plots: list[Path] = field(default_factory=list)
     """The files of figures."""
     parquet: list[Path] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """Figures that could not be drawn, a line for each."""
 
     @property
     def files(self) -> list[Path]:
@@ -153,22 +157,23 @@ def write(kind: str, study: StudyResults, target: Path | None = None, **options:
     """
     spec, target = TABLES[kind], target or study.folder.study(study.study).path
     metric = options.get("metric", DEFAULT_METRIC)
-    ending = "" if metric == DEFAULT_METRIC else f"-{metric.replace('/', '-')}"
+    ending = "" if metric == DEFAULT_METRIC else f"-{file_stem(metric)}"
     result = spec.compute(study, options)
     tables = write_table(result, target / f"{spec.stem}{ending}", make_stamp(study.runs, kind, **options))
+    drawn, problems = draw(lambda: spec.figures(result, study, options), spec.stem)
     plots: list[Path] = []
-    for name, figure in spec.figures(result, study, options).items():
-        plots += save_figure(figure, target / name.replace(spec.stem, f"{spec.stem}{ending}", 1))
-    return Artifacts(result, spec.tables(result), tables, plots)
+    for name, drawing in drawn.items():
+        plots += save_files(drawing.files, target / name.replace(spec.stem, f"{spec.stem}{ending}", 1))
+    return Artifacts(result, spec.tables(result), tables, plots, problems=problems)
 
 
 def write_table(result: Analysis, stem: Path, stamp: Stamp) -> list[Path]:
     """Write a table in all of its forms beside each other; return the paths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     paths = []
     for form in FORMS:
         path = stem.with_name(f"{stem.name}.{form}")
-        path.write_text(render(result, form, stamp), encoding="utf-8")
+        with replacing(path) as temporary:
+            temporary.write_text(render(result, form, stamp), encoding="utf-8")
         paths.append(path)
     return paths
 

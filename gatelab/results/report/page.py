@@ -15,6 +15,7 @@ from gatelab.results.report.report import Report, report
 from gatelab.results.store.layout import PAGE, RunsFolder
 from gatelab.results.views.style import save_files
 from gatelab.results.views.table import Table, to_html
+from gatelab.text import visible
 
 MOST_ROWS = 40
 """Rows of a table that is shown at once; a longer one has to be opened."""
@@ -62,7 +63,11 @@ def write_report(
 def to_page(collected: Report) -> str:
     """Render a report as an HTML page. Equal reports give equal pages."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
     environment.filters |= {"inline": _inline, "plain": _plain, "table": _table}
     environment.filters |= {"source": _source, "pixels": _pixels, "kind": _kind, "breadth": _breadth}
@@ -72,7 +77,7 @@ def to_page(collected: Report) -> str:
 
 def _inline(text: str) -> Markup:
     """Mark up text, with what stands between backticks as code."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(text)))
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(visible(text))))
 
 
 def _plain(text: str) -> str:

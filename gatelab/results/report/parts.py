@@ -1,11 +1,11 @@
 """The parts of a report: pictures, lists, sections."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from matplotlib.figure import Figure
 
-from gatelab.results.views.style import render_figure
+from gatelab.results.views.style import draw
 from gatelab.results.views.table import Column, Table
 
 MOST_COLUMNS = 8
@@ -48,10 +48,16 @@ class Section:
     listings: tuple[Listing, ...] = ()
 
 
-def picture(name: str, caption: str, figure: Figure) -> Picture:
-    """Draw a figure as a picture of a page."""
-    width, height = figure.get_size_inches()
-    return Picture(name, caption, (float(width), float(height)), render_figure(figure))
+def pictures(
+    make: Callable[[], Mapping[str, Figure]], caption: Callable[[str], str], what: str
+) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
+    """Draw figures as pictures of a page; return them, and a sentence for each that cannot be drawn.
+
+    `caption` is asked for each by its name; `what` names all of them.
+    """
+    drawn, problems = draw(make, what)
+    made = (Picture(name, caption(name), drawing.size, drawing.files) for name, drawing in drawn.items())
+    return tuple(made), tuple(f"{problem}." for problem in problems)
 
 
 def upright(table: Table) -> Table:

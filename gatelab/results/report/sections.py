@@ -2,10 +2,12 @@
 tables and drawn figures.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 
 import pyarrow.compute as pc
+from matplotlib.figure import Figure
 
 from gatelab.errors import AnalysisUnavailable
 from gatelab.metrics import find_spec
@@ -13,7 +15,7 @@ from gatelab.results.analyses.diagnostics import diagnostics
 from gatelab.results.analyses.effects import effects, trunks_of
 from gatelab.results.analyses.evaluation import evaluation
 from gatelab.results.report.context import MOST_DRAWN, Context
-from gatelab.results.report.parts import Section, picture, upright
+from gatelab.results.report.parts import Picture, Section, pictures, upright
 from gatelab.results.report.provenance import provenance_section
 from gatelab.results.store.metric_specs import specs_of
 from gatelab.results.store.preregistration import RegisterChanged
@@ -30,6 +32,7 @@ from gatelab.results.views.curves import plot_curves
 from gatelab.results.views.divergence import traces_table
 from gatelab.results.views.format import DASH
 from gatelab.results.views.table import Column, Table
+from gatelab.text import file_stem
 
 LONGEST_REASON = 400
 """Characters of why a trial failed; its log has the rest."""
@@ -62,30 +65,40 @@ def _effects(context: Context) -> Section | None:
         return None
     captions = {
         "effects": "The mean of each level, all axes on one scale.",
-        "effects-interaction": "Axes that act together: their lines are not parallel.",
+        "effects-interaction": effects_figures.interaction_caption(found),
     }
-    pictures = [picture(name, captions[name], figure) for name, figure in effects_figures.figures(found).items()]
+    drawn, problems = pictures(lambda: effects_figures.figures(found), captions.__getitem__, "effects")
     tables = tuple(effects_view.tables(found))
-    return Section("effects", "Effects of each axis", pictures=tuple(pictures), tables=tables)
+    return Section("effects", "Effects of each axis", problems, pictures=drawn, tables=tables)
 
 
 def _curves(context: Context) -> Section | None:
     """Draw the curves of the metric, if it has any, and of the training loss."""
     rows = context.values.curves
     known = set(pc.unique(rows["name"]).to_pylist())
-    pictures = []
+    drawn: list[Picture] = []
+    problems = list(context.omitted)
     for name in context.curve_names:
         if name in known:
-            own = rows.filter(pc.equal(rows["name"], name))
-            figure = plot_curves(own, name, context.drawn, context.study, find_spec(name, specs_of(context.runs)))
-            caption = (
-                f"`{name}` over training. Lines: mean over seeds; bands: their range. Below, where there is a "
-                "baseline, the paired difference to it."
-            )
-            pictures.append(picture(f"curves-{name.replace('/', '-')}", caption, figure))
-    if not pictures:
+            made, lost = pictures(functools.partial(_curve, context, name), functools.partial(_about, name), name)
+            drawn += made
+            problems += lost
+    if not drawn and len(problems) == len(context.omitted):
         return None
-    return Section("curves", "Curves", prose=context.omitted, pictures=tuple(pictures))
+    return Section("curves", "Curves", prose=tuple(problems), pictures=tuple(drawn))
+
+
+def _about(metric: str, name: str) -> str:
+    return (
+        f"`{metric}` over training. Lines: mean over seeds; bands: their range. Below, where there is a baseline, the "
+        "paired difference from it."
+    )
+
+
+def _curve(context: Context, name: str) -> dict[str, Figure]:
+    own = context.values.curves.filter(pc.equal(context.values.curves["name"], name))
+    spec = find_spec(name, specs_of(context.runs))
+    return {f"curves-{file_stem(name)}": plot_curves(own, name, context.drawn, context.study, spec)}
 
 
 def _learning_rates(context: Context) -> Section | None:
@@ -101,13 +114,17 @@ def _learning_rates(context: Context) -> Section | None:
     captions = {"tolerance": "Loss against the peak learning rate: all of it, and near the best."}
     if len(found.arms) <= MOST_DRAWN:
         captions["tolerance-measures"] = "What each learning rate does, of the trials that finished."
-    figures = learning_rates_view.figures(shown, runs)
+
+    def figures() -> dict[str, Figure]:
+        return {name: each for name, each in learning_rates_view.figures(shown, runs).items() if name in captions}
+
+    drawn, problems = pictures(figures, captions.__getitem__, "learning rates")
     told = tuple(f"{line}." for line in learning_rates_view.sentences(found))
     return Section(
         "learning-rates",
         "Learning-rate tolerance",
-        prose=(*prose, *told[:MOST_DRAWN]),
-        pictures=tuple(picture(name, captions[name], figures[name]) for name in captions if name in figures),
+        prose=(*prose, *told[:MOST_DRAWN], *problems),
+        pictures=drawn,
         tables=tuple(map(upright, learning_rates_view.tables(found))),
     )
 
@@ -117,8 +134,8 @@ def _scaling(context: Context) -> Section | None:
     if found is None:
         return None
     caption = "Loss against compute, with the fitted laws; below, the paired difference to the baseline at each rung."
-    pictures = [picture(name, caption, figure) for name, figure in scaling_view.figures(found).items()]
-    return Section("scaling", "Scaling", pictures=tuple(pictures), tables=tuple(scaling_view.tables(found)))
+    drawn, problems = pictures(lambda: scaling_view.figures(found), lambda name: caption, "scaling")
+    return Section("scaling", "Scaling", problems, pictures=drawn, tables=tuple(scaling_view.tables(found)))
 
 
 def _stability(context: Context) -> Section | None:
@@ -129,14 +146,15 @@ def _stability(context: Context) -> Section | None:
     drawn = replace(found, variants=tuple(known[name] for name in context.drawn if name in known))
     training = "Over training, the largest value in each span of steps. Thin lines up to a cross: trials that diverged."
     event = "The last steps before an event, a line for each layer; a point marks where a measurement left its band."
-    figures = stability_view.figures(drawn, context.runs, metrics)
-    pictures = [
-        picture(name, training if name == "stability-training" else event, figure) for name, figure in figures.items()
-    ]
+    made, problems = pictures(
+        lambda: stability_view.figures(drawn, context.runs, metrics),
+        lambda name: training if name == "stability-training" else event,
+        "stability",
+    )
     tables = [stability_view.stability_table(found)]
     if found.traces:
         tables.append(traces_table(found.study, found.traces))
-    return Section("stability", "Stability", context.omitted, pictures=tuple(pictures), tables=tuple(tables))
+    return Section("stability", "Stability", (*context.omitted, *problems), pictures=made, tables=tuple(tables))
 
 
 def _diagnostics(context: Context) -> Section | None:
@@ -150,13 +168,14 @@ def _diagnostics(context: Context) -> Section | None:
         "diagnostics-gates": "Distribution of gate scores by layer, at the last evaluation.",
         "loss-by-position": "Loss by the number of tokens that a prediction sees; below, the paired difference.",
     }
-    figures = diagnostics_view.figures(found, context.values.diagnostics, context.drawn, specs_of(context.runs))
-    pictures = [
-        replace(picture(name, captions[name], figure), scale=name == "diagnostics-gates")
-        for name, figure in figures.items()
-    ]
-    tables = tuple(map(upright, diagnostics_view.tables(found)))
-    return Section("diagnostics", "Diagnostics by layer", context.omitted, pictures=tuple(pictures), tables=tables)
+    made, problems = pictures(
+        lambda: diagnostics_view.figures(found, context.values.diagnostics, context.drawn, specs_of(context.runs)),
+        captions.__getitem__,
+        "diagnostics",
+    )
+    drawn = tuple(replace(one, scale=one.name == "diagnostics-gates") for one in made)
+    prose, tables = (*context.omitted, *problems), tuple(map(upright, diagnostics_view.tables(found)))
+    return Section("diagnostics", "Diagnostics by layer", prose, pictures=drawn, tables=tables)
 
 
 def _evaluation(context: Context) -> Section | None:
@@ -169,12 +188,16 @@ def _evaluation(context: Context) -> Section | None:
         "loss-by-position-beyond": "Loss by the number of tokens that a prediction sees, in the longest sequences.",
         "retrieval": "Synthetic retrieval tasks against the length of the sequence.",
     }
-    figures = evaluation_view.figures(found, context.evaluations, context.drawn, specs_of(context.runs))
+    drawn, problems = pictures(
+        lambda: evaluation_view.figures(found, context.evaluations, context.drawn, specs_of(context.runs)),
+        captions.__getitem__,
+        "evaluation",
+    )
     return Section(
         "evaluation",
         "Beyond the training length",
-        context.omitted,
-        pictures=tuple(picture(name, captions[name], figure) for name, figure in figures.items()),
+        (*context.omitted, *problems),
+        pictures=drawn,
         tables=tuple(map(upright, evaluation_view.tables(found))),
     )
 

@@ -12,6 +12,9 @@ import pyarrow as pa
 
 MARK = "gatelab-table "
 
+LAYOUT = 2
+"""Version of how tables are worded and escaped, their numbers aside. Stamps without one are of version 1."""
+
 
 @dataclass(frozen=True)
 class Stamp:
@@ -30,6 +33,7 @@ class Stamp:
     trials: int
     seeds: int
     options: dict[str, Any] = field(default_factory=dict)
+    layout: int = 1
 
     def __str__(self) -> str:
         commits = ", ".join(self.commits) or "unknown"
@@ -57,6 +61,7 @@ def make_stamp(runs: pa.Table, table: str, **options: Any) -> Stamp:
         trials=len(outcomes),
         seeds=len(set(runs["seed"].to_pylist())),
         options=options,
+        layout=LAYOUT,
     )
 
 

@@ -15,7 +15,8 @@ from gatelab.results.report.parquet import export_record
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.metric_specs import specs_of
 from gatelab.results.views.curves import plot_curves
-from gatelab.results.views.style import save_figure
+from gatelab.results.views.style import draw, save_files
+from gatelab.text import file_stem
 
 
 def write_study(folder: RunsFolder, study: str) -> Artifacts:
@@ -30,7 +31,8 @@ def write_study(folder: RunsFolder, study: str) -> Artifacts:
         written = _joined(written, replace(claims, tables=[*claims.tables, *filter(Path.exists, [files.claims])]))
     update_ledger(folder, results.runs)
     with contextlib.suppress(AnalysisUnavailable):  # no trial was evaluated, if it was interrupted early
-        written.plots.extend(_draw_curves(results, DEFAULT_METRIC, files.path))
+        plots, problems = _draw_curves(results, DEFAULT_METRIC, files.path)
+        written = replace(written, plots=[*written.plots, *plots], problems=[*written.problems, *problems])
     with contextlib.suppress(AnalysisUnavailable):
         written = _joined(written, replace(write("diagnostics", results), shown=[]))
     return replace(
@@ -44,19 +46,21 @@ def _joined(first: Artifacts, second: Artifacts) -> Artifacts:
         shown=[*first.shown, *second.shown],
         tables=[*first.tables, *second.tables],
         plots=[*first.plots, *second.plots],
+        problems=[*first.problems, *second.problems],
     )
 
 
-def write_curves(folder: RunsFolder, study: str, metric: str, target: Path) -> list[Path]:
-    """Plot a metric of a study over training, as PNG, SVG and PDF; return the paths.
+def write_curves(folder: RunsFolder, study: str, metric: str, target: Path) -> tuple[list[Path], list[str]]:
+    """Plot a metric of a study over training, as PNG, SVG and PDF; return the paths, and what could not be drawn.
 
     Raises NotFound, or AnalysisUnavailable naming the metrics that there are.
     """
     return _draw_curves(read_results(folder, study), metric, target)
 
 
-def _draw_curves(results: StudyResults, metric: str, target: Path) -> list[Path]:
+def _draw_curves(results: StudyResults, metric: str, target: Path) -> tuple[list[Path], list[str]]:
     metrics = read_curves(results.folder, results.study, metric, results.last_step)
     variants = {row.variant: row.baseline for row in compare(results.runs).rows}
-    figure = plot_curves(metrics, metric, variants, results.study, find_spec(metric, specs_of(results.runs)))
-    return save_figure(figure, target / f"curves-{metric.replace('/', '-')}")
+    spec, name = find_spec(metric, specs_of(results.runs)), f"curves-{file_stem(metric)}"
+    drawn, problems = draw(lambda: {name: plot_curves(metrics, metric, variants, results.study, spec)}, "curves")
+    return [path for drawing in drawn.values() for path in save_files(drawing.files, target / name)], problems

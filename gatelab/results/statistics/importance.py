@@ -63,7 +63,7 @@ def importance(
     scale = max((abs(value) for of in values.values() for value in of.values()), default=0.0)
     if not spread > 1e-12 * scale:
         return Importance(len(runs), len(alike), None, None)
-    tagged = [({axis: at[axis] or NO_LEVEL for axis in axes}, y) for at, y in runs]
+    tagged = [({axis: NO_LEVEL if (level := at[axis]) is None else level for axis in axes}, y) for at, y in runs]
     named = {axis: list(dict.fromkeys(at[axis] for at, _ in tagged)) for axis in axes}
     fanova = _fanova(tagged, named, seed)
     enough = better and TOP * len(runs) >= LEAST

@@ -3,19 +3,25 @@
 gatelab-runs/
   data/<identity>/            prepared tokens and their manifest
   trials/<trial id>/          trial.json, journal/, checkpoints/, outcome.json, log.txt
-  studies/<name>/             study.json (the matrix), study-<hash>.json (each matrix there was), tables and plots
+  studies/<name>/             study.yaml (what was asked), study.json (the matrix), study-<hash>.json (each matrix
+                              there was), tables and plots
   noise.parquet               how metrics scatter over seeds, of every study that was run here
   mlflow.db                   the default tracking store
   mlflow-artifacts/
 """
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
 from gatelab.errors import GatelabError
+from gatelab.names import LONGEST_NAME, can_name_a_study, search_of
 from gatelab.results.store.records import DamagedRecord, StudyRecord
 
 DEFAULT_ROOT = Path("gatelab-runs")
+
+MOST_NAMED = 16
+"""Studies that an error names."""
 
 
 PAGE = "report.html"
@@ -85,6 +91,11 @@ class StudyFolder:
         return self.path / "mlflow.log"
 
     @property
+    def file(self) -> Path:
+        """study.yaml: the study as it was last launched, flags included, to be run again."""
+        return self.path / "study.yaml"
+
+    @property
     def located(self) -> Path:
         """located.json: the result of a learning-rate search, there once one has come to its end."""
         return self.path / "located.json"
@@ -97,9 +108,7 @@ class StudyFolder:
     def read(self) -> StudyRecord:
         """Read the study's record. Raises NotFound, NewerRecord, DamagedRecord."""
         if not self.record.exists():
-            known = sorted(path.parent.name for path in self.path.parent.glob("*/study.json"))
-            hint = f"there are: {', '.join(known)}" if known else "there is none yet: gatelab run STUDY.yaml"
-            raise NotFound(f"no study {self.path.name!r} in {self.path.parent.parent} ({hint})")
+            raise NotFound(f"no study {self.path.name!r} in {self.path.parent.parent} ({self._others()})")
         mend = "`gatelab run` writes it anew, or copy the newest study-*.json beside it over it"
         try:
             record = StudyRecord.read(self.record)
@@ -109,6 +118,17 @@ class StudyFolder:
             found = "is gone" if record is None else f"is of the study {record.name!r}"
             raise DamagedRecord(f"{self.record}: {found}: {mend}")
         return record
+
+    def _others(self) -> str:
+        """Hint at the studies that there are."""
+        known = _studies(self.path.parent)
+        if not known:
+            return "there is none yet: gatelab run STUDY.yaml"
+        if (search := search_of(self.path.name)) in known:
+            return f"there is the search of its learning rates: {search}"
+        near = difflib.get_close_matches(self.path.name, known, n=1)
+        listed = f"there are: {', '.join(known[:MOST_NAMED])}" + (", …" if len(known) > MOST_NAMED else "")
+        return f"did you mean {near[0]}? {listed}" if near else listed
 
 
 @dataclass(frozen=True)
@@ -132,8 +152,19 @@ class RunsFolder:
         return TrialFolder(self.trials / trial_id)
 
     def study(self, name: str) -> StudyFolder:
-        """Return the folder of a study, which need not exist."""
+        """Return the folder of a study, which need not exist. Raises NotFound for what cannot be a study's name."""
+        if not can_name_a_study(name):
+            given = repr(name) if len(repr(name)) <= 80 else f"{repr(name)[:60]}… ({len(name)} characters)"
+            raise NotFound(
+                f"{given} is no name of a study: letters, digits, '.', '_' and '-', at most {LONGEST_NAME}, a letter "
+                "or digit first"
+            )
         return StudyFolder(self.root / "studies" / name)
+
+    @property
+    def studies(self) -> list[str]:
+        """Names of the studies that were launched here, in alphabetical order."""
+        return _studies(self.root / "studies")
 
     @property
     def noise(self) -> Path:
@@ -159,3 +190,7 @@ class RunsFolder:
     def artifacts(self) -> Path:
         """Artifacts of the default tracking store."""
         return self.root.resolve() / "mlflow-artifacts"
+
+
+def _studies(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob("*/study.json"))

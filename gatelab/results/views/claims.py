@@ -1,4 +1,4 @@
-"""What became of a study's claims, as a table."""
+"""The verdicts on a study's claims, as a table."""
 
 from collections.abc import Iterator
 
@@ -53,8 +53,8 @@ def _notes(claims: Claims) -> Iterator[str]:
     for result in claims.results:
         if result.variants > 1:
             yield (
-                f"{result.claim}: of {result.variants} variants the one that supports it least is shown: "
-                f"{result.variant}."
+                f"{result.claim}: claimed of {result.variants} variants; the "
+                f"{'weaker' if result.variants == 2 else 'weakest'} is shown: {result.variant}."
             )
     for result in claims.results:
         if result.reason:

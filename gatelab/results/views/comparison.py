@@ -7,6 +7,7 @@ from gatelab.results.analyses.comparison import Comparison, ComparisonRow, one_f
 from gatelab.results.analyses.contrasts import Evidence
 from gatelab.results.analyses.verdicts import Verdict
 from gatelab.results.statistics.blocks import pairing_gain
+from gatelab.results.statistics.paired import LEVEL
 from gatelab.results.store.runs import short_axes
 from gatelab.results.views import format
 from gatelab.results.views.format import DASH, number, or_dash, with_unit
@@ -29,10 +30,10 @@ def comparison_table(comparison: Comparison) -> Table:
         Column("added", numeric=True),
         Column("tokens/s", numeric=True),
     ]
-    rows = []
+    rows, several = [], not one_family(comparison.rows)
     for row in comparison.rows:
-        levels = [row.levels[axis] or DASH for axis in shown_axes] or [row.variant]
-        rows.append((*levels, *_cells(row)))
+        levels = [format.level(row.levels[axis]) for axis in shown_axes] or [row.variant]
+        rows.append((*levels, *_cells(row, several)))
     return Table(
         f"{comparison.study}: {comparison.metric}",
         tuple(columns),
@@ -60,30 +61,31 @@ def _legend(comparison: Comparison) -> list[str]:
     least, most = (f"{bound(sizes, default=math.nan):.2g}" for bound in (min, max))
 
     best_first = ", best first and in bold" if directed else ""
-    allowing = f", which allows for {' or '.join(map(str, families))} variants," if families[-1:] > [1] else ""
+    adjusted = f"Dunnett test, adjusted for {' or '.join(map(str, families))} comparisons"
+    test = adjusted if families[-1:] > [1] else "t-test"  # of one comparison they are the same
     over_all = f", q ≤ 0.05 over all {len(tested)} comparisons of the table" if several else ""
     margin = comparison.margin
     equal = "" if margin is None else f"; equivalent: within ±{margin:g} by two t-tests at 5 %"
     legend = [  # whether it applies, and the text
         (
             True,
-            f"Mean over seeds{best_first}; Δ: mean of the differences to the baseline at equal seeds, with Student's "
-            "t-interval.",
+            f"Mean over seeds{best_first}; Δ: mean of the differences from the baseline, paired by seed, with "
+            "Student's t-interval.",
         ),
         (
             bool(tested),
-            f"p: Dunnett's test{allowing} two-sided. Verdict: {'better or worse' if directed else 'lower or higher'} "
-            f"where p ≤ 0.05{over_all} and the interval leaves out 0{equal}; else undecided.",
+            f"p: two-sided {test}. Verdict: {'better or worse' if directed else 'lower or higher'} where p ≤ "
+            f"0.05{over_all} and the interval excludes 0{equal}; else undecided.",
         ),
         (
             several,
-            "Dunnett's test allows for the variants of one baseline, at the seeds that they have in common; q is "
+            "Dunnett's test is adjusted for the variants of one baseline, at the seeds that they have in common; q is "
             "Benjamini and Hochberg's, for all (--tests shows it; in p's place where there is no such test).",
         ),
         (
             smallest > 0.05,
-            f"With {pairs} pairs the exact sign-flip test cannot give a p below {smallest:.3g}: the t-test takes "
-            "differences to be normal.",
+            f"With {pairs} pairs the exact sign-flip test cannot give a p below {smallest:.3g}; the t-test assumes "
+            "normal differences.",
         ),
         (
             bool(sizes),
@@ -100,10 +102,11 @@ def _legend(comparison: Comparison) -> list[str]:
 
 def tests_table(comparison: Comparison) -> Table:
     """Show each test of each variant's difference to its baseline."""
-    headings = ["pairs", "Δ", "sd of Δ", "p (t)", "p (sign flip)", "smallest", "p (Dunnett)", "for", "q (BH)"]
+    headings = ["pairs", "Δ", "sd of Δ", "p (t)", "p (sign flip)", "smallest", "p (Dunnett)", "comparisons", "q (BH)"]
     if comparison.margin is not None:
         headings.append(f"p (within ±{comparison.margin:g})")
-    columns = [Column("variant"), *(Column(name, True) for name in (*headings, "detectable", "correlation", "gain"))]
+    headings += ["detectable", "correlation", "seed savings"]
+    columns = [Column("variant"), *(Column(name, True) for name in headings)]
     rows = []
     for row in comparison.rows:
         if row.evidence is None or row.delta is None:
@@ -126,9 +129,9 @@ def tests_table(comparison: Comparison) -> Table:
         )
     notes = (
         "Δ and its p by Student's t, two-sided; sign flip: exact over pairs, with the smallest p that it could give; "
-        "Dunnett: allows for so many variants against one baseline; q: Benjamini and Hochberg over the table.",
+        "Dunnett: adjusted for so many comparisons with one baseline; q: Benjamini and Hochberg over the table.",
         "detectable: the true difference that so many pairs detect with 80 % power at 5 %; correlation: of variants "
-        "over seeds; gain: how many times as many seeds an unpaired comparison would need.",
+        "over seeds; seed savings from pairing: the factor of seeds that an unpaired comparison would need.",
     )
     title = f"{comparison.study}: tests of {comparison.metric}"
     return Table(title, tuple(columns), tuple(rows), notes=notes)
@@ -137,7 +140,7 @@ def tests_table(comparison: Comparison) -> Table:
 def metrics_table(title: str, comparisons: Sequence[Comparison], notes: Sequence[str]) -> Table:
     """Put several comparisons of one study in one table: a row for each measure, a column for each variant.
 
-    A cell holds the mean and, in parentheses, the paired difference to the baseline with half the width of its
+    A cell holds the mean and, in parentheses, the paired difference from the baseline with half the width of its
     interval, and the verdict where there is one.
     """
     variants = {row.variant: row for row in comparisons[0].rows}
@@ -150,8 +153,8 @@ def metrics_table(title: str, comparisons: Sequence[Comparison], notes: Sequence
             rows.append((with_unit(comparison.metric, comparison.spec), *(cells[variant] for variant in order)))
     seeds = sorted({row.value.n for row in variants.values()})
     legend = (
-        f"Mean over {' or '.join(map(str, seeds))} seeds (difference to the baseline at equal seeds ± half of its 95 % "
-        "t-interval, and the verdict if there is one: at 5 %, allowing for the variants, not for how many measures)."
+        f"Mean over {' or '.join(map(str, seeds))} seeds (difference from the baseline, paired by seed, ± half of its "
+        "95 % t-interval, and the verdict if there is one: at 5 %, adjusted for the variants, not for the measures)."
     )
     if zeros:
         notes = [*notes, f"0 for every variant and seed: {', '.join(zeros)}."]
@@ -173,7 +176,7 @@ def _mean_and_difference(row: ComparisonRow) -> str:
     return f"{mean} ({row.delta.mean:+.2g} ± {half:.2g}{verdict})"
 
 
-def _cells(row: ComparisonRow) -> list[str]:
+def _cells(row: ComparisonRow, several: bool) -> list[str]:
     difference = None if row.is_baseline else row.delta
     added = DASH if row.added_parameters is None else f"{row.added_parameters:+,}" if row.added_parameters else "0"
     return [
@@ -181,7 +184,7 @@ def _cells(row: ComparisonRow) -> list[str]:
         format.delta(difference),
         format.interval(difference),
         DASH if row.evidence is None or row.why else _adjusted_p(row.evidence),
-        f"{row.verdict}{'†' if row.why and row.baseline else ''}",
+        f"{row.verdict}{'†' if row.why and row.baseline else ''}{_unlike_p(row, several)}",
         format.seeds(row.value.n, row.outcomes),
         f"{row.parameters:,}",
         added,
@@ -191,3 +194,16 @@ def _cells(row: ComparisonRow) -> list[str]:
 
 def _adjusted_p(evidence: Evidence) -> str:
     return format.p(evidence.dunnett) if not math.isnan(evidence.dunnett) else f"{format.p(evidence.q)} (q)"
+
+
+def _unlike_p(row: ComparisonRow, several: bool) -> str:
+    """Say why a difference is undecided whose p in the table says otherwise."""
+    if row.verdict != Verdict.UNDECIDED or row.evidence is None or row.why:
+        return ""
+    evidence = row.evidence
+    shown = evidence.q if math.isnan(evidence.dunnett) else evidence.dunnett
+    if not shown <= LEVEL:
+        return ""
+    if evidence.p > LEVEL:
+        return ": its own interval contains 0"
+    return f": q = {format.p(evidence.q)} over the table" if several and evidence.q > LEVEL else ""

@@ -17,7 +17,7 @@ INSIDE = 6
 
 
 def plot_curves(metrics: pa.Table, metric: str, variants: Variants, title: str, spec: MetricSpec) -> Figure:
-    """Plot a metric against steps, and below it each variant's difference to its baseline at equal seeds.
+    """Plot a metric against steps, and below it each variant's difference from its baseline, paired by seed.
 
     Args:
         metrics: in the long form of `metrics_from_journals`.
@@ -63,7 +63,7 @@ def plot_curves(metrics: pa.Table, metric: str, variants: Variants, title: str, 
         bottom.axhline(0, color="#555555", linewidth=0.8)
         for index, variant in enumerate(variants):
             draw_curves(bottom, index, differences.get(variant, {}), variant)
-        bottom.set_ylabel(f"difference\nto baseline{unit_of(spec)}")
+        bottom.set_ylabel(f"difference\nfrom baseline{unit_of(spec)}")
         _focus(bottom, [curve for own in differences.values() for curve in own.values()])
     panels[-1, 0].set_xlabel("step")
     for panel in panels[:, 0]:

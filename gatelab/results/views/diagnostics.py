@@ -3,6 +3,7 @@
 import contextlib
 import re
 from collections.abc import Mapping
+from textwrap import wrap
 
 import numpy as np
 import numpy.typing as npt
@@ -78,14 +79,20 @@ def plot_gates(metrics: pa.Table, variants: Variants, title: str) -> Figure | No
             vmax=most,
             cmap="viridis",
         )
-        axes.set_title(f"{variant}\ngate/{position}", fontsize=8)
+        axes.set_title("\n".join([*wrap(variant, 40), f"gate/{position}"]), fontsize=8)
         axes.set_xlabel("score", fontsize=8)
         axes.set_ylabel("layer", fontsize=8)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelsize=8)
-    for axes in list(grid.flat)[len(shares) :]:
-        axes.set_visible(False)
-    figure.colorbar(image, ax=list(grid.flat), label="share of scores", shrink=0.9)
+    for place, axes in enumerate(grid.flat):
+        axes.set_visible(place < len(shares))
+        if place + columns >= len(shares):  # the lowest of its column
+            axes.tick_params(labelbottom=True)
+        else:
+            axes.set_xlabel("")
+    bar = figure.colorbar(image, ax=list(grid.flat), shrink=0.9)
+    bar.set_label("fraction of scores", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -108,7 +115,7 @@ def plot_by_position(metrics: pa.Table, variants: Variants, title: str, specs: S
     grid = figure.subplots(1 + compared, 1, sharex=True, squeeze=False)[:, 0]
     parts: list[tuple[Mapping[str, Mapping[int, Curve]], str]] = [(curves, "validation loss")]
     if compared:
-        parts.append((differences, "difference\nto baseline"))
+        parts.append((differences, "difference\nfrom baseline"))
         grid[1].axhline(0, color="#555555", linewidth=0.8)
     for axes, (own, label) in zip(grid, parts, strict=True):
         for index, variant in enumerate(variants):

@@ -44,8 +44,9 @@ def tables(found: Effects) -> list[Table]:
 def _legend(factorial: Factorial) -> str:
     beyond = "Interactions of three axes or more are no part of the error. " if len(factorial.axes) > 2 else ""
     return (
-        "SS: sum of squares; η²: its share of all that values have about the means of their seeds (all rows but seeds; "
-        f"not partial). q: Benjamini and Hochberg's, over all tests here. {beyond}Verdict: effect where q < 0.05."
+        "SS: sum of squares; η²: its fraction of all that values have about the means of their seeds (all rows but "
+        f"seeds; not partial). q: Benjamini and Hochberg's, over all tests here. {beyond}Verdict: effect where "
+        "q < 0.05."
     )
 
 
@@ -68,16 +69,27 @@ def _terms_table(found: Effects, factorial: Factorial) -> Table:
             rows.append((f"error: {error.name}", str(error.df), f"{error.ss:.4g}", share, *untested))
         rows.append(("seeds (blocks)", str(len(factorial.seeds) - 1), f"{factorial.seeds_ss:.4g}", DASH, *untested))
     bold = [row[-1] == Verdict.EFFECT for row in rows]
-    return Table(f"{found.study}: effects on {found.metric}", tuple(columns), tuple(rows), tuple(bold))
+    title = f"{found.study}: effects on {found.metric}{within(found)}"
+    return Table(title, tuple(columns), tuple(rows), tuple(bold))
+
+
+def within(found: Effects) -> str:
+    """Say among which variants effects are computed, where these are not all."""
+    factorial, every = found.factorial, found.importance
+    if factorial is None or every is None or factorial.cells >= every.variants:
+        return ""
+    names = short_axes(list(factorial.axes))
+    levels = "; ".join(f"{names[axis]} {', '.join(of)}" for axis, of in factorial.axes.items())
+    return f", among {factorial.cells} of {every.variants} variants ({levels})"
 
 
 def _levels_table(found: Effects, factorial: Factorial) -> Table:
     names, digits = short_axes(list(factorial.axes)), _digits(factorial)
     rows = [(names[level.axis], level.level, *_estimate(level, digits)) for level in factorial.levels]
     notes = [
-        f"Effect: mean of a level less the grand mean, {factorial.mean:,.{digits}f}, with its t-interval (each by "
+        f"Effect: mean of a level minus the grand mean, {factorial.mean:,.{digits}f}, with its t-interval (each by "
         f"itself, not adjusted for their number). Verdict: {_ways(found)} than the average of all levels where "
-        "the test of the axis says effect (q < 0.05) and the interval leaves out 0; else undecided."
+        "the test of the axis says effect (q < 0.05) and the interval excludes 0; else undecided."
     ]
     if factorial.kind == FRACTION and any(len(term.effects) > 1 for term in factorial.terms):
         notes.append("In a fraction these are the effects of axes and of what is aliased with them.")
@@ -101,6 +113,11 @@ def shown_interactions(factorial: Factorial) -> list[Effect]:
     return found or [term.effects[0] for term in pairs[:1]]
 
 
+def verdict_of(factorial: Factorial, pair: Effect) -> Verdict:
+    """Return the verdict on an interaction."""
+    return next(term.verdict for term in factorial.terms if pair in term.effects)
+
+
 def _combination_table(found: Effects, factorial: Factorial, pair: Effect, first: bool) -> Table:
     names, digits = short_axes(list(factorial.axes)), _digits(factorial)
     rows = [(*cell.levels, *_estimate(cell, digits)) for cell in factorial.combinations if cell.axes == pair]
@@ -108,7 +125,7 @@ def _combination_table(found: Effects, factorial: Factorial, pair: Effect, first
     notes = [
         "Interaction: mean of a combination less those of its two levels, plus the grand mean: what the levels do "
         f"together beyond what each does by itself. Verdict: {_ways(found)} than that would be, where the test of "
-        "the interaction says effect (q < 0.05) and the interval leaves out 0; else undecided."
+        "the interaction says effect (q < 0.05) and the interval excludes 0; else undecided."
     ]
     title = f"{found.study}: {effect_name(pair, names)}"
     return Table(title, columns, tuple(rows), notes=tuple(notes) if first else ())
@@ -129,7 +146,7 @@ def _aliases_table(found: Effects) -> Table:
         if len(order) > SHOWN:
             notes.append(f"{len(order) - SHOWN} more pairs of effects are in the CSV and JSON files.")
     columns = (Column("aliased effects"), Column("correlation", True))
-    title = f"{found.study}: effects that these variants cannot tell apart"
+    title = f"{found.study}: confounded (aliased) effects"
     return Table(title, columns, tuple(rows), notes=tuple(notes))
 
 
@@ -146,10 +163,14 @@ def _importance_table(found: Effects, important: Importance) -> Table:
         "an axis alone accounts for; what is missing to 1 are interactions. "
     )
     notes = [
-        f"Importance, of {important.runs} runs of {important.variants} variants, less what seeds add. "
+        f"Importance, of {important.runs} runs of {important.variants} variants, minus the seed effect. "
         f"{forest if 'fANOVA' in methods else ''}It is no test, and says neither which level is better "
         "nor, where axes go together, which of them it is."
     ]
+    if within(found):
+        notes.append(
+            "It is of all variants, the tests above of some of them: an axis can be important here and undecided there."
+        )
     if ped:
         notes.append(
             f"PED-ANOVA: how unlike the levels of the best {TOP:.0%} of runs are to those of all, as shares of 1."

@@ -1,7 +1,9 @@
 """What a study's axes do, as figures."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -9,17 +11,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gatelab.results.analyses.effects import Effects
-from gatelab.results.analyses.factorial import Factorial
+from gatelab.results.analyses.factorial import Factorial, effect_name
+from gatelab.results.analyses.verdicts import Verdict
 from gatelab.results.statistics.linear_model import Effect
 from gatelab.results.store.runs import short_axes
-from gatelab.results.views.effects import shown_interactions
+from gatelab.results.views.effects import shown_interactions, verdict_of, within
 from gatelab.results.views.format import with_unit
 from gatelab.results.views.style import MARKERS, line_style, style_axes
+from gatelab.text import visible
 
 COLUMNS = 4
 """Most panels beside each other."""
 PANELS = 4
 """Most interactions in a figure."""
+TOLD = {
+    Verdict.EFFECT: "an effect",
+    Verdict.UNDECIDED: "undecided",
+    Verdict.NOT_EVALUABLE: "not tested",
+}
+"""Verdict on an interaction -> what the title of its panel says."""
 
 
 def plot_effects(found: Effects) -> Figure | None:
@@ -40,14 +50,21 @@ def plot_effects(found: Effects) -> Figure | None:
         mine = [level for level in factorial.levels if level.axis == axis]
         halves = [level.effect.high - level.effect.mean for level in mine]
         axes.axhline(factorial.mean, color="#555555", linewidth=0.8, linestyle=":")
+        # A line between levels says that there is something between them.
+        style = line_style(0) | ({} if all(map(_is_number, factorial.axes[axis])) else {"linestyle": ""})
         axes.errorbar(
-            range(len(mine)), [level.mean for level in mine], _bars(halves), **line_style(0), **_marks(0), linewidth=1.2
+            range(len(mine)), [level.mean for level in mine], _bars(halves), **style, **_marks(0), linewidth=1.2
         )
         _name_levels(axes, names[axis], [level.level for level in mine])
         if place % columns == 0:
             axes.set_ylabel(with_unit(found.metric, found.spec), fontsize=8)
-    bars = "bars: 95 % of the difference to the grand mean" if factorial.is_tested else "no error: no intervals"
-    figure.suptitle(f"{found.study}: means of levels\n({bars})", fontsize=10)
+    bars = (
+        "bars: 95 % interval of the difference from the grand mean, the dotted line"
+        if factorial.is_tested
+        else "no error: no intervals"
+    )
+    title = f"{found.study}: means of levels{within(found)} ({bars})"
+    figure.suptitle("\n".join(wrap(title, int(figure.get_figwidth() / 0.078))), fontsize=10)
     return figure
 
 
@@ -68,10 +85,12 @@ def plot_interaction(found: Effects) -> Figure | None:
         axes.set_visible(place < len(pairs))
     for place, (pair, axes) in enumerate(zip(pairs, grid.flat, strict=False)):
         _draw_interaction(axes, factorial, pair, names)
+        axes.set_title(f"{effect_name(pair, names)}: {TOLD[verdict_of(factorial, pair)]}", fontsize=8)
         if place % columns == 0:
             axes.set_ylabel(with_unit(found.metric, found.spec), fontsize=8)
-    bars = "bars: 95 % of the interaction" if factorial.is_tested else "no error: no intervals"
-    figure.suptitle(f"{found.study}: interactions\n({bars})", fontsize=10)
+    bars = "bars: 95 % interval of the interaction" if factorial.is_tested else "no error: no intervals"
+    title = f"{found.study}: means of combinations{within(found)} ({bars})"
+    figure.suptitle("\n".join(wrap(title, int(figure.get_figwidth() / 0.078))), fontsize=10)
     return figure
 
 
@@ -89,6 +108,22 @@ def _draw_interaction(axes: Axes, factorial: Factorial, pair: Effect, names: Map
     axes.legend(title=names[lines], title_fontsize=7, fontsize=7, frameon=False, ncols=1 + len(own) // 6)
 
 
+def interaction_caption(found: Effects) -> str:
+    """Return what the figure of interactions shows."""
+    factorial = found.factorial
+    pairs = [] if factorial is None else shown_interactions(factorial)
+    if factorial is not None and any(verdict_of(factorial, pair) == Verdict.EFFECT for pair in pairs):
+        return "Axes that act together: their lines are not parallel."
+    return (
+        "The strongest interaction, which the tests do not show to be an effect: without one, lines are parallel but "
+        "for the scatter of seeds."
+    )
+
+
+def _is_number(level: str) -> bool:
+    return re.fullmatch(r"[-+]?[\d_]*\.?\d+(e[-+]?\d+)?[kmbt]?", level, re.IGNORECASE) is not None
+
+
 def _bars(halves: Sequence[float]) -> list[float] | None:
     return None if any(math.isnan(half) for half in halves) else list(halves)
 
@@ -100,7 +135,9 @@ def _marks(index: int) -> dict[str, Any]:
 def _name_levels(axes: Axes, axis: str, levels: Sequence[str]) -> None:
     """Write levels under the abscissa, aslant where they would not fit beside each other."""
     aslant = sum(map(len, levels)) > 22
-    axes.set_xticks(range(len(levels)), levels, rotation=30 if aslant else 0, ha="right" if aslant else "center")
+    names = list(map(visible, levels))
+    rotation, end = (30, "right") if aslant else (0, "center")
+    axes.set_xticks(range(len(levels)), names, rotation=rotation, ha=end, parse_math=False)
     axes.set_xlim(-0.5, len(levels) - 0.5)
     axes.set_xlabel(axis, fontsize=8)
     axes.tick_params(which="both", labelsize=8)

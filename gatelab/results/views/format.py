@@ -9,6 +9,11 @@ DASH = "–"
 """Stands where there is no number."""
 
 
+def level(name: str | None) -> str:
+    """Write the level of an axis: a dash for None, where the axis makes no difference; an empty name in quotes."""
+    return DASH if name is None else name or '""'
+
+
 def unit_of(spec: MetricSpec) -> str:
     """Write the unit of a metric as it follows a name: ' [nats/token]', or nothing where it has none."""
     return f" [{spec.unit}]" if spec.unit else ""

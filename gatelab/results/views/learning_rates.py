@@ -44,8 +44,8 @@ def learning_rates_table(found: LearningRates) -> Table:
     window = f"{found.window[0]:g} to {found.window[-1]:g}"
     notes = [
         "Mean over seeds [95 % t-interval]; learning rates: geometric mean. Differences are paired by seed; * the "
-        "interval does not hold 0 (or × 1), which it misses once in twenty by chance. ≥, ≤: only a bound, of at least "
-        "one seed: the learning rates that were tried do not hold it.",
+        "interval excludes 0 (or × 1), as one in twenty does by chance. ≥, ≤: only a bound, of at least one seed: it "
+        "lies beyond the learning rates that were tried.",
         f"S (arXiv 2309.14322): mean over {len(found.window)} learning rates, {window}, of min(loss, initial loss) "
         "less the best; centred: over as many around the arm's own best. Diverged trials count with the initial loss.",
         f"Edges: where the loss exceeds a seed's best by {found.margin:.0%}. Stable: finished below the initial loss.",
@@ -97,7 +97,7 @@ def _difference(quantity: Quantity) -> str:
 
 
 def decided(delta: Interval) -> bool:
-    """Return whether an interval leaves out 0."""
+    """Return whether an interval excludes 0."""
     return delta.low > 0 or delta.high < 0
 
 

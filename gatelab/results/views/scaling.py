@@ -37,8 +37,8 @@ def tables(report: Scaling) -> list[Table]:
         *(Column(name, numeric=True) for name in gains),
     ]
     notes = [
-        "Loss: mean over seeds; Δ: mean of the differences to the baseline's arm at equal seeds and rung, with its "
-        "t-interval.",
+        "Loss: mean over seeds; Δ: mean of the differences from the baseline's arm at the same rung, paired by seed, "
+        "with its t-interval.",
         *report.notes,
     ]
     if any(rung.gain for rung in report.rungs):
@@ -110,10 +110,10 @@ def _fit_table(report: Scaling, fit: Fit) -> Table:
     at = "equal compute" if fit.kind == COMPUTE else "equal parameters and tokens, both grown alike"
     notes = [  # whether it applies, and the text
         (bool(fit.caveat), f"{fit.caveat}."),
-        (bool(compared), f"P: share of bootstrap replicates, at {at}, from the baseline's largest rung on."),
+        (bool(compared), f"P: fraction of bootstrap replicates, at {at}, from the baseline's largest rung on."),
         (
             any(arm.crossover is None for arm in compared),
-            "No crossover is given where the interval of the difference of exponents holds 0.",
+            "No crossover is given where the interval of the difference of exponents contains 0.",
         ),
         (
             any(arm.offset_difference is None for arm in compared),
@@ -167,7 +167,7 @@ def plot_scaling(report: Scaling, title: str) -> Figure:
     above.set_title(f"{title} (dots: seeds; bands and bars: 95 %)", fontsize=10)
     for axes in below:
         axes.axhline(0, color="#555555", linewidth=0.8)
-        axes.set_ylabel(f"difference to\nbaseline{unit_of(report.spec)}")
+        axes.set_ylabel(f"difference from\nbaseline{unit_of(report.spec)}")
     for axes in (above, *below):
         style_axes(axes)
     (below or [above])[-1].set_xlabel("training compute [FLOPs]")

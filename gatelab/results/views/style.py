@@ -1,8 +1,12 @@
 """How every plot looks: colours, lines, files. A line is a mean over seeds, its band reaches over them all."""
 
 import io
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from gatelab.atomic import replacing
+from gatelab.errors import AnalysisUnavailable
 from gatelab.results.statistics.series import Curve
+from gatelab.text import visible
+
+logger = logging.getLogger(__name__)
 
 # Told apart in print and by colour-blind readers (Okabe and Ito), then by dashes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -98,14 +108,76 @@ def legend_below(figure: Figure, entries: Mapping[str, Any]) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that was drawn: width and height in inches, its files by suffix."""
+
+    size: tuple[float, float]
+    files: dict[str, bytes]
+
+
+def draw(make: Callable[[], Mapping[str, Figure]], what: str) -> tuple[dict[str, Drawing], list[str]]:
+    """Draw figures: name of a file -> its drawing, and a line for each that cannot be drawn, which costs no other.
+
+    `what` names them all, where none can be made. Raises AnalysisUnavailable as `make` does.
+    """
+    drawn, problems = {}, []
+
+    def note(name: str, error: Exception) -> None:
+        logger.info("%s cannot be drawn", name, exc_info=error)
+        problems.append(f"{name} cannot be drawn: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+
+    try:
+        figures = make()
+    except AnalysisUnavailable:
+        raise
+    except Exception as error:  # whatever data make of a drawing, tables are worth more
+        note(f"figures of {what}", error)
+        return {}, problems
+    for name, figure in figures.items():
+        try:
+            files = render_figure(figure)
+        except Exception as error:
+            note(f"figure {name}", error)
+        else:
+            width, height = figure.get_size_inches()
+            drawn[name] = Drawing((float(width), float(height)), files)
+    return drawn, problems
+
+
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write a figure as PNG, SVG and PDF; return the paths."""
     return save_files(render_figure(figure), stem)
 
 
+def take_literally(figure: Figure) -> None:
+    """Let no word of a figure be read as a formula, whatever a level is called; numbers of a scale may be one."""
+    scales = {
+        tick_label
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+        for tick_label in (tick.label1, tick.label2)
+    }
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text not in scales:
+            text.set_parse_math(False)
+            text.set_text(visible(text.get_text()))
+
+
+@contextmanager
+def _without_boxes_told() -> Iterator[None]:
+    """Keep from the terminal that the font lacks a letter, which is drawn as a box."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from")
+        yield
+
+
+@_without_boxes_told()
 def render_figure(figure: Figure) -> dict[str, bytes]:
     """Render a figure's files by suffix. Equal figures give equal files: none says when it was drawn."""
     files = {}
+    take_literally(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # what has its place keeps it: to find it costs as much as to draw
     with matplotlib.rc_context({"svg.hashsalt": "gatelab"}):
@@ -118,10 +190,10 @@ def render_figure(figure: Figure) -> dict[str, bytes]:
 
 def save_files(files: Mapping[str, bytes], stem: Path) -> list[Path]:
     """Write the files of a figure; return the paths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     paths = []
     for suffix, content in files.items():
         path = stem.with_name(f"{stem.name}.{suffix}")
-        path.write_bytes(content)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
         paths.append(path)
     return paths

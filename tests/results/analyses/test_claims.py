@@ -307,7 +307,7 @@ def test_tables_of_claims_tell_people_and_programs_the_same(laboratory: Any) -> 
     assert [row["verdict"] for row in shown.values()] == ["supported", "refuted", "not evaluable", "supported"]
     assert grid.emphasised == (True, False, False, True)
     assert (shown["higher"]["Δ"], shown["higher"]["interval"], shown["higher"]["p"]) == ("–", "–", "–")
-    assert "same, or nearly: of 2 variants the one that supports it least is shown: gate." in grid.notes
+    assert "same, or nearly: claimed of 2 variants; the weaker is shown: gate." in grid.notes
     assert "higher: not evaluable: no pairs." in grid.notes
     assert shown["lower"]["made"] == "not registered"
 

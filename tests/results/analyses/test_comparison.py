@@ -514,8 +514,8 @@ def test_the_legend_says_what_the_numbers_can_show() -> None:
     values = study_of({"a": 0.1, "b": 0.1}, seeds=4)
     comparison = compare(build_frame(values), margin=0.01)
     notes = comparison_table(comparison).notes
-    [tests] = [note for note in notes if note.startswith("p: Dunnett's test")]
-    assert "allows for 2 variants" in tests
+    [tests] = [note for note in notes if note.startswith("p: two-sided")]
+    assert "Dunnett test, adjusted for 2 comparisons" in tests
     assert "within ±0.01" in tests
     assert any(note.startswith("With 4 pairs the exact sign-flip test cannot give a p below 0.125") for note in notes)
     evidence = by_variant(comparison)["a"].evidence
@@ -567,8 +567,8 @@ def test_the_table_of_tests_and_records_have_every_number() -> None:
         assert shown["a"]["pairs"] == "6"
         evidence = by_variant(comparison)["a"].evidence
         assert evidence is not None
-        assert shown["a"]["gain"] == f"{1 / (1 - evidence.correlation):.2g}"
-        assert {shown["lost"][name] for name in ("p (t)", "Δ", "gain", "for", "detectable")} == {"–"}
+        assert shown["a"]["seed savings"] == f"{1 / (1 - evidence.correlation):.2g}"
+        assert {shown["lost"][name] for name in ("p (t)", "Δ", "seed savings", "comparisons", "detectable")} == {"–"}
 
 
 def lossy_runs(shares: Mapping[str, float | None], data: Mapping[str, str], metric: str) -> pa.Table:

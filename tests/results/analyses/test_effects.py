@@ -350,9 +350,9 @@ def test_a_study_that_nothing_can_be_told_of_says_so() -> None:
     keep = lambda levels: sum(x != y for x, y in zip(levels, base, strict=True)) < 2  # noqa: E731
     found = effects(build_frame(axes, noisy(lambda levels: 2.0 * (levels[0] == "1")), keep=keep))
     assert found.factorial is None
-    assert any("unbalanced: 4 of 8 combinations" in note and "No effect is tested" in note for note in found.notes)
+    assert any("Only 4 of 8 combinations of levels have results; no effect is tested" in note for note in found.notes)
     grids = tables(found)
-    assert "cannot tell apart" in grids[0].title
+    assert "confounded (aliased) effects" in grids[0].title
     assert any("No effect is tested" in note for note in grids[0].notes)
     assert cell(grids[0], "correlation", "a ~ b") == f"{1 / 3:.3f}"  # phi of the counts 2, 1, 1, 0
     assert (plot_effects(found), plot_interaction(found)) == (None, None)
@@ -388,7 +388,7 @@ def test_a_regular_fraction_tests_each_string_once() -> None:
     assert string.p == pytest.approx(stats.f.sf(string.f, 1, 14))
     assert string.verdict == "effect"
     assert factorial.combinations == ()
-    aliases = next(grid for grid in tables(found) if "cannot tell apart" in grid.title)
+    aliases = next(grid for grid in tables(found) if "confounded (aliased) effects" in grid.title)
     assert [row[0] for row in aliases.rows] == ["A × B = C × D", "A × C = B × D", "A × D = B × C"]
     assert any("tested once" in note for note in found.notes)
 
@@ -410,7 +410,7 @@ def test_a_fraction_that_mixes_in_part_tests_main_effects_only() -> None:
         assert term.ss == pytest.approx(table.loc[term.name.replace("C", "C_"), "sum_sq"])
     assert factorial.errors[0].df == 22
     assert any("parts of interactions" in note for note in found.notes)
-    aliases = next(grid for grid in tables(found) if "cannot tell apart" in grid.title)
+    aliases = next(grid for grid in tables(found) if "confounded (aliased) effects" in grid.title)
     assert cell(aliases, "correlation", "A ~ B × C") == "0.333"
     assert any("more pairs" in note for note in aliases.notes)
 
@@ -508,7 +508,7 @@ def test_no_common_seed_leaves_the_variants_that_have_most() -> None:
     )
     assert taken_apart(found).axes == {"x": ("a", "b")}
     assert taken_apart(found).seeds == (0, 1)
-    assert any("no seed has finished in all variants" in note for note in found.notes)
+    assert any("No seed has finished in all variants" in note for note in found.notes)
 
 
 STUDIES: dict[str, dict[str, Any]] = {

@@ -71,7 +71,16 @@ def test_every_variant_is_in_its_cell(comparison: Comparison) -> None:
         half = f"{(row.delta.high - row.delta.low) / 2:.2g}"
         assert cell == f"{row.value.mean:.4f} ({row.delta.mean:+.4f} ± {half}, {row.verdict})"
     assert by_variant["sdpa, headwise, big"].verdict == "better"
-    assert [row[0] for row, strong in zip(grid.rows, grid.emphasised, strict=True) if strong] == ["sdpa"]
+    bold = {
+        (row[0], heading)
+        for row, flags in grid.styled_rows
+        for heading, strong in zip(headings, flags, strict=True)
+        if strong
+    }
+    better = [row for row in comparison.rows if row.verdict == "better"]
+    assert bold == {
+        (r.levels[POSITION], f"granularity × size = {r.levels[GRANULARITY]}, {r.levels[SIZE]}") for r in better
+    }
 
 
 def test_programs_read_the_same_cells(comparison: Comparison) -> None:

@@ -308,8 +308,8 @@ def test_studies_without_axes_in_common_are_one_arm() -> None:
 
 
 NOT_SCALABLE: dict[str, tuple[Sequence[str], dict[str, Any], str]] = {
-    "no ladder": ((), {}, r"got none; it has model.gate.position, size"),
-    "another axis": (("sizes",), {}, r"axes of the study \(got sizes; it has"),
+    "no ladder": ((), {}, r"no axis sets a size .* \(its axes: model.gate.position, size"),
+    "another axis": (("sizes",), {}, r"it has no axis sizes \(its axes: "),
     "nothing finished": (LADDER, {"change": dict.fromkeys(ARM_KEYS, "diverged")}, r"no trial has .* \(45 diverged\)"),
     "no tokens": (LADDER, {"without": ("tokens",)}, r"lacks its tokens"),
 }

@@ -337,7 +337,8 @@ def test_curves_of_an_unknown_metric_name_the_known(studied: Any, out: Path) -> 
         AnalysisUnavailable, match=r"'train/los' was not recorded .*: train/loss, validation/bits_per_byte, vali"
     ):
         write_curves(studied.folder, studied.name, "train/los", out)
-    paths = write_curves(studied.folder, studied.name, "train/loss", out)
+    paths, problems = write_curves(studied.folder, studied.name, "train/loss", out)
+    assert problems == []
     assert [path.name for path in paths] == [f"curves-train-loss.{suffix}" for suffix in ("png", "svg", "pdf")]
     with pytest.raises(NotFound):
         write_curves(studied.folder, "nothing", "train/loss", out)

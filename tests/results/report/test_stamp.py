@@ -21,6 +21,7 @@ from gatelab.results.report import write
 from gatelab.results.report.artifacts import TABLES, render, write_table
 from gatelab.results.report.context import read_results
 from gatelab.results.report.stamp import (
+    LAYOUT,
     Stamp,
     json_with_provenance,
     make_stamp,
@@ -196,7 +197,8 @@ def test_a_stamp_is_of_the_trials(laboratory: Any) -> None:
     for seed, commit in enumerate(("b", "a", "b")):
         lab.finish(0, seed, commit=commit)
     stamp = make_stamp(runs_from_journals(lab.folder, lab.name), "comparison", margin=0.5)
-    assert stamp == Stamp("comparison", lab.name, lab.record.hash, ("a", "b"), ("this data",), 3, 6, 3, {"margin": 0.5})
+    origin = (lab.record.hash, ("a", "b"), ("this data",))
+    assert stamp == Stamp("comparison", lab.name, *origin, 3, 6, 3, {"margin": 0.5}, LAYOUT)
 
 
 # --- Checking ---

@@ -81,7 +81,7 @@ def test_what_is_plotted_is_said() -> None:
     figure = plot_curves(frame(SMALL), LOSS, PAIR, "gates", NATS)
     top, bottom = figure.axes
     assert top.get_ylabel() == "validation/loss [nats/token]"
-    assert bottom.get_ylabel().split() == ["difference", "to", "baseline", "[nats/token]"]
+    assert bottom.get_ylabel().split() == ["difference", "from", "baseline", "[nats/token]"]
     assert bottom.get_xlabel() == "step"
     assert top.get_title() == "gates"
     legend = top.get_legend()

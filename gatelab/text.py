@@ -1,0 +1,34 @@
+"""Words of users on their way out: to a terminal, into a file, or as the name of a file."""
+
+import hashlib
+import re
+import unicodedata
+
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, but for tab and line feed
+    "\u2028\u2029"  # separators of lines and paragraphs
+    "\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what turns the direction of reading
+    "\ud800-\udfff]"  # bytes of a file name that is no UTF-8
+)
+
+_LONGEST_NAME = 180  # bytes: a file system takes 255, and the whole name has other parts
+
+
+def visible(text: str) -> str:
+    r"""Write control characters of a text as escapes, `\x1b` say, so that they are seen and do nothing else.
+
+    Tabs and line feeds stay.
+    """
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def file_stem(text: str) -> str:
+    """Make a part of a file's name of a text: letters, digits, `.`, `_`, `=`, `+`, `-` stay, all else becomes `-`.
+
+    A text that is too long for a name is cut, and ends in its hash.
+    """
+    name = re.sub(r"[^\w.=+-]", "-", unicodedata.normalize("NFC", text))
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    kept = name.encode()[: _LONGEST_NAME - 13].decode(errors="ignore")
+    return f"{kept}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
