@@ -22,6 +22,7 @@ from gatelab.cli.console import (
     plural,
     print_json,
     print_table,
+    warn,
 )
 from gatelab.cli.options import RunFlags, StudyFlags, with_groups
 from gatelab.results.store.layout import RunsFolder
@@ -123,6 +124,7 @@ def show_study(folder: RunsFolder, tracking_uri: str | None, result: "workflow.S
     for table in result.written.shown:
         print_table(table)
     _where(folder, result.matrix.plan.study.name, result.written.plots, tracking_uri)
+    warn(result.written.problems)
     if result.tracking_problem and result.tracking_problem != result.progress.tracking_problem:  # else said already
         console.print(f"[yellow]{escape(result.tracking_problem)}[/]; run again to catch up")
     if result.progress.halted:
@@ -173,12 +175,17 @@ def train(
 
     It is the same trial that `gatelab run` would train, in the same folder.
 
-    Example: gatelab train studies/quickstart.yaml --variant position=none
+    Example: gatelab train studies/quickstart.yaml --variant gate=none
     """
     from gatelab.ablations.errors import nearest
     from gatelab.orchestrator import planning
     from gatelab.orchestrator.study_run import run_trial
+    from gatelab.training.device import choose_device
 
+    try:
+        choose_device(device)
+    except ValueError as error:
+        fail(f"--{error}", error)
     folder = RunsFolder(runs)
     plan = study_from_flags(study, preset=preset, axes=axis, sets=set_, seeds=f"{seed},")
     matrix = planning.plan_study(plan, planning.searched(folder))

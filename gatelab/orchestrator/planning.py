@@ -1,5 +1,6 @@
 """A plan before anything runs: the matrix, what is done already, and how long the rest would take here."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -183,7 +184,8 @@ def _speed(matrix: Matrix, folder: RunsFolder, device: Any, threads: int, name: 
     key = f"{name}; {first.flops_per_token} FLOPs x {training.batch_size} x {training.sequence_length}"
     if key not in known:
         known[key] = _measure(first.config, device, threads) * first.flops_per_token
-        write_json(path, known)
+        with contextlib.suppress(OSError):  # a folder of somebody else: measured anew each time
+            write_json(path, known)
     return float(known[key])
 
 

@@ -3,6 +3,7 @@
 Commands and the Python API call these. Nothing is rendered here: results are returned, and callers may watch.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from gatelab.orchestrator.study_run import RunOptions, run_matrix
 from gatelab.orchestrator.tracking import add_to_mlflow
 from gatelab.results.report.artifacts import Artifacts
 from gatelab.results.report.write import write_study
+from gatelab.results.statistics.law_bootstrap import LEAST_RUNGS
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import Outcome
 from gatelab.results.store.trials import is_over
@@ -201,9 +203,14 @@ def run_scaling(
     The other arguments, and what is raised, are those of `run_study`; AnalysisUnavailable, too, if nothing can be
     fitted.
     """
-    if not ladder(plan):
+    axes = ladder(plan)
+    if not axes:
         message = f"none makes a ladder, as one would that sets {', '.join(sorted(SIZES))} and is not compared"
         raise plan.error(plan.source.problem(("axes",), message))
+    rungs = math.prod(len(axis.levels) for axis in plan.axes if axis.name in axes)
+    if rungs < LEAST_RUNGS:
+        message = f"a law needs {LEAST_RUNGS} rungs, and the ladder of {', '.join(axes)} has {rungs}: add levels"
+        raise plan.error(plan.source.problem(("axes", axes[0]), message))
     run = run_study(plan, folder, executor, options, watch=watch, report=report)
     if run.interrupted:
         return ScalingReport(run, None)

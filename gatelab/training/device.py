@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -17,12 +18,12 @@ def choose_device(name: str = "auto") -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device {name!r}: expected auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r}: torch {torch.__version__} sees no CUDA device")
+    if re.fullmatch(r"cpu|cuda(:\d{1,3})?", name) is None:
+        raise ValueError(f"device {name!r}: expected auto, cpu, cuda or cuda:N")
+    device, there = torch.device(name), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= there:
+        sees = f"{there} CUDA device{'' if there == 1 else 's'}" if there else "no CUDA device"
+        raise ValueError(f"device {name!r}: torch {torch.__version__} sees {sees}")
     return device
 
 

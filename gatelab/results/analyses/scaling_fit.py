@@ -141,6 +141,7 @@ def _cells(rungs: Sequence[Rung], arms: Sequence[str], kind: str) -> Cells:
     )
 
 
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")  # replicates may meet nowhere
 def _compared(
     found: ArmFit, arm: int, base: int, law: Law, replicates: Law, cells: Cells, rungs: Sequence[Rung]
 ) -> ArmFit:

@@ -34,7 +34,11 @@ def provenance_section(context: Context) -> Section:
         facts.append(("Time in training", _hours(sum(seconds))))
     if resumed := sum(count > 1 for count in attempts):
         facts.append(("Trials that took several attempts", f"{resumed} of {len(attempts)}"))
-    listings = [Listing("How to reproduce it", "\n".join(_commands(context)))]
+    files = study_files(context)
+    listings = [
+        Listing("How to reproduce it", "\n".join(_commands(context, files))),
+        *(Listing(name, text.rstrip(), folded=True) for name, text in files.items()),
+    ]
     common, varying = common_configuration([one.config for one in context.descriptions.values()])
     prose = []
     if common:
@@ -93,8 +97,23 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + name, value
 
 
-def _commands(context: Context) -> Iterator[str]:
-    """Yield the commands that run the study again; the study file itself is not in the records."""
+def study_files(context: Context) -> dict[str, str]:
+    """Return the study as it was asked, flags included: name of a file -> its text, and those that it continues.
+
+    Empty for a study that was run by a version that did not keep it.
+    """
+    study = context.folder.study(context.study)
+    path, files = study.file, {}
+    name = f"{context.study.removesuffix(SEARCH_SUFFIX)}.yaml"
+    while path.is_file() and name not in files:
+        files[name] = path.read_text(encoding="utf-8")
+        name = str(yaml.safe_load(files[name]).get("continues"))
+        path = study.path / name
+    return files
+
+
+def _commands(context: Context, files: Mapping[str, str]) -> Iterator[str]:
+    """Yield the commands that run the study again, from its files in the folder where it was run first."""
     name = context.study
     commits = sorted({commit for each in _known(context.runs, "commit") for commit in each.split(" then ")} - {""})
     if len(commits) == 1:
@@ -104,8 +123,10 @@ def _commands(context: Context) -> Iterator[str]:
     if len(torch) == 1:
         yield f"pip install -c constraints.txt -e . torch=={torch[0].partition('+')[0]}"
     searched = name.removesuffix(SEARCH_SUFFIX)
-    file = f"{searched}.yaml   # the file of the study {searched}"
-    yield f"gatelab lr-tolerance {file}" if name != searched else f"gatelab run {file}"
+    said = f"the file{'s' if len(files) > 1 else ''} below" if files else "its file, which was not kept when it was run"
+    if context.record.learning_rate == "search":
+        yield f"gatelab lr-tolerance {searched}.yaml"
+    yield f"gatelab {'run' if name == searched else 'lr-tolerance'} {searched}.yaml   # {said}"
     if context.scaling is not None:
         yield f"gatelab scaling {name}"
     yield f"gatelab report {name}"

@@ -70,13 +70,17 @@ class Law:
         return int(offsets + 2 * arms + (0 if self.data is None else 2))
 
     def losses(self, arm: npt.ArrayLike, x: npt.ArrayLike, tokens: npt.ArrayLike | None = None) -> Floats:
-        """Return the losses [..., n] of arms [n] at x [..., n] and, if the law has a term of them, tokens [..., n]."""
+        """Return the losses [..., n] of arms [n] at x [..., n] and, if the law has a term of them, tokens [..., n].
+
+        Infinite where a replicate's power overflows.
+        """
         arms = np.atleast_1d(arm)
         offset = np.broadcast_to(self.offset, self.scale.shape)[..., arms]
-        total: Floats = offset + self.scale[..., arms] * np.power(np.atleast_1d(x), -self.exponent[..., arms])
-        if self.data is not None:
-            assert tokens is not None
-            total = total + self.data[..., :1] * np.power(np.atleast_1d(tokens), -self.data[..., 1:])
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            total: Floats = offset + self.scale[..., arms] * np.power(np.atleast_1d(x), -self.exponent[..., arms])
+            if self.data is not None:
+                assert tokens is not None
+                total = total + self.data[..., :1] * np.power(np.atleast_1d(tokens), -self.data[..., 1:])
         return total
 
     def compute_exponent(self, arm: int) -> Floats:
@@ -117,13 +121,15 @@ def optimum(law: Law, arm: int, compute: npt.ArrayLike) -> tuple[Floats, Floats]
     assert law.data is not None
     alpha, scale, beta = law.exponent[..., arm, None], law.data[..., :1], law.data[..., 1:]
     product = np.atleast_1d(compute) / 6
-    balance = (alpha * law.scale[..., arm, None] / (beta * scale)) ** (1 / (alpha + beta))
-    parameters: Floats = balance * product ** (beta / (alpha + beta))
-    tokens: Floats = product ** (alpha / (alpha + beta)) / balance
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # a replicate without a term has no optimum
+        balance = (alpha * law.scale[..., arm, None] / (beta * scale)) ** (1 / (alpha + beta))
+        parameters: Floats = balance * product ** (beta / (alpha + beta))
+        tokens: Floats = product ** (alpha / (alpha + beta)) / balance
     return parameters, tokens
 
 
 def log_losses(cells: Cells, law: Law) -> Floats:
     """Return the logarithms of the losses that a law gives cells."""
-    logs: Floats = np.log(law.losses(cells.arm, cells.x, cells.tokens))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs: Floats = np.log(law.losses(cells.arm, cells.x, cells.tokens))
     return logs

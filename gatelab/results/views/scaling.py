@@ -177,6 +177,7 @@ def plot_scaling(report: Scaling, title: str) -> Figure:
     return figure
 
 
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")  # replicates may be infinite far out
 def _draw_laws(axes: Axes, report: Scaling, fit: Fit, names: Sequence[str]) -> None:
     """Draw each arm's curve with its band, dashed a decade beyond what was measured."""
     for arm, found in enumerate(fit.arms):

@@ -353,7 +353,7 @@ def test_a_study_that_nothing_can_be_told_of_says_so() -> None:
     assert any("Only 4 of 8 combinations of levels have results; no effect is tested" in note for note in found.notes)
     grids = tables(found)
     assert "confounded (aliased) effects" in grids[0].title
-    assert any("No effect is tested" in note for note in grids[0].notes)
+    assert any("no effect is tested" in note for note in grids[0].notes)
     assert cell(grids[0], "correlation", "a ~ b") == f"{1 / 3:.3f}"  # phi of the counts 2, 1, 1, 0
     assert (plot_effects(found), plot_interaction(found)) == (None, None)
 

@@ -334,7 +334,7 @@ def test_a_study_that_was_never_evaluated_is_published(laboratory: Any) -> None:
 def test_curves_of_an_unknown_metric_name_the_known(studied: Any, out: Path) -> None:
     """A typing mistake is no empty figure; a study that has not begun is no error."""
     with pytest.raises(
-        AnalysisUnavailable, match=r"'train/los' was not recorded .*: train/loss, validation/bits_per_byte, vali"
+        AnalysisUnavailable, match=r"'train/los' was not recorded, .*: train/loss, validation/bits_per_byte, vali"
     ):
         write_curves(studied.folder, studied.name, "train/los", out)
     paths, problems = write_curves(studied.folder, studied.name, "train/loss", out)

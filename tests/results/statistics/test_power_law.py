@@ -317,3 +317,15 @@ def test_offsets_are_determined_or_said_not_to_be() -> None:
     assert offset_caveat(good, law, bootstrap(good, law, 100, np.random.default_rng(0))[0]) == ""
     reaching = replace(law, offset=np.linspace(0, 2, 100).clip(0.1)[:, None] - 0.1)
     assert "not determined" in offset_caveat(good, law, reaching)
+
+
+@pytest.mark.filterwarnings("error")
+def test_replicates_without_an_optimum_print_nothing() -> None:
+    """A replicate may lack a term, or have exponents near 0: its numbers are infinite, and no line on the terminal."""
+    law = Law(
+        np.array([[0.0]] * 2), np.array([[400.0]] * 2), np.array([[1e-3]] * 2), np.array([[0.0, 1e-3], [1e9, 1e-3]])
+    )
+    parameters, tokens = optimum(law, 0, np.array([1e12, 1e15]))
+    assert not np.isfinite(parameters[0]).any()
+    assert law.losses([0, 0], parameters, tokens).shape == (2, 2)
+    assert not np.isfinite(compute_gain(2.0, 2.0, 2.0, 1e-3))

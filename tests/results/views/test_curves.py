@@ -155,7 +155,8 @@ def test_an_unknown_metric_is_answered_with_the_known() -> None:
     """A typing mistake is answered with what was recorded, layers' metrics apart."""
     curves = pa.concat_tables([frame(SMALL), frame(SMALL, "train/loss"), frame(SMALL, "gradient_norm", layer=0)])
     with pytest.raises(
-        AnalysisUnavailable, match=r"'train/los' was not recorded \(there are: train/loss, validation/loss\)"
+        AnalysisUnavailable,
+        match=r"'train/los' was not recorded, did you mean train/loss\? \(there are: train/loss, val",
     ):
         plot_curves(curves, "train/los", PAIR, "gates", NATS)
     with pytest.raises(AnalysisUnavailable, match="none yet"):
