@@ -60,6 +60,8 @@ def reporting_errors() -> Iterator[None]:
 def told(error: OSError) -> str:
     """Say what the operating system refused: PATH: reason."""
     reason = error.strerror or str(error) or type(error).__name__
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        reason = "is a file, where a folder is needed"
     return reason if error.filename is None else f"{error.filename}: {reason}"
 
 

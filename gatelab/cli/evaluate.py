@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from gatelab.cli import arguments as args
 from gatelab.cli.analysis import show_analysis
-from gatelab.cli.console import DONE, SOME_FAILED, console, fail, plural, show_files
+from gatelab.cli.console import DONE, SOME_FAILED, console, fail, plural, show_files, told
 from gatelab.configuration import parse_count
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import TrialRecord
@@ -201,8 +201,10 @@ def attention_map(
         fail("give --text or --file")
     try:
         content = file.read_text(encoding="utf-8") if file is not None else text or ""
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"--file {file}: {error}", error)
+    except OSError as error:
+        fail(f"--file {told(error)}", error)
+    except UnicodeDecodeError as error:
+        fail(f"--file {file}: is no UTF-8 text", error)
     jobs = _of_one_seed(_trained(folder, name, variant), seed)
     maps = {}
     for job in jobs:

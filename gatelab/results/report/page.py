@@ -46,16 +46,16 @@ def write_report(
 
     Raises NotFound, and WrongRequest for an unknown metric.
     """
-    collected = report(folder, study, metric)
     target = folder.study(study).path
+    page = page or target / PAGE
+    page.parent.mkdir(parents=True, exist_ok=True)
+    collected = report(folder, study, metric)
     figures = [
         path
         for section in collected.sections
         for picture in section.pictures
         for path in save_files(picture.files, target / picture.name)
     ]
-    page = page or target / PAGE
-    page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(to_page(collected), encoding="utf-8")
     return page, figures
 
