@@ -8,6 +8,7 @@ import queue
 import shlex
 import subprocess
 import sys
+import tarfile
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from gatelab.cli.console import console
 from gatelab.cli.main import app
 
 STUDY = """\
@@ -72,6 +74,25 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory, one_ray: None) -> I
         result = CliRunner().invoke(app, ["run", "tiny.yaml"])
         assert result.exit_code == 0, result.output
         yield folder
+
+
+@pytest.fixture(scope="session")
+def older_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with studies of an earlier version, that finished or were stopped, and their files; without data."""
+    folder = tmp_path_factory.mktemp("older")
+    with tarfile.open(Path(__file__).parent.parent / "fixtures" / "runs-9fce4f8.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture
+def desk(older_runs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That folder as the current one, for commands that are run in this process."""
+    monkeypatch.chdir(older_runs)
+    monkeypatch.setattr(console, "quiet", False)
+    for name in FOREIGN:
+        monkeypatch.delenv(name, raising=False)
+    return older_runs
 
 
 @pytest.fixture

@@ -2,38 +2,25 @@
 
 import re
 import shlex
-import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from gatelab.cli.console import console
 from gatelab.cli.main import app
 
-FIXTURES = Path(__file__).parent.parent / "fixtures"
-FOREIGN = ("GATELAB_RUNS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
 LONG = "n" * 300
 
 
-@pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The current folder: a runs folder with studies that finished, or were stopped; and files that are not right."""
-    folder = tmp_path_factory.mktemp("desk")
-    with tarfile.open(FIXTURES / "runs-9fce4f8.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
-    (folder / "afile").write_text("no table\n")
-    (folder / "latin.txt").write_bytes(b"caf\xe9")
-    (folder / "blank.yaml").write_text("")
-    (folder / "open.yaml").write_text("name: x\naxes: [")
-    (folder / "sizes.yaml").write_text("axes: {model.layers: [1]}\n")
-    (folder / "three.yaml").write_text("axes: {model.layers: [1, 2, 3], model.gate.position: [none, sdpa]}\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for name in FOREIGN:
-            patch.delenv(name, raising=False)
-        yield folder
+@pytest.fixture(scope="module", autouse=True)
+def _mistakes(older_runs: Path) -> None:
+    """Files that are not right."""
+    (older_runs / "afile").write_text("no table\n")
+    (older_runs / "latin.txt").write_bytes(b"caf\xe9")
+    (older_runs / "blank.yaml").write_text("")
+    (older_runs / "open.yaml").write_text("name: x\naxes: [")
+    (older_runs / "sizes.yaml").write_text("axes: {model.layers: [1]}\n")
+    (older_runs / "three.yaml").write_text("axes: {model.layers: [1, 2, 3], model.gate.position: [none, sdpa]}\n")
 
 
 def gatelab(command: str) -> Result:
@@ -132,11 +119,8 @@ WRONG = {  # id -> (what is typed, what must be said, exit code)
 
 
 @pytest.mark.parametrize(("command", "said", "code"), WRONG.values(), ids=WRONG)
-def test_wrong_inputs_are_answered_in_a_sentence(
-    command: str, said: tuple[str, ...], code: int, desk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_inputs_are_answered_in_a_sentence(command: str, said: tuple[str, ...], code: int, desk: Path) -> None:
     """No traceback, nothing is done, and a person reads what was wrong and what would be right."""
-    monkeypatch.setattr(console, "quiet", False)
     result = gatelab(command)
     assert isinstance(result.exception, SystemExit), result.exception
     told = words(result.output)
