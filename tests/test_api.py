@@ -89,6 +89,7 @@ def test_run_again_trains_nothing(
 ) -> None:
     """What is finished is kept, and progress is told once on standard error."""
     again = study.run(folder)
+    assert gl.Study.load(folder / "studies/tiny/study.yaml").hash == study.hash == results.record.hash
     assert again.runs.equals(results.runs)
     told = capsys.readouterr()
     assert told.err.count("tiny: of 4 trials 4 finished\n") == 1
@@ -184,11 +185,17 @@ def test_open_says_what_there_is(by_hand: Laboratory, tmp_path: Path) -> None:
     runs = gl.open(by_hand.folder.root)
     assert list(runs) == [by_hand.name]
     assert by_hand.name in repr(runs)
-    with pytest.raises(NotFound, match=rf"no study 'stduy' in .* \(there are: {by_hand.name}\)"):
+    with pytest.raises(
+        NotFound, match=rf"no study 'stduy' in .* \(did you mean {by_hand.name}\? there are: {by_hand.name}\)"
+    ):
         _ = runs["stduy"]
     with pytest.raises(NotFound, match=r"no runs folder .*nowhere'.*gatelab run"):
         gl.open(tmp_path / "nowhere")
     assert "stduy" not in runs
+    for wrong in ("../../outside", "/etc", "n" * 300, "", 3):
+        assert wrong not in runs
+        with pytest.raises(NotFound, match="is no name of a study"):
+            _ = runs[wrong]  # type: ignore[index]
     assert by_hand.name in runs
     assert runs.get("stduy") is None
     with pytest.raises(NotFound, match=r"no study .*-lr-tolerance'"):

@@ -67,7 +67,10 @@ Groups = Mapping[str, tuple[Candidate, ...]]
 
 def not_searched(plan: StudyPlan, variant: Variant) -> Unavailable:
     """Know no search: an `Optimum`."""
-    return Unavailable(f"it has not been searched for: gatelab lr-tolerance {plan.source.name}")
+    file = f" {plan.source.name}" if plan.source.name.endswith((".yaml", ".yml")) else ""
+    return Unavailable(
+        f"it has not been searched for: gatelab lr-tolerance{file}, with this command's --name, --set, …"
+    )
 
 
 def build_matrix(plan: StudyPlan, identify: Identify, optimum: Optimum = not_searched) -> Matrix:

@@ -68,6 +68,9 @@ class Plot:
     """A figure that shows itself in a notebook, whatever matplotlib's backend is there."""
 
     def __init__(self, name: str, figure: "Figure") -> None:
+        from gatelab.results.views.style import take_literally
+
+        take_literally(figure)  # names of levels are no formulas, however the figure is saved
         self.name, self.figure = name, figure
 
     def save(self, folder: str | Path = ".") -> list[Path]:

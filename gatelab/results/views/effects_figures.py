@@ -63,8 +63,7 @@ def plot_effects(found: Effects) -> Figure | None:
         if factorial.is_tested
         else "no error: no intervals"
     )
-    title = f"{found.study}: means of levels{within(found)} ({bars})"
-    figure.suptitle("\n".join(wrap(title, int(figure.get_figwidth() / 0.078))), fontsize=10)
+    _head(figure, f"{found.study}: means of levels{within(found)}", bars)
     return figure
 
 
@@ -89,8 +88,7 @@ def plot_interaction(found: Effects) -> Figure | None:
         if place % columns == 0:
             axes.set_ylabel(with_unit(found.metric, found.spec), fontsize=8)
     bars = "bars: 95 % interval of the interaction" if factorial.is_tested else "no error: no intervals"
-    title = f"{found.study}: means of combinations{within(found)} ({bars})"
-    figure.suptitle("\n".join(wrap(title, int(figure.get_figwidth() / 0.078))), fontsize=10)
+    _head(figure, f"{found.study}: means of combinations{within(found)}", bars)
     return figure
 
 
@@ -106,6 +104,11 @@ def _draw_interaction(axes: Axes, factorial: Factorial, pair: Effect, names: Map
         axes.errorbar(where, means, _bars(halves), **line_style(index), **_marks(index), linewidth=1.2, label=line)
     _name_levels(axes, names[along], levels)
     axes.legend(title=names[lines], title_fontsize=7, fontsize=7, frameon=False, ncols=1 + len(own) // 6)
+
+
+def _head(figure: Figure, title: str, bars: str) -> None:
+    letters = int(figure.get_figwidth() / 0.078)  # in a line
+    figure.suptitle("\n".join([*wrap(title, letters), *wrap(f"({bars})", letters)]), fontsize=10)
 
 
 def interaction_caption(found: Effects) -> str:
