@@ -220,3 +220,19 @@ def test_axes_without_a_level_anywhere_are_left_out() -> None:
         ).columns
     ]
     assert headings[:2] == ["a.b", "c.b"]
+
+
+def test_an_undecided_row_says_why_its_p_does_not_decide() -> None:
+    """Dunnett's p is of the scatter of all variants, the interval of the variant's own: both must agree."""
+    tested = {
+        "above": Evidence(0.3, 0.09, 0.25, 0.25, 0.0004, 2, q=0.09),
+        "alike": Evidence(0.3, 0.09, 0.25, 0.25, 0.4, 2, q=0.09),
+    }
+    around_0 = Interval(-0.13, -0.31, 0.03, 3)
+    rows = [row(name, Interval(1.5, 1, 2, 3), around_0, {"finished": 3}, evidence=of) for name, of in tested.items()]
+    shown = {
+        cells[0]: dict(zip(("p", "verdict"), cells[5:7], strict=True))
+        for cells in comparison_table(comparison(*rows)).rows
+    }
+    assert shown["above"] == {"p": "<0.001", "verdict": "undecided: its own interval contains 0"}
+    assert shown["alike"] == {"p": "0.400", "verdict": "undecided"}
