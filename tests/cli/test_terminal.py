@@ -112,3 +112,13 @@ def test_a_file_that_is_not_what_was_run_is_told(desk: Path) -> None:
     other = gatelab("compare gates.yaml --json")
     assert "gates.yaml is not what was run, which is what is shown" in other.stderr
     assert other.stdout == same.stdout
+
+
+def test_a_plan_needs_no_place_to_write(desk: Path) -> None:
+    """In a folder of somebody else the speed of this machine is measured anew, and nothing else is missed."""
+    (desk / "gatelab-runs" / "speeds.json").unlink(missing_ok=True)
+    (desk / "gatelab-runs" / "speeds.json").mkdir()  # cannot be written, whoever runs the tests
+    result = gatelab("plan studies/stopped.yaml")
+    (desk / "gatelab-runs" / "speeds.json").rmdir()
+    assert result.exit_code == 0, result.output
+    assert "for the 4 trials still to run" in result.stdout
