@@ -256,16 +256,16 @@ def test_tables_hold_until_something_changes(command: Command, folder: RunsFolde
     first, paper = command("report", "tiny", "--check"), command("report", "tiny", "--check", *files)
     assert (first.exit_code, paper.exit_code) == (0, 0), first.output + paper.output
     assert {f"{stem}.{form}" for stem in ("comparison", "diagnostics", "claim-verdicts") for form in FORMS} <= set(
-        re.findall(r"^holds .*/(.*)$", first.stdout, re.MULTILINE)
+        re.findall(r"^ok .*/(.*)$", first.stdout, re.MULTILINE)
     )
-    assert "stale" not in first.stdout + paper.stdout
-    assert paper.stdout.count("holds") == 5
+    assert "out of date" not in first.stdout + paper.stdout
+    assert len(re.findall("^ok ", paper.stdout, re.MULTILINE)) == 5
 
     table = path / "comparison.tex"
     table.write_text(re.sub(r"(\d)\.(\d)", r"\1.7\2", table.read_text(encoding="utf-8"), count=1), encoding="utf-8")
     edited = command("report", "tiny", "--check")
     assert edited.exit_code == 1
-    assert re.findall(r"^stale .*/(.*)$", edited.stdout, re.MULTILINE) == ["comparison.tex"]
+    assert re.findall(r"^out of date .*/(.*)$", edited.stdout, re.MULTILINE) == ["comparison.tex"]
     assert "the text is not what follows from the trials" in edited.stdout
 
     outcome = next(folder.root.glob("trials/*/outcome.json"))
@@ -274,7 +274,7 @@ def test_tables_hold_until_something_changes(command: Command, folder: RunsFolde
     write_json(outcome, changed)
     later = command("report", "tiny", "--check", *files)
     assert later.exit_code == 1
-    assert later.stdout.count("stale") == 5
+    assert later.stdout.count("out of date") == 5
 
 
 @pytest.mark.parametrize(
