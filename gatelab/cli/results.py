@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from gatelab.cli import arguments as args
 from gatelab.cli.analysis import show_analysis
-from gatelab.cli.console import console, fail, print_json, print_table, show_files, warn
+from gatelab.cli.console import fail, print_json, print_table, show_files, warn
 from gatelab.errors import AnalysisUnavailable, WrongRequest
 from gatelab.results.store.layout import RunsFolder
 
@@ -294,5 +293,4 @@ def ui(
     folder = RunsFolder(runs)
     if not tracking_uri and not folder.database.exists():
         fail(f"there is no tracking store in {folder.root} yet: gatelab run STUDY.yaml")
-    with reporting_errors():
-        serve_mlflow(folder, tracking_uri, host, port)
+    serve_mlflow(folder, tracking_uri, host, port)

@@ -96,7 +96,7 @@ class World:
                 process.result = main()
             except Killed:
                 pass
-            except BaseException as error:  # noqa: BLE001: whatever it is, the history says so
+            except BaseException as error:  # whatever it is, the history says so
                 process.result, process.error = error, traceback.format_exc()
             self._end(process)
             self._back.release()
