@@ -237,7 +237,7 @@ PATHS = tuple(leaf_paths())
 def _load(text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, AttributeError, TypeError, KeyError, RecursionError, OverflowError):
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError, LookupError, RecursionError, OverflowError):
         return yaml.safe_load(WHOLE)
 
 
