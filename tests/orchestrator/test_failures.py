@@ -37,6 +37,7 @@ class NoSync:
     """Stands for MLflow, which is not what is tested here."""
 
     problem = ""
+    lines: tuple[str, ...] = ()
 
     def __init__(self, *arguments: object) -> None: ...
 

@@ -178,6 +178,7 @@ class NoSync:
     """Stands for MLflow."""
 
     problem = ""
+    lines: tuple[str, ...] = ()
 
     def __init__(self, *arguments: object) -> None: ...
 

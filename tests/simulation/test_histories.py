@@ -19,11 +19,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from gatelab import atomic
 from gatelab.orchestrator import study_run
 from tests.simulation.__main__ import Tally, play_all, play_in_processes
 from tests.simulation.history import FAULTS, History, play, small_matrix
-from tests.simulation.world import World, inhabited
+from tests.simulation.world import Disk, World, inhabited
 
 HISTORIES = 2_000
 
@@ -51,7 +50,8 @@ def test_a_history_is_a_function_of_its_seed(tmp_path: Path) -> None:
 
 
 def without_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic, "fsync", lambda path: None)
+    """Let the disk forget whatever it can."""
+    monkeypatch.setattr(Disk, "fsync", lambda disk, descriptor: None)
 
 
 def believing_only_messages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,9 @@ def believing_only_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_run._StudyRun, "_believe", lambda run, entry: None)
 
 
-@pytest.mark.parametrize(("break_it", "symptom"), [(without_fsync, "lost"), (believing_only_messages, "has not ended")])
+@pytest.mark.parametrize(
+    ("break_it", "symptom"), [(without_fsync, "trained again"), (believing_only_messages, "has not ended")]
+)
 def test_what_is_broken_is_found(
     break_it: Callable[[pytest.MonkeyPatch], None], symptom: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -231,6 +231,10 @@ class _Heart:
     """A thread that beats for every lease of this process."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Beat for nobody yet. A process that was forked has no thread, and does not hold its parent's leases."""
         self._leases: set[Lease] = set()
         self._change = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -238,7 +242,7 @@ class _Heart:
     def add(self, lease: Lease) -> None:
         with self._change:
             self._leases.add(lease)
-            if self._thread is None or not self._thread.is_alive():  # as in a process that was forked
+            if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
                 self._thread.start()
 
@@ -255,3 +259,4 @@ class _Heart:
 
 
 _heart = _Heart()
+os.register_at_fork(after_in_child=_heart.begin)

@@ -253,8 +253,8 @@ def test_metrics_are_the_journals_in_long_form(laboratory: Any) -> None:
 def test_a_study_that_is_not_there_is_named(tracked: Any, tracked_root: Any) -> None:
     """A typing mistake in a study's name is answered with what there is, from either source."""
     lab = tracked(seeds=1)
-    with pytest.raises(NotFound, match=rf"no study 'nothing'.*{lab.name}"):
-        runs_from_journals(lab.folder, "nothing")
+    with pytest.raises(NotFound, match=rf"no study '{lab.name}x'.*did you mean {lab.name}\?"):
+        runs_from_journals(lab.folder, f"{lab.name}x")
     with pytest.raises(NotFound, match="no MLflow experiment 'nothing'"):
         runs_from_mlflow(lab.folder.tracking_uri, "nothing")
 
