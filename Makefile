@@ -2,6 +2,7 @@
 # make test         install into .venv and run the tests
 # make lint         style, types and the arrows between the rooms
 # make dist         build sdist and wheel, check them, install the wheel by itself and run a small study with it
+# make chaos        kill the processes of small studies, and certify that nothing is lost: ten minutes
 # make schema       write studies/study.schema.json anew
 
 VENV := .venv
@@ -12,7 +13,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 
-.PHONY: quickstart test lint dist schema clean
+.PHONY: quickstart test lint dist chaos schema clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/gatelab run studies/quickstart.yaml
@@ -31,6 +32,9 @@ dist: $(VENV)/.installed-dev
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check --strict dist/*
 	.ci/wheel $(BIN)/python dist/*.whl
+
+chaos: $(VENV)/.installed
+	$(BIN)/python benchmarks/chaos.py
 
 schema: $(VENV)/.installed
 	$(BIN)/python -m gatelab.ablations.schema > studies/study.schema.json

@@ -57,7 +57,7 @@ Notify = Annotated[
     list[str],
     typer.Option(help="A command, or an address, that is told of failures, divergence and the end; repeatable."),
 ]
-CheckpointSeconds = Annotated[float, typer.Option(min=1, help="Seconds between two checkpoints.")]
+CheckpointSeconds = Annotated[float, typer.Option(min=0.1, help="Seconds between two checkpoints.")]
 SystemMetrics = Annotated[
     bool, typer.Option("--system-metrics", help="Record processor, memory and GPU as trials train.")
 ]

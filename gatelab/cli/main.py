@@ -9,7 +9,20 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from gatelab import __version__
-from gatelab.cli import effects, evaluate, init, learning_rates, machine, plan, report, results, run, scaling, stability
+from gatelab.cli import (
+    chaos,
+    effects,
+    evaluate,
+    init,
+    learning_rates,
+    machine,
+    plan,
+    report,
+    results,
+    run,
+    scaling,
+    stability,
+)
 from gatelab.cli.console import BAD_REQUEST, errors, reported, show_damage
 from gatelab.extras import missing_extra
 
@@ -66,6 +79,7 @@ for command in (
     results.export,
     results.ui,
     run.train,
+    chaos.chaos,
     machine.presets,
     machine.data,
     machine.doctor,

@@ -179,6 +179,6 @@ class RunIndex:
         return get_artifact_repository(run.artifact_uri, tracking_uri=self.tracking_uri)
 
 
-def _from_store(value: float) -> float:
+def from_store(value: float) -> float:
     """Return a value as it was recorded: MLflow's SQL stores keep infinities as the largest finite numbers."""
     return math.copysign(math.inf, value) if abs(value) == sys.float_info.max else value
