@@ -275,7 +275,8 @@ def _differences(right: Facts, found: Facts) -> Iterator[Violation]:
                 told.append((key, f"there {count + right[kind][key, value]} times"))
             else:
                 before = next((other for own, other in right[kind] if own == key), "nothing")
-                told.append((key, f"{before[:200]} became {value[:200]}"))
+                changed = (key, before) in wanted
+                told.append((key, f"{before[:200]} {'became' if changed else 'has beside it'} {value[:200]}"))
         for (key, value), count in wanted.items():
             if key not in there:
                 told.append((key, f"lost: {value[:200]}"))
