@@ -1,6 +1,5 @@
 """The certificate of a study that was disturbed: what was done to it, on which machine, and what came of it."""
 
-import json
 import os
 import platform
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from gatelab.orchestrator.chaos.history import Hashes
+from gatelab.orchestrator.chaos.storm import Delivered
 from gatelab.orchestrator.provenance import code_version
 from gatelab.results.store.records import write_json
 from gatelab.training.device import device_name
@@ -37,6 +37,8 @@ class Round:
     """None: it did not come to its end."""
     violations: list[str]
     notes: list[str]
+    events: list[Delivered]
+    """Each thing that was done, in order."""
 
 
 @dataclass
@@ -150,9 +152,3 @@ def machine() -> dict[str, str]:
         "gpu": ", ".join(gpus) or "no GPU",
         "system": f"{platform.system()} {platform.release()}",
     }
-
-
-def read_certificate(path: Path) -> dict[str, Any]:
-    """Read certificate.json."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content

@@ -147,6 +147,7 @@ def _disturb(
         hashes=hashes,
         violations=violations,
         notes=[*account.notes, f"{leftovers(folder)} temporary files left"],
+        events=account.delivered,
     )
 
 

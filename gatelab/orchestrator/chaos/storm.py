@@ -54,6 +54,7 @@ class Account:
     """What happened while a study was run."""
 
     seconds: float = 0.0
+    """Until every command had come to its end."""
     starts: int = 0
     """How often a command was started."""
     delivered: list[Delivered] = field(default_factory=list)
@@ -112,11 +113,11 @@ class Storm:
         try:
             for name, command in self._commands.items():
                 self._until_done(name, command)
+            self.account.seconds = time.monotonic() - self._begun
             self._finish_later()
             if self._most:  # as a person is told to where MLflow was away
                 for name, command in self._commands.items():
                     self._once_more(name, command)
-            self.account.seconds = time.monotonic() - self._begun
             left = self._processes.left_after(ORPHAN_SECONDS)
             self.account.notes += [f"still lived after {ORPHAN_SECONDS:g} s: {title[:100]}" for title in left]
         except Stuck as error:
@@ -246,9 +247,8 @@ class Storm:
         assert kill.signal is not None
         if kill.victim is Victim.SERVER:
             assert self._server is not None
-            self._server.kill()
             self._after(kill.lasts, self._server.start)
-            return True
+            return self._server.kill()
         if kill.victim is Victim.DRIVER and kill.signal is signal.SIGINT:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
@@ -299,9 +299,9 @@ class Storm:
 
     def _do_due(self, *, all_of_it: bool = False) -> None:
         now = time.monotonic()
-        due = [call for when, call in self._later if all_of_it or when <= now]
-        self._later = [entry for entry in self._later if entry[1] not in due]
-        for call in due:
+        due = [entry for entry in self._later if all_of_it or entry[0] <= now]
+        self._later = [entry for entry in self._later if entry not in due]
+        for _, call in due:
             call()
 
     def _finish_later(self) -> None:

@@ -61,9 +61,11 @@ class TrackingServer:
                 time.sleep(0.3)
         raise CannotRun(f"the tracking server does not answer: see {self._log}")
 
-    def kill(self) -> None:
-        """Kill the server, if it runs, and the processes that it has started."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+    def kill(self) -> bool:
+        """Kill the server and the processes that it has started; return whether it ran."""
+        if self._process is None:
+            return False
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+        return True
