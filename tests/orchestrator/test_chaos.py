@@ -17,8 +17,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from gatelab.ablations.loading import load_study
+from gatelab.cli.main import app
 from gatelab.orchestrator.chaos.history import Facts, Sightings, compare_facts, read_facts
 from gatelab.orchestrator.chaos.kills import Moment, Victim, plan_kills
 from gatelab.orchestrator.chaos.processes import Processes
@@ -242,6 +244,19 @@ def test_only_what_was_started_here_is_killed(tmp_path: Path) -> None:
     assert stranger.poll() is None
     stranger.kill()
     stranger.wait()
+
+
+def test_what_cannot_be_disturbed_is_refused(once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one sentence, before anything runs."""
+    monkeypatch.setattr("gatelab.cli.chaos.UNSHARE", ("false",))
+    study, folder = str(once / "tiny.yaml"), ["-o", str(tmp_path)]
+    for options, said in (
+        (["--command", "plan"], "error --command 'plan': expected one of run, lr-tolerance, evaluate"),
+        (["--disk", "64M"], "error --disk 64M: this system does not let a user mount a file system in a namespace"),
+    ):
+        done = CliRunner().invoke(app, ["chaos", study, *folder, *options])
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+        assert done.stderr.startswith(said)
 
 
 def test_a_killed_study_is_certified(once: Path, tmp_path: Path) -> None:
