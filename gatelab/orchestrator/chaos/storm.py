@@ -115,9 +115,8 @@ class Storm:
                 self._until_done(name, command)
             self.account.seconds = time.monotonic() - self._begun
             self._finish_later()
-            if self._most:  # as a person is told to where MLflow was away
-                for name, command in self._commands.items():
-                    self._once_more(name, command)
+            for name, command in self._commands.items():  # as a person is told to where MLflow was away
+                self._once_more(name, command)
             left = self._processes.left_after(ORPHAN_SECONDS)
             self.account.notes += [f"still lived after {ORPHAN_SECONDS:g} s: {title[:100]}" for title in left]
         except Stuck as error:
