@@ -118,7 +118,7 @@ class RunIndex:
                 return index
 
     def _add(self, found: MlflowRun) -> None:
-        latest = {name: _from_store(value) for name, value in found.data.metrics.items()}
+        latest = {name: from_store(value) for name, value in found.data.metrics.items()}
         has_data = bool(found.inputs and found.inputs.dataset_inputs)
         params = dict(found.data.params)
         tags = {name: value for name, value in found.data.tags.items() if name != CONFIG_TAG}
