@@ -4,7 +4,6 @@ Metrics do not pass through here: trials write journals, which are read for the 
 """
 
 import os
-import random
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from gatelab.ablations.matrix import Matrix, Trial
 from gatelab.ablations.shared_prefix import forks
 from gatelab.atomic import make_folder
 from gatelab.errors import Unavailable
+from gatelab.orchestrator.attempts import Attempts
 from gatelab.orchestrator.executor import CannotRun, Executor
-from gatelab.orchestrator.failures import FailureKind, Lost, retries
+from gatelab.orchestrator.failures import FailureKind, Lost
 from gatelab.orchestrator.notify import Event, notifier
 from gatelab.orchestrator.pool import POLL_SECONDS, Pool
 from gatelab.orchestrator.preregistration import register_claims
@@ -39,8 +39,6 @@ LOOK_SECONDS = 2.0
 """Between two looks at a trial that another process holds."""
 BELIEF_SECONDS = 10.0
 """A trial whose outcome has been there for so long is over, whatever its worker says."""
-SAME_ERRORS = 2
-"""So many trials that the same error has ended are enough to stop a study."""
 
 
 @dataclass(frozen=True)
@@ -186,12 +184,9 @@ class _StudyRun:
         place = {seed: index for index, seed in enumerate(dict.fromkeys(trial.seed for trial in matrix.trials))}
         self.pending = sorted(pending, key=lambda trial: (place[trial.seed], trial.id in self.forks))
         self.trials = {trial.id: trial for trial in pending}
-        self.failures: dict[str, int] = {}  # trial -> how many of its attempts have failed
-        self.not_before: dict[str, float] = {}  # trial -> when it may be tried again
-        self.causes: dict[str, list[str]] = {}  # error -> the trials that it has ended
+        self.attempts = Attempts(options.retries, matrix.plan.hash)
         self.over_since: dict[str, float] = {}  # trial that is running -> when its outcome was first seen
         self.baselines = {variant.baseline for variant in matrix.variants}
-        self.jitter = random.Random(self.matrix.plan.hash)
         self.polled_at = float("-inf")
         self.runs = RunsFolder(folder.root.resolve())
         self.stop_file = self.runs.root / f"stop-{os.getpid()}-{time.time_ns()}"
@@ -227,13 +222,13 @@ class _StudyRun:
         One that failed waits a while, one that another process holds until it does no more, and one that forks from a
         longer one until that is there, or is over.
         """
-        if time.monotonic() < self.not_before.get(trial.id, 0.0):
+        if not self.attempts.is_due(trial.id):
             return False
         entry = self.progress.trials[trial.id]
         if entry.held:
             holder = self._holder(trial)
             entry.held = "" if holder is None else str(holder)
-            self.not_before[trial.id] = time.monotonic() + LOOK_SECONDS
+            self.attempts.put_off(trial.id, LOOK_SECONDS)
             if holder is not None:
                 return False
         fork = self.forks.get(trial.id)
@@ -289,8 +284,9 @@ class _StudyRun:
         if outcome.status is Status.FAILED:
             self._take_failure(trial, outcome)
         elif outcome.status is Status.BUSY:
-            entry.state, entry.held = Status.WAITING, outcome.reason
-            self._again(trial, LOOK_SECONDS)
+            entry.held = outcome.reason
+            self.attempts.put_off(trial.id, LOOK_SECONDS)
+            self._again(trial)
         elif outcome.status is Status.STOPPED:
             entry.state = Status.WAITING
         else:
@@ -298,33 +294,28 @@ class _StudyRun:
             if entry.state is Status.DIVERGED and trial.variant in self.baselines:
                 self._tell("baseline diverged", trial, outcome.reason)
 
-    def _again(self, trial: Trial, seconds: float) -> None:
+    def _again(self, trial: Trial) -> None:
         """Let a trial wait for another attempt, unless the study is about to end."""
-        self.not_before[trial.id] = time.monotonic() + seconds
+        self.progress.trials[trial.id].state = Status.WAITING
         if not (self.progress.stopping or self.progress.halted):
             self.pending.insert(0, trial)  # what is wrong shows before all others have met it
 
     def _take_failure(self, trial: Trial, outcome: Outcome) -> None:
         entry = self.progress.trials[trial.id]
-        self.failures[trial.id] = self.failures.get(trial.id, 0) + 1
         kind = FailureKind(outcome.kind or FailureKind.ERROR)
-        tries = retries(kind, self.options.retries)
-        stopped = kind is FailureKind.PREEMPTED and self.progress.stopping
-        if stopped or self.failures[trial.id] <= tries.times:
-            entry.state = Status.WAITING
-            self._again(trial, tries.delay(self.failures[trial.id], self.jitter))
+        if (kind is FailureKind.PREEMPTED and self.progress.stopping) or self.attempts.fail(trial.id, kind):
+            self._again(trial)
             return
-        failed = outcome.model_copy(update={"step": entry.step, "kind": kind.value})
+        failed = outcome.model_copy(update={"trial": trial.id, "step": entry.step, "kind": kind.value})
         if (other := self._write_failure(trial, failed)) is not None:
             self._take(trial, other)
             return
         entry.state, entry.reason, entry.log, entry.kind = outcome.status, outcome.reason, outcome.log, kind.value
         self._tell("failure", trial, outcome.reason)
         if kind is FailureKind.ERROR and outcome.cause and not self.options.keep_going:
-            same = self.causes.setdefault(outcome.cause, [])
-            same.append(f"{trial.variant}, seed={trial.seed}")
-            if len(same) >= SAME_ERRORS:
-                self.progress.halted = f"the same error has ended {' and '.join(same[:SAME_ERRORS])}: {outcome.cause}"
+            reason = self.attempts.end(f"{trial.variant}, seed={trial.seed}", outcome.cause)
+            if reason:
+                self.progress.halted = reason
                 self.pending.clear()
 
     def _write_failure(self, trial: Trial, failed: Outcome) -> Outcome | None:
@@ -384,8 +375,11 @@ class _StudyRun:
         """Let running trials write a checkpoint, and wait for them."""
         self.progress.stopping = True
         self.pending.clear()
-        self.stop_file.touch()
         until = time.monotonic() + STOP_SECONDS
+        try:
+            self.stop_file.touch()
+        except OSError:  # a full disk: then there is no checkpoint to wait for
+            until = time.monotonic()
         try:
             while self.pool.busy and time.monotonic() < until:
                 self._wait()

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from gatelab.ablations.matrix import Matrix
-from gatelab.orchestrator import study_run, worker
+from gatelab.orchestrator import attempts, study_run, worker
 from gatelab.orchestrator.failures import MOST_SECONDS, FailureKind, Retries, cause_of, kind_of, retries
 from gatelab.orchestrator.inline import InlineExecutor
 from gatelab.orchestrator.notify import Event, notifier
@@ -52,7 +52,7 @@ def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without MLflow, and without the seconds between two attempts."""
     monkeypatch.setattr(study_run, "SyncThread", NoSync)
     monkeypatch.setattr(study_run, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(study_run, "retries", lambda kind, chosen: replace(retries(kind, chosen), seconds=0.0))
+    monkeypatch.setattr(attempts, "retries", lambda kind, chosen: replace(retries(kind, chosen), seconds=0.0))
 
 
 @pytest.fixture
