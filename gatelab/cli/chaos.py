@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from gatelab.ablations.flags import study_from_flags
 from gatelab.cli import arguments as args
-from gatelab.cli.console import DONE, SOME_FAILED, console, fail, print_json, reporting_errors
+from gatelab.cli.console import DONE, SOME_FAILED, console, fail, print_json
 from gatelab.cli.run import end_politely
 
 UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
@@ -54,14 +54,13 @@ def chaos(
     for name in command:
         if name not in COMMANDS:
             fail(f"--command {name!r}: expected one of {', '.join(COMMANDS)}")
-    with reporting_errors():
-        plan = study_from_flags(study)
-        folder = output or Path("chaos") / f"{plan.study.name}-seed-{seed}"
-        folder.mkdir(parents=True, exist_ok=True)
-        small = None if disk is None else _small_disk(folder.resolve() / "disk", disk)
-        options = ChaosOptions(kills, seed, gap, checkpoint_seconds, concurrency, mlflow, folder, small)
-        commands = list(dict.fromkeys(command)) or ["run"]
-        certificate = run_chaos(study, plan, commands, options, lambda line: console.print(escape(line)))
+    plan = study_from_flags(study)
+    folder = output or Path("chaos") / f"{plan.study.name}-seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    small = None if disk is None else _small_disk(folder.resolve() / "disk", disk)
+    options = ChaosOptions(kills, seed, gap, checkpoint_seconds, concurrency, mlflow, folder, small)
+    commands = list(dict.fromkeys(command)) or ["run"]
+    certificate = run_chaos(study, plan, commands, options, lambda line: console.print(escape(line)))
     if json:
         print_json(certificate.to_json())
     else:

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from gatelab.ablations.flags import study_from_flags
 from gatelab.cli import arguments as args
-from gatelab.cli.console import console, fail, print_json, print_table, reporting_errors
+from gatelab.cli.console import console, fail, print_json, print_table
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.views.format import DASH
 from gatelab.results.views.table import Column, Table
@@ -65,9 +65,8 @@ def data(
 
     from gatelab.orchestrator import planning
 
-    with reporting_errors():
-        plan = study_from_flags(study, preset=preset, sets=set_)
-        manifests = planning.prepare_study(plan, RunsFolder(runs))
+    plan = study_from_flags(study, preset=preset, sets=set_)
+    manifests = planning.prepare_study(plan, RunsFolder(runs))
     if json:
         print_json([asdict(manifest) for manifest in manifests])
         return

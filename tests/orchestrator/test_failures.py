@@ -28,23 +28,10 @@ from gatelab.results.views import failures as view
 from gatelab.training.config import TrialConfig
 from gatelab.training.corpus import DataError
 from gatelab.training.loop import train
+from tests.simulation.history import NoSync
 
 Build = Callable[..., Matrix]
 Errors = dict[tuple[str, int], list[Exception]]
-
-
-class NoSync:
-    """Stands for MLflow, which is not what is tested here."""
-
-    problem = ""
-    lines: tuple[str, ...] = ()
-
-    def __init__(self, *arguments: object) -> None: ...
-
-    def __enter__(self) -> "NoSync":
-        return self
-
-    def __exit__(self, *exception: object) -> None: ...
 
 
 @pytest.fixture(autouse=True)
