@@ -11,7 +11,7 @@ import typer
 
 from gatelab.cli import arguments as args
 from gatelab.cli.analysis import show_analysis
-from gatelab.cli.console import fail, print_json, print_table, show_files, warn
+from gatelab.cli.console import console, fail, print_json, print_table, show_files, warn
 from gatelab.errors import AnalysisUnavailable, WrongRequest
 from gatelab.results.store.layout import RunsFolder
 
@@ -94,6 +94,9 @@ def _show_failures(folder: RunsFolder, study: str, json: bool) -> None:
     found = read_failures(folder, study)
     if json:
         print_json(found.to_dict())
+        return
+    if not found.groups:
+        console.print("no trial has failed")
         return
     for table in view.tables(found):
         print_table(table)

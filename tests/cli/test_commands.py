@@ -134,7 +134,7 @@ def test_plan_shows_the_matrix(gatelab: Gatelab, study_file: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["plan", "nowhere.yaml"], "nowhere.yaml: file: cannot be read"),
+        (["plan", "nowhere.yaml"], "nowhere.yaml: file: no such file (gatelab init writes a study to start from"),
         (["plan"], "name a study file"),
         (["run", "--preset", "quickstar"], "did you mean quickstart?"),
         (["run", "--axis", "model.gate.positon=none,sdpa"], "did you mean model.gate.position?"),

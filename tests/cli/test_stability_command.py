@@ -39,7 +39,7 @@ def test_stability_shows_every_variant(command: Command, finished_study: Path) -
         "0 of 2",
         "position=sdpa",
         "attention/max_logit: largest",
-        "stability-training.svg",
+        "stability-training.{png,svg,pdf}",
     ):
         assert said in shown.stdout
     assert "weight_norm/gate_sdpa: last evaluation" in shown.stdout

@@ -97,7 +97,7 @@ def test_list_shows_every_study(desk: Path) -> None:
     assert rows.keys() == {"damaged", "gates", "ladder", "longer", "rates", "rates-lr-tolerance", "stopped"}
     assert "14 finished, 1 diverged" in rows["gates"]
     assert "2 interrupted, 2 waiting" in rows["stopped"]
-    assert "no whole JSON object" in rows["damaged"]
+    assert "is damaged, or cannot be read" in rows["damaged"]
     assert json.loads(gatelab("list --json").stdout)[1]["counts"] == {"finished": 14, "diverged": 1}
     (damaged / "study.json").unlink()
     damaged.rmdir()

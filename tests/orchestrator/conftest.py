@@ -10,6 +10,7 @@ import yaml
 
 from gatelab.ablations.loading import make_study
 from gatelab.ablations.matrix import Matrix
+from gatelab.ablations.paths import flatten
 from gatelab.orchestrator import ray_connection
 from gatelab.orchestrator.planning import plan_study
 
@@ -55,7 +56,7 @@ def two_studies(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
 
     def write(base: dict[str, Any], first: dict[str, Any] | None = None, **fields: Any) -> Path:
-        start = {**TINY, "data.source": str(corpus), **(first or {})}
+        start = {**dict(flatten(TINY)), "data.source": str(corpus), **(first or {})}
         study = {"base": start, "axes": {"model.gate.position": ["none", "sdpa"]}, "seeds": 2, **fields}
         Path("first.yaml").write_text(yaml.safe_dump(study))
         Path("next.yaml").write_text(yaml.safe_dump({"continues": "first.yaml", "base": base}))

@@ -97,7 +97,7 @@ def test_a_failure_is_an_outcome_unless_it_is_to_be_raised(tiny_study: Build, tm
     assert Path(entry.log).read_text().count("the trial failed") == 2  # the attempt and its retry
     record = read_json(folder.trial(matrix.trials[0].id).outcome)
     assert record is not None
-    assert record.keys() - {"checksum"} == {"step", "status", "reason", "kind", "cause", "log", "ended"}
+    assert record.keys() - {"checksum"} == {"trial", "step", "status", "reason", "kind", "cause", "log", "ended"}
     with pytest.raises(FileExistsError):
         run_matrix(matrix, folder, InlineExecutor(raise_errors=True), RunOptions())
     in_the_way.unlink()

@@ -79,7 +79,7 @@ def test_curves_have_its_unit_and_its_axis(raced: Any) -> None:
     top, bottom = plot_curves(metrics, "race/distance", variants, "race", spec).axes
     assert (top.get_ylabel(), bottom.get_ylabel()) == (
         "race/distance [furlongs]",
-        "difference\nto baseline [furlongs]",
+        "difference\nfrom baseline [furlongs]",
     )
     assert (top.get_yscale(), bottom.get_yscale()) == ("log", "linear")
 

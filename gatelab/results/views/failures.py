@@ -18,5 +18,5 @@ def tables(failures: Failures) -> tuple[Table, ...]:
         rows.append((group.kind or "unknown", str(len(group.trials)), which, group.cause or "–"))
         notes.append(f"{group.trials[0]}: {group.reason}" + (f"\n  log: {group.log}" if group.log else ""))
     count = sum(len(group.trials) for group in failures.groups)
-    title = f"{count} failed trial{'' if count == 1 else 's'}" if count else "no trial has failed"
+    title = f"{count} failed trial{'' if count == 1 else 's'}"
     return (Table(title, columns, tuple(rows), notes=tuple(notes)),)

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -150,32 +149,39 @@ def test_a_damaged_lease_lapses(tmp_path: Path) -> None:
         assert not damaged.exists()
 
 
-def _contend(folder: Path, seconds: float, queue: Any) -> None:
-    """Take a lease again and again, and count while it is held: a count is lost where two hold it at once."""
-    counter, taken, until = folder / "count", 0, time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            with acquire(folder) as lease:
-                lease.check()
-                value = int(counter.read_text())
-                time.sleep(0.0005)
-                counter.write_text(str(value + 1))
-                taken += 1
-        except Held:
-            continue
-    queue.put(taken)
+CONTEND = """
+import pathlib, sys, time
+from gatelab.results.store.lease import Held, acquire
+folder, taken = pathlib.Path(sys.argv[1]), 0
+counter = folder / "count"
+print("ready", flush=True)
+sys.stdin.readline()
+until = time.monotonic() + 1.5
+while time.monotonic() < until:
+    try:
+        with acquire(folder) as lease:
+            lease.check()
+            value = int(counter.read_text())
+            time.sleep(0.0005)
+            counter.write_text(str(value + 1))
+            taken += 1
+    except Held:
+        continue
+print(taken)
+"""
 
 
 def test_of_several_processes_one_wins_each_time(tmp_path: Path) -> None:
-    """Four processes that take a lease as fast as they can never hold it together."""
+    """Four processes that take a lease as fast as they can never hold it together: then a count would be lost."""
     (tmp_path / "count").write_text("0")
-    context = multiprocessing.get_context("fork")
-    queue: Any = context.Queue()
-    processes = [context.Process(target=_contend, args=(tmp_path, 1.5, queue)) for _ in range(4)]
+    command = [sys.executable, "-c", CONTEND, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes: list[Any] = [subprocess.Popen(command, **pipes) for _ in range(4)]  # type: ignore[call-overload]
     for process in processes:
-        process.start()
-    taken = sum(queue.get(timeout=30) for _ in processes)
+        assert process.stdout.readline() == "ready\n"
     for process in processes:
-        process.join()
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    taken = sum(int(process.communicate(timeout=60)[0]) for process in processes)
     assert taken > 10
     assert int((tmp_path / "count").read_text()) == taken
