@@ -100,7 +100,8 @@ def run_chaos(
         versions=versions(),
         machine=machine(),
     )
-    plan_of_kills = plan_kills(options.seed, options.gap_seconds, server=options.server, disk=options.disk is not None)
+    chosen = f"{plan.study.name} {options.seed}"  # another study with the same seed is hit in another way
+    plan_of_kills = plan_kills(chosen, options.gap_seconds, server=options.server, disk=options.disk is not None)
     while (left := options.kills - certificate.kills.total()) > 0:
         number = len(certificate.rounds) + 1
         tell(f"disturbed, run {number}: {left} kills to make")

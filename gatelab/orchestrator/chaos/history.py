@@ -300,8 +300,6 @@ def _of_folder(folder: RunsFolder, right: Facts, seen: Mapping[Path, str]) -> It
         known.setdefault(trial, {}).setdefault((place[0], place[1], place[2]), set()).add(value)
     for files in _trial_folders(folder):
         yield from _of_trial(files, known.get(files.path.name, {}))
-    for path in sorted(folder.root.glob("stop-*")):
-        yield Violation("file", path.name, "a request to stop is left behind")
 
 
 def _of_trial(files: TrialFolder, known: Mapping[tuple[str, str, str], set[str]]) -> Iterator[Violation]:
@@ -347,8 +345,9 @@ def segment_rows(path: Path) -> Iterator[tuple[int, int | None, str, float]]:
 
 
 def leftovers(folder: RunsFolder) -> int:
-    """Count the temporary files that killed processes have left."""
-    return sum(1 for path in folder.root.rglob("*.tmp") if "mlflow-artifacts" not in path.parts)
+    """Count the temporary files and the requests to stop that killed processes have left."""
+    temporary = [path for path in folder.root.rglob("*.tmp") if "mlflow-artifacts" not in path.parts]
+    return len([*temporary, *folder.root.glob("stop-*")])
 
 
 def _is_result(path: Path) -> bool:

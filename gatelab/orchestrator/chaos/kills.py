@@ -77,7 +77,7 @@ MOMENTS = {Moment.ANY: 4, Moment.FILE: 3, Moment.JOURNAL: 3}
 OFTEN_IN_WRITES = (Victim.WORKER, Victim.DRIVER, Victim.EVERYTHING)
 
 
-def plan_kills(seed: int, seconds: float, *, server: bool = False, disk: bool = False) -> Iterator[Kill]:
+def plan_kills(seed: str, seconds: float, *, server: bool = False, disk: bool = False) -> Iterator[Kill]:
     """Yield kills without end, the same for the same arguments.
 
     Args:
