@@ -239,7 +239,9 @@ class Storm:
         if hit:
             moment = kill.moment if writer or kill.moment is Moment.ANY else Moment.ANY
             seconds = round(time.monotonic() - self._begun, 2)
-            self.account.delivered.append(Delivered(kill.name, kill.victim.is_process, moment, self._command, seconds))
+            done = Delivered(kill.name, kill.victim.is_process, moment, self._command, seconds)
+            self.account.delivered.append(done)
+            self._tell(f"  {seconds:7.1f} s  {self._command}: {kill.name} {moment}")
         return hit
 
     def _signal(self, kill: Kill, driver: subprocess.Popen[bytes], writer: int) -> bool:
