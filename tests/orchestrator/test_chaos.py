@@ -29,6 +29,7 @@ from gatelab.orchestrator.study_run import RunOptions
 from gatelab.orchestrator.workflow import run_study
 from gatelab.results.store.journal import SCHEMA, Journal, read_journal
 from gatelab.results.store.layout import RunsFolder, TrialFolder
+from gatelab.results.store.records import read_json, write_json
 from gatelab.results.tracking.client import RunIndex
 from tests.orchestrator.conftest import TINY
 
@@ -168,9 +169,10 @@ def train_one_more(ran: Ran) -> None:
 
 
 def claim_another_loss(ran: Ran) -> None:
-    outcome = json.loads(ran.trial.outcome.read_text())
+    outcome = read_json(ran.trial.outcome)
+    assert outcome is not None
     outcome["metrics"]["validation/loss"] += 1e-9
-    ran.trial.outcome.write_text(json.dumps(outcome))
+    write_json(ran.trial.outcome, outcome)  # with a checksum that fits
 
 
 def send_a_run_twice(ran: Ran) -> None:
@@ -194,7 +196,7 @@ def send_a_value_from_nowhere(ran: Ran) -> None:
         (flip_a_bit_of_the_weights, "checkpoint: TRIAL step-000000020.safetensors: is not whole"),
         (train_one_more, f"trial: {'f' * 64} id: from nowhere"),
         (claim_another_loss, "outcome: TRIAL validation/loss: 0x1."),
-        (send_a_run_twice, "run in MLflow: tiny TRIAL tag or parameter seed: there 2 times"),
+        (send_a_run_twice, "trial in MLflow: tiny TRIAL: there 2 times"),
         (
             send_a_value_from_nowhere,
             "value in MLflow: tiny TRIAL train/loss 7: BEFORE has beside it 0x1.0000000000000p+0",
@@ -214,7 +216,7 @@ def test_a_tracking_store_that_is_lost_is_found(ran: Ran) -> None:
     """What MLflow lacks is said, and where it was looked for."""
     found = read_facts(ran.folder, "sqlite:///nowhere.db")
     said = [str(each) for each in compare_facts(ran.facts, found, ran.folder, ran.seen)]
-    assert said[0] == "run in MLflow: tiny: from nowhere: NotFound: no tracking store sqlite:///nowhere.db"
+    assert "run in MLflow: tiny: from nowhere: NotFound: no tracking store sqlite:///nowhere.db" in said
 
 
 def test_the_plan_follows_from_the_seed() -> None:

@@ -128,8 +128,7 @@ def read_facts(folder: RunsFolder, tracking_uri: str) -> Facts:
         "noise ledger": _noise,
     }
     facts: Facts = {kind: Counter(read(folder)) for kind, read in readers.items()}
-    facts["run in MLflow"], facts["value in MLflow"] = _tracking(folder, tracking_uri)
-    return facts
+    return facts | _tracking(folder, tracking_uri)
 
 
 Found = Iterator[tuple[Key, str]]
@@ -239,12 +238,11 @@ def _noise(folder: RunsFolder) -> Found:
                 yield (row["study"], row["baseline"], row["metric"]), json.dumps(said, sort_keys=True)
 
 
-def _tracking(folder: RunsFolder, tracking_uri: str) -> tuple[Counter[tuple[Key, str]], Counter[tuple[Key, str]]]:
+def _tracking(folder: RunsFolder, tracking_uri: str) -> Facts:
     from gatelab.results.tracking.runs import runs_from_mlflow
     from gatelab.results.tracking.values import stored_runs
 
-    runs: Counter[tuple[Key, str]] = Counter()
-    values: Counter[tuple[Key, str]] = Counter()
+    trials, runs, values = (Counter[tuple[Key, str]]() for _ in range(3))
     for study in _names(folder.root / "studies"):
         try:
             runs.update(_table_rows(study, runs_from_mlflow(tracking_uri, study)))
@@ -253,13 +251,14 @@ def _tracking(folder: RunsFolder, tracking_uri: str) -> tuple[Counter[tuple[Key,
             runs[(study,), f"{type(error).__name__}: {error}"] += 1
             continue
         for run in stored:
+            trials[(study, run.trial), "a run"] += 1
             tags = {name: run.tags.get(f"gatelab.{name}") for name in ("outcome", "step", "variant", "seed", "verdict")}
             said = {"status": run.status, **tags, **run.params}
             runs.update(((study, run.trial, "tag or parameter", name), str(value)) for name, value in said.items())
             for name, step, value in run.values:
                 if not _of_the_machine(name):
                     values[(study, run.trial, name, str(step)), _exact(value)] += 1
-    return runs, values
+    return {"trial in MLflow": trials, "run in MLflow": runs, "value in MLflow": values}
 
 
 def _differences(right: Facts, found: Facts) -> Iterator[Violation]:
