@@ -1,6 +1,6 @@
 """Does a study survive that its processes are killed? Real kills of several studies, and one certificate of them all.
 
-    python benchmarks/chaos.py [--kills 4] [--seeds 1] [--output chaos]
+    python benchmarks/chaos.py [--kills 3] [--seeds 1] [--long] [--output chaos]
 
 Run it from the top of the repository, whose docs the studies of benchmarks/chaos/ train on. It calls `gatelab chaos`
 for each of them and each seed, and after each of these brings certificate.json and certificate.md up to date. What is
@@ -28,9 +28,11 @@ class Case:
     options: tuple[str, ...] = ()
 
 
-CASES = (
+SEARCH = Case("search", ("lr-tolerance", "run"))
+SHORT = (SEARCH, Case("divergence"), Case("budgets"), Case("continued", ("run", "evaluate")), Case("claims"))
+LONG = (
     Case("positions", ("run", "evaluate")),
-    Case("search", ("lr-tolerance", "run")),
+    SEARCH,
     Case("divergence"),
     Case("budgets"),
     Case("continued"),
@@ -129,16 +131,17 @@ def markdown(merged: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=4, help="of each study")
+    parser.add_argument("--kills", type=int, default=3, help="of each study")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--long", action="store_true", help="with a tracking server and a small disk, too")
     parser.add_argument("--gap", type=float, default=2.0, help="mean seconds between two kills")
     parser.add_argument("--output", type=Path, default=Path("chaos"))
     arguments = parser.parse_args()
     found, refused = [], []
     merged: dict[str, Any] = {"holds": False}
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        for case in CASES:
+        for case in LONG if arguments.long else SHORT:
             path = certify(case, seed, arguments)
             if path is None:
                 refused.append(f"{case.study}, seed {seed}: could not be run")
