@@ -175,6 +175,8 @@ def run_task(
     except LeaseLost as error:
         return Outcome(status=Status.BUSY, reason=str(error))
     except OSError as error:  # the folder or its lease could not be written
+        if raise_errors:
+            raise
         return _failure(files, str(error), kind_of(error), cause_of(error))
 
 
