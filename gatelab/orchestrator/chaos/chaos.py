@@ -147,7 +147,7 @@ def _disturb(
         moments=dict(Counter(each.moment for each in account.delivered if each.is_kill)),
         hashes=hashes,
         violations=violations,
-        notes=[*account.notes, f"{leftovers(folder)} temporary files left"],
+        notes=[*account.notes, *(f"left behind: {name}" for name in leftovers(folder))],
         events=account.delivered,
     )
 

@@ -343,10 +343,10 @@ def segment_rows(path: Path) -> Iterator[tuple[int, int | None, str, float]]:
         return
 
 
-def leftovers(folder: RunsFolder) -> int:
-    """Count the temporary files and the requests to stop that killed processes have left."""
+def leftovers(folder: RunsFolder) -> list[str]:
+    """List the temporary files and the requests to stop that killed processes have left."""
     temporary = [path for path in folder.root.rglob("*.tmp") if "mlflow-artifacts" not in path.parts]
-    return len([*temporary, *folder.root.glob("stop-*")])
+    return sorted(str(path.relative_to(folder.root)) for path in [*temporary, *folder.root.glob("stop-*")])
 
 
 def _is_result(path: Path) -> bool:
