@@ -20,8 +20,8 @@ from hypothesis.stateful import (
 )
 
 from gatelab.orchestrator import study_run
-from tests.simulation.__main__ import Tally, play_all, play_in_processes
 from tests.simulation.history import FAULTS, History, play, small_matrix
+from tests.simulation.many import Tally, play_all, play_in_processes
 from tests.simulation.world import Disk, World, inhabited
 
 HISTORIES = 2_000
