@@ -63,7 +63,7 @@ class Kill:
 WEIGHTS = {Victim.WORKER: 12, Victim.DRIVER: 5, Victim.EVERYTHING: 2, Victim.RAYLET: 2, Victim.GCS: 1}
 """How often each is hit, in proportion."""
 STORE_WEIGHTS = {Victim.LOCKED: 1, Victim.DELETED: 1}
-SERVER_WEIGHTS = {Victim.SERVER: 3, Victim.LOCKED: 1}
+SERVER_WEIGHTS = {Victim.SERVER: 6, Victim.LOCKED: 1}
 DISK_WEIGHTS = {Victim.FULL: 4}
 
 SIGNALS = {
