@@ -30,7 +30,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Makes the folder where there is none.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # readers of a folder overlook a leading dot
     try:
         yield temporary

@@ -1,4 +1,4 @@
-"""Words of users on their way out: to a terminal, into a file, or as the name of a file."""
+"""Words of users: what of them is not seen but acts, and how they go to a terminal, into a file, or name one."""
 
 import hashlib
 import re
@@ -7,11 +7,18 @@ import unicodedata
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, but for tab and line feed
     "\u2028\u2029"  # separators of lines and paragraphs
-    "\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what turns the direction of reading
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what turns the direction of reading
     "\ud800-\udfff]"  # bytes of a file name that is no UTF-8
 )
+_UNSEEN_IN_A_LINE = re.compile(f"[\t\n]|{_UNSEEN.pattern}")
 
 _LONGEST_NAME = 180  # bytes: a file system takes 255, and the whole name has other parts
+
+
+def control_character(text: str) -> str | None:
+    """Return the first character of a line of text that is not seen but acts: tab and line feed are such, too."""
+    found = None if text.isprintable() else _UNSEEN_IN_A_LINE.search(text)
+    return found and found[0]
 
 
 def visible(text: str) -> str:

@@ -2,21 +2,18 @@
 
 import itertools
 import math
-import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gatelab.ablations.errors import Problem
 from gatelab.ablations.paths import level_label
 from gatelab.ablations.source import KeyPath, Source, dotted
+from gatelab.text import control_character
 
 MOST_DEPTH = 32
 """Levels of nesting. A configuration has four."""
 MOST_BITS = 64
 """Bits of a whole number: more could be neither stored nor counted up to."""
-
-_STEERING = {*range(0x200E, 0x2010), 0x061C, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-"""Characters that turn the direction of writing, so that a text reads as another."""
 
 
 def plain(said: Mapping[str, Any], source: Source) -> dict[str, Any]:
@@ -80,9 +77,5 @@ def _leaves(tree: Any, path: KeyPath) -> Iterator[KeyPath]:
 
 
 def _control_character(text: str) -> str | None:
-    if text.isprintable():
-        return None
-    steering = (
-        char for char in text if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or ord(char) in _STEERING
-    )
-    return next((f"the control character U+{ord(char):04X}" for char in steering), None)
+    found = control_character(text)
+    return None if found is None else f"the control character U+{ord(found):04X}"

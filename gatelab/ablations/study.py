@@ -16,7 +16,7 @@ from gatelab.ablations.learning_rates import RateRule, ToleranceConfig
 from gatelab.ablations.paths import UnknownPath, check_value, level_label
 from gatelab.ablations.source import Source
 from gatelab.configuration import Config, Count
-from gatelab.names import SEARCH_SUFFIX
+from gatelab.names import SEARCH_SUFFIX, STUDY_NAME
 
 DEFAULT_BASE = "tiny-dense"
 
@@ -54,11 +54,8 @@ def _parse_seeds(value: Any) -> Any:
     return value
 
 
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-
-
 def _check_name(name: str) -> str:
-    if not re.fullmatch(_NAME, name) or not re.search("[A-Za-z]", name):
+    if not re.fullmatch(STUDY_NAME, name) or not re.search("[A-Za-z]", name):
         # Where all are digits, Parquet's readers take it for a number.
         like = re.sub("[^A-Za-z0-9._-]+", "-", name).strip("-._")
         such_as = f", such as {like}" if like != name and re.search("[A-Za-z]", like) and like.isascii() else ""
@@ -91,7 +88,9 @@ def _parse_levels(value: Any) -> Any:
 
 
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED, strict=True)]
-StudyName = Annotated[str, AfterValidator(_check_name), WithJsonSchema({"type": "string", "pattern": _NAME})]
+StudyName = Annotated[
+    str, AfterValidator(_check_name), WithJsonSchema({"type": "string", "pattern": f"^{STUDY_NAME}$"})
+]
 AxisLevels = Annotated[list[Any] | dict[str, dict[str, Any]], BeforeValidator(_parse_levels)]
 ClaimName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]  # a line of text
 

@@ -2,10 +2,10 @@
 
 import functools
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Never
 
 import typer
 from rich.markup import escape
@@ -47,13 +47,7 @@ def run(*, study: args.StudyFile = None, flags: StudyFlags, run: RunFlags, json:
     """
     from gatelab.orchestrator.workflow import run_study
 
-    end_politely()
-    console.quiet = json
-    show = functools.partial(show_study, run.folder, run.tracking_uri)
-    result = run_study(flags.plan(study), run.folder, run.executor(), run.options(), watch=watch, report=show)
-    if json:
-        print_json(_report(result.studies))
-    raise typer.Exit(exit_code(result))
+    _carry_out(run_study, study, flags, run, json)
 
 
 @with_groups
@@ -82,11 +76,17 @@ def retry(
     def chosen(trial: Trial, outcome: "Outcome") -> bool:
         return (not kind or outcome.kind in kind) and (not variant or trial.variant in variant)
 
+    _carry_out(functools.partial(retry_failed, chosen=chosen), study, flags, run, json)
+
+
+def _carry_out(
+    job: "Callable[..., workflow.RunResult]", study: Path | None, flags: StudyFlags, run: RunFlags, json: bool
+) -> Never:
+    """Run a study by a job of `workflow`, show what came out of it, and exit."""
     end_politely()
     console.quiet = json
     show = functools.partial(show_study, run.folder, run.tracking_uri)
-    plan = flags.plan(study)
-    result = retry_failed(plan, run.folder, run.executor(), run.options(), chosen, watch=watch, report=show)
+    result = job(flags.plan(study), run.folder, run.executor(), run.options(), watch=watch, report=show)
     if json:
         print_json(_report(result.studies))
     raise typer.Exit(exit_code(result))

@@ -90,7 +90,7 @@ def run_matrix(
     """
     check_tracking_uri(options.tracking_uri)
     study = folder.study(matrix.plan.study.name)
-    for path in (folder.trials, study.path.parent, study.path):
+    for path in (folder.trials, study.path.parent):
         make_folder(path)
     try:
         lease = acquire(study.path, wait_seconds=1.0)  # another command may be writing to MLflow

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from gatelab.ablations.shared_prefix import Fork
-from gatelab.atomic import make_folder, remove_temporaries
+from gatelab.atomic import remove_temporaries
 from gatelab.metrics import dump_specs, find_spec
 from gatelab.orchestrator import system_metrics
 from gatelab.orchestrator.failures import FailureKind, cause_of, kind_of
@@ -167,7 +167,6 @@ def run_task(
             files, f"{runs.root} is not visible on {node}: --runs must be on a shared disk", FailureKind.DISK
         )
     try:
-        make_folder(files.path)
         with acquire(files.path) as lease:
             return _run_held(task, lease, device, recorder, should_stop, raise_errors)
     except Held as error:

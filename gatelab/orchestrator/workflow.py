@@ -227,8 +227,8 @@ def retry_failed(
     folder: RunsFolder,
     executor: Executor,
     options: RunOptions,
-    chosen: Callable[[Trial, Outcome], bool],
     *,
+    chosen: Callable[[Trial, Outcome], bool],
     watch: Watch = unwatched,
     report: Callable[[StudyResult], None] = lambda result: None,
 ) -> RunResult:
@@ -237,11 +237,11 @@ def retry_failed(
     The other arguments, and what is raised, are those of `run_study`; WrongRequest, too, if no failed trial is chosen.
     """
     matrix = planning.plan_study(plan, planning.searched(folder))
-    outcomes = {trial.id: Outcome.read(folder.trial(trial.id).outcome) for trial in matrix.trials}
-    failed = [trial for trial in matrix.trials if (known := outcomes[trial.id]) and known.status is Status.FAILED]
-    again = {trial.id for trial in failed if (known := outcomes[trial.id]) and chosen(trial, known)}
+    known = [(trial, Outcome.read(folder.trial(trial.id).outcome)) for trial in matrix.trials]
+    failed = [(trial, outcome) for trial, outcome in known if outcome and outcome.status is Status.FAILED]
+    again = {trial.id for trial, outcome in failed if chosen(trial, outcome)}
     if not again:
-        kinds = sorted({known.kind or "unknown" for trial in failed if (known := outcomes[trial.id])})
+        kinds = sorted({outcome.kind or "unknown" for _, outcome in failed})
         told = f"{len(failed)} failed otherwise ({', '.join(kinds)})" if failed else "none of its trials has failed"
         raise WrongRequest(f"{matrix.plan.study.name}: nothing to try again: {told}")
     with watch(_start(matrix, folder)) as show:

@@ -2,13 +2,14 @@
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from gatelab.checksums import content_checksum, with_checksum
 from gatelab.errors import DataError
 from gatelab.training.source_files import Skipped
 
@@ -73,8 +74,7 @@ _ADAPTER = TypeAdapter(Manifest)
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write a manifest, with a checksum of its own."""
-    content = asdict(manifest)
-    text = json.dumps({**content, "checksum": _content_checksum(content)}, indent=1)
+    text = json.dumps(with_checksum(asdict(manifest)), indent=1)
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
@@ -88,13 +88,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(f"there are no prepared data in {folder}: gatelab data STUDY prepares them") from error
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(folder, MANIFEST) from error
-    if (checksum is None) != (manifest.checksums is None) or checksum not in (None, _content_checksum(raw)):
+    if (checksum is None) != (manifest.checksums is None) or checksum not in (None, content_checksum(raw)):
         raise damaged(folder, MANIFEST)
     return manifest
-
-
-def _content_checksum(content: Mapping[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
 
 
 def file_checksums(paths: Iterable[Path]) -> dict[str, str]:

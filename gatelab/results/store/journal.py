@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gatelab.atomic import fsync
+from gatelab.atomic import fsync, make_folder
 from gatelab.results.store.segment import END, SCHEMA, SegmentReader, batch_message, segment_head
 
 FLUSH_SECONDS = 2.0
@@ -40,13 +40,12 @@ class Journal:
         fence: Callable[[], None] = lambda: None,
     ) -> None:
         self._fence = fence
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         number = max((int(path.stem) for path in segments(folder)), default=-1) + 1
         self._file = (folder / f"{number:04d}.arrows").open("xb", buffering=0)
         self._batches = 0  # written
         self._write(segment_head(trial, number))
-        for changed in (folder, folder.parent):  # a file whose name is not on disk is lost with the power
-            fsync(changed)
+        fsync(folder)  # a file whose name is not on disk is lost with the power
         self._flush_seconds = flush_seconds
         self._written_at = time.monotonic()
         self._clear()

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
+from gatelab.atomic import make_folder
 from gatelab.errors import GatelabError
 
 LAPSE_SECONDS = 60.0
@@ -101,10 +102,11 @@ class Lease:
 
 
 def acquire(folder: Path, name: str = "lease", wait_seconds: float = 0.0) -> Lease:
-    """Take the lease of a folder, which is made where there is none.
+    """Take the lease of a folder, which is made where there is none, and whose name is on disk then.
 
     Raises Held if another process holds it, and still does after `wait_seconds`.
     """
+    make_folder(folder)
     until = time.monotonic() + wait_seconds
     while True:
         try:
@@ -125,7 +127,6 @@ def holder_of(folder: Path, name: str = "lease", now: float | None = None) -> Ho
 
 
 def _acquire(folder: Path, name: str) -> Lease:
-    folder.mkdir(parents=True, exist_ok=True)
     holder = Holder(socket.gethostname(), os.getpid(), time.time(), _machine(), uuid.uuid4().hex)
     temporary = folder / f".{name}.{holder.nonce}.tmp"
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
