@@ -11,7 +11,9 @@ import sys
 import tarfile
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from typer.testing import CliRunner
@@ -35,6 +37,20 @@ seeds: 2
 FOREIGN = ("GATELAB_RUNS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
 
 Gatelab = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@contextmanager
+def at_work(folder: Path, *modules: ModuleType) -> Iterator[None]:
+    """Be in a folder that holds tiny.yaml and the text that it trains on: the source of modules."""
+    (folder / "text").mkdir()
+    for module in modules:
+        (folder / "text" / f"{module.__name__}.py").write_text(inspect.getsource(module), encoding="utf-8")
+    (folder / "tiny.yaml").write_text(STUDY.format(tokens=1280, corpus=folder / "text"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in FOREIGN:
+            patch.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture
@@ -63,14 +79,7 @@ def one_ray() -> Iterator[None]:
 def finished_study(tmp_path_factory: pytest.TempPathFactory, one_ray: None) -> Iterator[Path]:
     """The current folder, in which that study has been run: for commands that look at what came out."""
     folder = tmp_path_factory.mktemp("finished")
-    (folder / "text").mkdir()
-    for module in (bisect, heapq, queue, shlex, textwrap):
-        (folder / "text" / f"{module.__name__}.py").write_text(inspect.getsource(module), encoding="utf-8")
-    (folder / "tiny.yaml").write_text(STUDY.format(tokens=1280, corpus=folder / "text"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for name in FOREIGN:
-            patch.delenv(name, raising=False)
+    with at_work(folder, bisect, heapq, queue, shlex, textwrap):
         result = CliRunner().invoke(app, ["run", "tiny.yaml"])
         assert result.exit_code == 0, result.output
         yield folder

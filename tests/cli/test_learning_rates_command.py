@@ -1,7 +1,6 @@
 """`gatelab lr-tolerance` as a user types it: what it prints, what it writes, and what it says to what cannot be."""
 
 import csv
-import inspect
 import json
 import math
 import queue
@@ -24,7 +23,7 @@ from gatelab.orchestrator.planning import plan_search
 from gatelab.orchestrator.progress import Progress
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import write_json
-from tests.cli.conftest import FOREIGN, STUDY
+from tests.cli.conftest import FOREIGN, STUDY, at_work
 
 RATES = [0.003, 0.03, 0.3]
 HOW = ("--rates", "0.003,0.03,0.3", "--extend", "0", "--resolution", "2")  # one round
@@ -38,14 +37,7 @@ Curve = Callable[[float, int], dict[str, Any]]
 def searched_study(tmp_path_factory: pytest.TempPathFactory, one_ray: None) -> Iterator[Path]:
     """The current folder, with a study whose learning rates have been searched."""
     folder = tmp_path_factory.mktemp("searched")
-    (folder / "text").mkdir()
-    for module in (queue, shlex, textwrap):
-        (folder / "text" / f"{module.__name__}.py").write_text(inspect.getsource(module), encoding="utf-8")
-    (folder / "tiny.yaml").write_text(STUDY.format(tokens=1280, corpus=folder / "text"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for name in FOREIGN:
-            patch.delenv(name, raising=False)
+    with at_work(folder, queue, shlex, textwrap):
         result = gatelab("lr-tolerance", "tiny.yaml", *HOW)
         assert result.exit_code == 0, result.output
         (folder / "printed.txt").write_text(result.stdout, encoding="utf-8")
