@@ -185,10 +185,11 @@ def test_open_says_what_there_is(by_hand: Laboratory, tmp_path: Path) -> None:
     runs = gl.open(by_hand.folder.root)
     assert list(runs) == [by_hand.name]
     assert by_hand.name in repr(runs)
+    mistyped = f"{by_hand.name}x"
     with pytest.raises(
-        NotFound, match=rf"no study 'stduy' in .* \(did you mean {by_hand.name}\? there are: {by_hand.name}\)"
+        NotFound, match=rf"no study '{mistyped}' in .* \(did you mean {by_hand.name}\? there are: {by_hand.name}\)"
     ):
-        _ = runs["stduy"]
+        _ = runs[mistyped]
     with pytest.raises(NotFound, match=r"no runs folder .*nowhere'.*gatelab run"):
         gl.open(tmp_path / "nowhere")
     assert "stduy" not in runs

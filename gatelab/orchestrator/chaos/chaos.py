@@ -26,6 +26,9 @@ COMMANDS = {
 }
 """Commands that can be disturbed; an evaluation asks little, so that models of a few thousand weights can answer."""
 
+MOST_IDLE = 5
+"""A study that comes to its end so often in a row before anything hits it is too short to be killed."""
+
 FOREIGN = ("GATELAB_RUNS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
 
 
@@ -102,6 +105,7 @@ def run_chaos(
     )
     chosen = f"{plan.study.name} {options.seed}"  # another study with the same seed is hit in another way
     plan_of_kills = plan_kills(chosen, options.gap_seconds, server=options.server, disk=options.disk is not None)
+    idle = 0
     while (left := options.kills - certificate.kills.total()) > 0:
         number = len(certificate.rounds) + 1
         tell(f"disturbed, run {number}: {left} kills to make")
@@ -110,7 +114,8 @@ def run_chaos(
         certificate.write(output)
         done = certificate.rounds[-1]
         tell(f"{sum(done.kills.values())} kills in {done.seconds:.0f} s: {'; '.join(done.violations) or 'holds'}")
-        if done.violations or not done.kills:
+        idle = 0 if done.kills else idle + 1
+        if done.violations or idle == MOST_IDLE:
             break
         shutil.rmtree(folder.root)
     if certificate.holds:
