@@ -97,6 +97,8 @@ def run_matrix(
     except Held as error:
         raise CannotRun(f"study {matrix.plan.study.name!r} is being run by another process: {error}") from error
     with lease:
+        for path in study.stop_files:  # of drivers that were killed: nobody else holds the lease
+            path.unlink(missing_ok=True)
         progress = Progress({trial.id: _known_state(folder, trial, exhausted) for trial in matrix.trials})
         waiting = [entry.trial for entry in progress.trials.values() if entry.state is Status.WAITING]
         pending = [trial for trial in waiting if only is None or trial.id in only]
@@ -189,7 +191,7 @@ class _StudyRun:
         self.baselines = {variant.baseline for variant in matrix.variants}
         self.polled_at = float("-inf")
         self.runs = RunsFolder(folder.root.resolve())
-        self.stop_file = self.runs.root / f"stop-{os.getpid()}-{time.time_ns()}"
+        self.stop_file = self.runs.study(matrix.plan.study.name).stop_file(f"{os.getpid()}-{time.time_ns()}")
         self.tails: dict[str, JournalTail] = {}
         progress.concurrency = pool.concurrency
 

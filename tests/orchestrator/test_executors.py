@@ -12,6 +12,7 @@ import yaml
 
 from gatelab.ablations.loading import load_study
 from gatelab.ablations.matrix import Matrix
+from gatelab.orchestrator.chaos.history import leftovers
 from gatelab.orchestrator.evaluation import EvalProgress, EvalRequest, assign, eval_jobs, load_model, run_evals
 from gatelab.orchestrator.inline import InlineExecutor
 from gatelab.orchestrator.progress import Progress
@@ -121,11 +122,22 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(tiny_study: Build, tmp
     assert {entry.state for entry in progress.trials.values()} <= {"waiting", "finished"}
     assert progress.count("waiting") >= 1
     assert seen  # the progress of a trial is shown while it runs in this process
-    assert not list(folder.root.glob("stop-*"))
+    assert not folder.study("tiny").stop_files
     assert run_matrix(matrix, folder, InlineExecutor(), RunOptions()).count("finished") == 2
     assert "resumed from the checkpoint of step" in folder.trial(matrix.trials[0].id).log.read_text()
     run_matrix(matrix, undisturbed, InlineExecutor(), RunOptions())
     assert values(folder) == values(undisturbed)
+
+
+def test_what_a_driver_left_that_was_killed_as_it_stopped_is_removed(tiny_study: Build, tmp_path: Path) -> None:
+    """Its request to stop stays where the next driver of the study finds it, and where kills are accounted for."""
+    folder, matrix = RunsFolder(tmp_path / "runs"), tiny_study()
+    left = folder.study("tiny").stop_file("4194304-1")
+    left.parent.mkdir(parents=True)
+    left.touch()
+    assert leftovers(folder) == ["studies/tiny/stop-4194304-1"]
+    assert run_matrix(matrix, folder, InlineExecutor(), RunOptions()).count("finished") == 2
+    assert leftovers(folder) == []
 
 
 def test_models_are_evaluated_in_this_process(tiny_study: Build, tmp_path: Path) -> None:

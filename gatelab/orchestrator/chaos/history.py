@@ -346,7 +346,8 @@ def segment_rows(path: Path) -> Iterator[tuple[int, int | None, str, float]]:
 def leftovers(folder: RunsFolder) -> list[str]:
     """List the temporary files and the requests to stop that killed processes have left."""
     temporary = [path for path in folder.root.rglob("*.tmp") if "mlflow-artifacts" not in path.parts]
-    return sorted(str(path.relative_to(folder.root)) for path in [*temporary, *folder.root.glob("stop-*")])
+    stops = [path for name in _names(folder.root / "studies") for path in folder.study(name).stop_files]
+    return sorted(str(path.relative_to(folder.root)) for path in [*temporary, *stops])
 
 
 def _is_result(path: Path) -> bool:

@@ -105,6 +105,15 @@ class StudyFolder:
         """claims.json: the claims and when each was made, the first entry from the first launch."""
         return self.path / "claims.json"
 
+    def stop_file(self, driver: str) -> Path:
+        """Return stop-DRIVER: there while a driver that was interrupted lets its trials write a checkpoint."""
+        return self.path / f"stop-{driver}"
+
+    @property
+    def stop_files(self) -> list[Path]:
+        """Those that are there; at most one, unless a driver was killed meanwhile."""
+        return sorted(self.path.glob("stop-*"))
+
     def read(self) -> StudyRecord:
         """Read the study's record. Raises NotFound, NewerRecord, DamagedRecord."""
         if not self.record.exists():
