@@ -117,6 +117,8 @@ def acquire(folder: Path, name: str = "lease", wait_seconds: float = 0.0) -> Lea
     while True:
         try:
             return _acquire(folder, name)
+        except FileNotFoundError:  # it was paused for so long that its temporary file counted as that of a dead process
+            make_folder(folder)
         except Held:
             if time.monotonic() >= until:
                 raise
@@ -138,12 +140,15 @@ def _acquire(folder: Path, name: str) -> Lease:
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
     try:
         try:
+            # Before the file says whose it is: one that says so and is seen unlocked has no holder.
+            _try_lock(descriptor, fcntl.LOCK_EX)
             os.write(descriptor, json.dumps(asdict(holder)).encode())
             os.utime(descriptor)  # the time by the clock of the file system
-            _try_lock(
-                descriptor, fcntl.LOCK_EX
-            )  # before the file has its name: a lease that is seen unlocked has no holder
-            path = _link(temporary, folder, name, os.fstat(descriptor).st_mtime)
+            now = os.fstat(descriptor).st_mtime
+            path = _link(temporary, folder, name, now)
+            for other in folder.glob(f".{name}.*.tmp"):
+                if _alive(other, now) is None:  # of a process that was killed as it asked for the lease
+                    other.unlink(missing_ok=True)
         finally:
             temporary.unlink(missing_ok=True)
     except BaseException:
@@ -207,9 +212,10 @@ def _alive(path: Path, now: float) -> Holder | None:
     try:
         beat = path.stat().st_mtime
         holder = _read(path) or Holder("another machine", 0, beat)
-        free = None if descriptor is None else _try_lock(descriptor, fcntl.LOCK_SH)
-        if free is not None and holder.machine == _machine():
-            return None if free else holder
+        if descriptor is not None and holder.machine == _machine():  # else it may be about to lock the file itself
+            free = _try_lock(descriptor, fcntl.LOCK_SH)
+            if free is not None:
+                return None if free else holder
         return holder if now - beat <= LAPSE_SECONDS else None
     except FileNotFoundError:
         return None

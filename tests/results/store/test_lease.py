@@ -137,6 +137,69 @@ def test_a_lease_that_was_released_and_taken_again_is_another(tmp_path: Path) ->
         new.check()
 
 
+STEPS = """
+import os, pathlib, signal, sys
+from gatelab.results.store import lease as leases
+how, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+where, name = {"locking": (leases, "_try_lock"), "linking": (pathlib.Path, "hardlink_to"),
+               "unlinking": (pathlib.Path, "unlink")}[how]
+setattr(where, name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+leases.acquire(folder)
+"""
+
+
+@pytest.mark.parametrize(("moment", "swept"), [("locking", False), ("linking", True), ("unlinking", True)])
+def test_what_is_left_by_one_who_was_killed_as_he_asked_is_swept_by_the_next(
+    tmp_path: Path, moment: str, swept: bool
+) -> None:
+    """Wherever within `acquire` it was; a file that does not say whose it is may be anybody's for a minute."""
+    killed = subprocess.run([sys.executable, "-c", STEPS, moment, str(tmp_path)], timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    [left] = tmp_path.glob(".lease.*.tmp")
+    with acquire(tmp_path):
+        assert left.exists() != swept
+    if not swept:
+        lapse(left)
+        acquire(tmp_path).release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_who_is_asking_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even between its file and the file's lock: it is told who was faster, and gets the lease after that."""
+    real, other = leases._try_lock, []
+
+    def come_between(descriptor: int, kind: int) -> bool | None:
+        monkeypatch.setattr(leases, "_try_lock", real)
+        other.append(acquire(tmp_path))
+        assert len(list(tmp_path.glob(".lease.*.tmp"))) == 1  # of the first, not yet locked
+        return real(descriptor, kind)
+
+    monkeypatch.setattr(leases, "_try_lock", come_between)
+    with pytest.raises(Held):
+        acquire(tmp_path)
+    other.pop().release()
+    with acquire(tmp_path) as lease:
+        lease.check()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_who_was_swept_after_a_long_pause_asks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only its silence told, a process that goes on after a minute comes to its lease all the same."""
+    real = leases._try_lock
+
+    def pause(descriptor: int, kind: int) -> bool | None:
+        monkeypatch.setattr(leases, "_try_lock", real)
+        [own] = tmp_path.glob(".lease.*.tmp")
+        lapse(own)
+        acquire(tmp_path).release()
+        assert not own.exists()
+        return real(descriptor, kind)
+
+    monkeypatch.setattr(leases, "_try_lock", pause)
+    with acquire(tmp_path) as lease:
+        lease.check()
+
+
 def test_a_damaged_lease_lapses(tmp_path: Path) -> None:
     """A file that is no whole lease blocks for as long as a holder elsewhere may be silent, and no longer."""
     damaged = tmp_path / "lease-000007"
