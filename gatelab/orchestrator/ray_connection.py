@@ -28,6 +28,9 @@ def own_ray(cpus: int | None = None) -> Iterator[None]:
 
     Args:
         cpus: how many cores it has; None: those of the machine.
+
+    Raises:
+        CannotRun: it does not start; the message says why, in Ray's words.
     """
     import ray
     from ray._private import ray_constants
@@ -44,10 +47,31 @@ def own_ray(cpus: int | None = None) -> Iterator[None]:
                 object_store_memory=100_000_000,
                 _temp_dir=folder,
             )
+        except Exception as error:
+            raise CannotRun(f"Ray does not start on this machine: {_reason(error)}") from error
         finally:
             ray_constants.ENABLE_RAY_CLUSTER = several_machines
         stack.callback(ray.shutdown)
         yield
+
+
+def has_lost_gcs() -> bool:
+    """Return whether our own Ray has lost its gcs, the process that knows all others: nobody starts it again.
+
+    A cluster's has another address and may come back. Ray waits a minute for either, and then ends this process.
+    """
+    import ray
+
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    if host != "127.0.0.1":
+        return False
+    try:
+        socket.create_connection((host, int(port)), PROBE_SECONDS).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:  # it is busy
+        return False
+    return False
 
 
 @contextmanager
@@ -66,13 +90,16 @@ def cluster(address: str) -> Iterator[None]:
     try:
         _connect(address=address)
     except Exception as error:  # whatever a cluster may have against this process, in Ray's words
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
         hint = "" if "RAY_AUTH_MODE" in os.environ else " (if it asks for a token, set RAY_AUTH_MODE=token)"
-        raise CannotRun(f"--address {address}: {reason}{hint}") from error
+        raise CannotRun(f"--address {address}: {_reason(error)}{hint}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _connect(**options: Any) -> None:

@@ -13,7 +13,7 @@ from gatelab.errors import Unavailable
 from gatelab.orchestrator.executor import CannotRun
 from gatelab.orchestrator.failures import FailureKind, Lost
 from gatelab.orchestrator.pool import POLL_SECONDS, Pool, Result, Task, Worker, WorkerSetup, do_nothing, never
-from gatelab.orchestrator.ray_connection import cluster, own_ray
+from gatelab.orchestrator.ray_connection import cluster, has_lost_gcs, own_ray
 
 NODES_SECONDS = 5.0
 """Between two looks at whether the cluster is alive."""
@@ -120,8 +120,7 @@ class _RayPool(Generic[Task, Result]):
         if not self._running:
             return []
         ready, _ = ray.wait(list(self._running), num_returns=1, timeout=POLL_SECONDS)
-        if not ready:
-            self._look_at_nodes()
+        self._look_at_nodes()
         return [self._collect(reference) for reference in ready]
 
     def abandon(self, unwanted: Callable[[Task], bool]) -> None:
@@ -133,16 +132,19 @@ class _RayPool(Generic[Task, Result]):
                 ray.kill(actor)
 
     def _look_at_nodes(self) -> None:
-        """Raise CannotRun if no node is alive: Ray would wait for ever for what ran there."""
+        """Raise CannotRun if no node is alive, on which Ray would wait for ever, or our own Ray has fallen apart."""
         import ray
 
         if time.monotonic() - self._looked_at < NODES_SECONDS:
             return
         self._looked_at = time.monotonic()
-        if not any(node["Alive"] for node in ray.nodes()):
-            raise CannotRun(
-                "Ray has lost its last node: what is finished is kept, and the same command goes on from here"
-            )
+        if has_lost_gcs():
+            lost = "its control process (gcs)"
+        elif not any(node["Alive"] for node in ray.nodes()):
+            lost = "its last node"
+        else:
+            return
+        raise CannotRun(f"Ray has lost {lost}: what is finished is kept, and the same command goes on from here")
 
     def close(self) -> None:
         """End all actors, and what they are still at, and free what they hold."""

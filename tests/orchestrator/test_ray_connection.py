@@ -4,12 +4,15 @@ import os
 import signal
 import socket
 import socketserver
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -76,6 +79,66 @@ def test_a_long_path_for_temporary_files_is_no_obstacle(own_ray: None, long_fold
 def test_sigterm_means_what_it_meant_before(own_ray: None) -> None:
     """Ray's own handler ends the process on the spot: a polite kill of a study would leave no checkpoint."""
     assert signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, signal.default_int_handler)  # as commands set it
+
+
+WITHOUT_GCS = """
+import psutil, time
+from gatelab.orchestrator import ray_executor
+from gatelab.orchestrator.executor import CannotRun
+
+class Sleeper:
+    def __init__(self, setup):
+        pass
+
+    def run(self, task):
+        time.sleep(task)
+
+ray_executor.NODES_SECONDS = 0.2
+try:
+    with ray_executor.RayExecutor(concurrency=1).open_pool(Sleeper, 1) as pool:
+        pool.submit(600)
+        pool.wait()
+        [gcs] = [each for each in psutil.Process().children(recursive=True) if each.name() == "gcs_server"]
+        gcs.kill()
+        killed = time.monotonic()
+        while pool.busy:
+            pool.wait()
+except CannotRun as error:
+    print(error, time.monotonic() - killed, sep="|")
+"""
+
+
+def test_a_gcs_that_was_killed_is_said_before_ray_ends_the_process() -> None:
+    """After a minute Ray ends the process with a line of its own; nothing of a study's end would come after that."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_GCS], capture_output=True, text=True, timeout=300)
+    said, _, seconds = done.stdout.strip().partition("|")
+    lost = "Ray has lost its control process (gcs): what is finished is kept, and the same command goes on from here"
+    assert (said, done.returncode) == (lost, 0), done.stderr
+    assert float(seconds) < 50
+
+
+def test_the_gcs_of_a_cluster_may_come_back(own_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only our own, on this machine, is gone for good where nothing answers at its port."""
+    assert not ray_connection.has_lost_gcs()
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        for host, lost in (("127.0.0.1", True), ("127.0.0.2", False)):
+            context = SimpleNamespace(gcs_address=f"{host}:{port}")
+            monkeypatch.setattr("ray.get_runtime_context", lambda context=context: context)
+            assert ray_connection.has_lost_gcs() == lost
+
+
+def test_a_ray_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its processes may be killed as they start; Ray's traceback says nothing more to people."""
+
+    def fail(**options: object) -> None:
+        raise RuntimeError("The current node timed out during startup.\nSee the logs.")
+
+    monkeypatch.setattr("ray.init", fail)
+    message = "^Ray does not start on this machine: The current node timed out during startup.$"
+    with pytest.raises(CannotRun, match=message), ray_connection.own_ray():
+        pass
 
 
 @contextmanager
