@@ -28,16 +28,43 @@ class Case:
     options: tuple[str, ...] = ()
 
 
-SEARCH = Case("search", ("lr-tolerance", "run"))
-SHORT = (SEARCH, Case("divergence"), Case("budgets"), Case("continued", ("run", "evaluate")), Case("claims"))
-LONG = (
-    Case("positions", ("run", "evaluate")),
-    SEARCH,
+RUN_EVALUATE = ("run", "evaluate")
+SEARCH_RUN = ("lr-tolerance", "run")
+SERVER, SMALL_DISK = ("--mlflow",), ("--disk", "64M")
+
+SHORT = (
+    Case("search", SEARCH_RUN),
     Case("divergence"),
     Case("budgets"),
-    Case("continued"),
-    Case("claims", options=("--mlflow",)),
-    Case("spikes", options=("--disk", "64M")),
+    Case("continued", RUN_EVALUATE),
+    Case("claims"),
+)
+LONG = (
+    Case("positions", RUN_EVALUATE),
+    Case("search", SEARCH_RUN),
+    Case("divergence"),
+    Case("budgets"),
+    Case("continued", RUN_EVALUATE),
+    Case("claims", options=SERVER),
+    Case("spikes", options=SMALL_DISK),
+    Case("norms"),
+    Case("granularity"),
+    Case("gates", RUN_EVALUATE),
+    Case("tokenizers"),
+    Case("mixtures", RUN_EVALUATE),
+    Case("precision"),
+    Case("ladder", ("scaling",)),
+    Case("many"),
+    Case("long", options=SMALL_DISK),
+    Case("failing", ("run --keep-going",)),
+    Case("measured", ("run --system-metrics",), SERVER),
+    Case("blowup"),
+    Case("chain"),
+    Case("context", RUN_EVALUATE),
+    Case("nuisance"),
+    Case("seeds"),
+    Case("evaluations"),
+    Case("edges", SEARCH_RUN, SERVER),
 )
 
 

@@ -24,7 +24,11 @@ def chaos(
     kills: Annotated[int, typer.Option(min=1, help="Number of kills.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Draws what is killed, and when.")] = 0,
     command: Annotated[
-        list[str], typer.Option(help="run, lr-tolerance or evaluate; repeatable, in this order \\[default: run].")
+        list[str],
+        typer.Option(
+            help="run, lr-tolerance, scaling or evaluate, as in 'run --system-metrics'; repeatable, in this order "
+            "\\[default: run]."
+        ),
     ] = [],
     mlflow: Annotated[
         bool, typer.Option("--mlflow", help="Write to a real tracking server, and kill it, too.")
@@ -47,13 +51,13 @@ def chaos(
 
     Example: gatelab chaos studies/quickstart.yaml --kills 10 --seed 1
     """
-    from gatelab.orchestrator.chaos.chaos import COMMANDS, ChaosOptions, run_chaos
+    from gatelab.orchestrator.chaos.chaos import COMMANDS, ChaosOptions, is_command, run_chaos
 
     end_politely()
     console.quiet = json
-    for name in command:
-        if name not in COMMANDS:
-            fail(f"--command {name!r}: expected one of {', '.join(COMMANDS)}")
+    for text in command:
+        if not is_command(text):
+            fail(f"--command {text!r}: expected one of {', '.join(COMMANDS)}, with options of its own or without")
     plan = study_from_flags(study)
     folder = output or Path("chaos") / f"{plan.study.name}-seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)

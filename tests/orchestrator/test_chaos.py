@@ -1,5 +1,6 @@
 """Kills, and the checker of histories: it finds nothing where nothing is wrong, and whatever was tampered with."""
 
+import importlib.util
 import itertools
 import json
 import math
@@ -21,6 +22,8 @@ from typer.testing import CliRunner
 
 from gatelab.ablations.loading import load_study
 from gatelab.cli.main import app
+from gatelab.orchestrator.chaos import storm
+from gatelab.orchestrator.chaos.chaos import is_command
 from gatelab.orchestrator.chaos.history import Facts, Sightings, compare_facts, read_facts
 from gatelab.orchestrator.chaos.kills import Moment, Victim, plan_kills
 from gatelab.orchestrator.chaos.processes import Processes
@@ -29,8 +32,9 @@ from gatelab.orchestrator.study_run import RunOptions
 from gatelab.orchestrator.workflow import run_study
 from gatelab.results.store.journal import SCHEMA, Journal, read_journal
 from gatelab.results.store.layout import RunsFolder, TrialFolder
-from gatelab.results.store.records import read_json, write_json
+from gatelab.results.store.records import Outcome, read_json, write_json
 from gatelab.results.tracking.client import RunIndex
+from gatelab.status import Status
 from tests.orchestrator.conftest import TINY
 
 
@@ -255,12 +259,62 @@ def test_what_cannot_be_disturbed_is_refused(once: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr("gatelab.cli.chaos.UNSHARE", ("false",))
     study, folder = str(once / "tiny.yaml"), ["-o", str(tmp_path)]
     for options, said in (
-        (["--command", "plan"], "error --command 'plan': expected one of run, lr-tolerance, evaluate"),
+        (
+            ["--command", "plan"],
+            "error --command 'plan': expected one of run, lr-tolerance, scaling, evaluate, with options",
+        ),
         (["--disk", "64M"], "error --disk 64M: this system does not let a user mount a file system in a namespace"),
     ):
         done = CliRunner().invoke(app, ["chaos", study, *folder, *options])
         assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
         assert done.stderr.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "undisturbed", "problem"),
+    [
+        (1, Status.FAILED, {}, ""),
+        (1, Status.FAILED, {"run": 1}, ""),
+        (1, Status.FAILED, {"run": 0}, "run: ended with 1 though nothing was done to it: "),  # kills made them fail
+        (1, Status.FINISHED, {}, "run: ended with 1 though nothing was done to it: "),  # a traceback
+        (2, Status.FAILED, {}, "run: ended with 2 though nothing was done to it: "),
+    ],
+)
+def test_a_study_has_come_to_its_end_when_only_those_trials_fail_that_always_do(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    status: Status,
+    undisturbed: dict[str, int],
+    problem: str,
+) -> None:
+    """Else no study with failures could be certified, or failures that kills have caused would pass for its own."""
+    monkeypatch.setattr(storm, "UNEXPLAINED", 1)
+    folder = RunsFolder(tmp_path / "runs")
+    folder.trial("a").path.mkdir(parents=True)
+    write_json(folder.trial("a").outcome, Outcome(status=status, trial="a").to_json())
+    commands, log = {"run": ["sh", "-c", f"echo; exit {code}"]}, tmp_path / "log"
+    disturbed = storm.Storm(commands, folder, iter(()), 0, undisturbed, None, log, os.environ, print)
+    disturbed.run()
+    found = disturbed.account
+    assert (found.problems, found.ends) == (([problem + "it has printed nothing"], {}) if problem else ([], {"run": 1}))
+
+
+def test_the_studies_of_the_benchmark_are_those_of_its_table() -> None:
+    """Twenty studies at least are certified, each once, and each can be read."""
+    folder = Path(__file__).parents[2] / "benchmarks"
+    spec = importlib.util.spec_from_file_location("benchmark_of_kills", folder / "chaos.py")
+    assert spec is not None and spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = benchmark  # data classes look for the module they are of
+    spec.loader.exec_module(benchmark)
+    studies = [case.study for case in benchmark.LONG]
+    assert sorted(studies) == sorted(path.stem for path in (folder / "chaos").glob("*.yaml"))
+    assert len(studies) >= 20
+    assert {case.study for case in benchmark.SHORT} < set(studies)
+    assert {text for case in benchmark.LONG for text in case.commands if not is_command(text)} == set()
+    for name in studies:
+        assert load_study(folder / "chaos" / f"{name}.yaml").study.name == name
 
 
 def test_a_killed_study_is_certified(once: Path, tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """A study is run twice, once undisturbed and once under kills, and what both left is compared."""
 
 import os
+import shlex
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,19 @@ from gatelab.results.store.layout import RunsFolder
 COMMANDS = {
     "run": ["run"],
     "lr-tolerance": ["lr-tolerance"],
+    "scaling": ["scaling"],
     "evaluate": ["evaluate", "--tokens", "4k", "--examples", "4"],
 }
 """Commands that can be disturbed; an evaluation asks little, so that models of a few thousand weights can answer."""
+
+
+def is_command(text: str) -> bool:
+    """Return whether a text, split as a shell does, is a command that can be disturbed, with options of its own."""
+    try:
+        return shlex.split(text)[0] in COMMANDS
+    except (ValueError, IndexError):
+        return False
+
 
 MOST_IDLE = 5
 """A study that comes to its end so often in a row before anything hits it is too short to be killed."""
@@ -73,7 +84,7 @@ def run_chaos(
     Args:
         study: its file.
         plan: the same, read.
-        commands: of `COMMANDS`, given one after another.
+        commands: of `COMMANDS`, each with options of its own or without, given one after another.
         options: what is done to it.
         tell: is given a line for each thing that is done.
 
@@ -84,8 +95,9 @@ def run_chaos(
     right = RunsFolder(output / "undisturbed")
     tell("undisturbed")
     with _tracking_server(right, options) as server:
-        storm = _storm(study, commands, right, iter(()), 0, server, options, tell)
+        storm = _storm(study, commands, right, iter(()), 0, {}, server, options, tell)
         storm.run()
+        ends = storm.account.ends
         if storm.account.problems:
             raise CannotRun(f"{study}: undisturbed, too: {'; '.join(storm.account.problems)}")
         facts = read_facts(right, _store(right, server))
@@ -110,7 +122,7 @@ def run_chaos(
         number = len(certificate.rounds) + 1
         tell(f"disturbed, run {number}: {left} kills to make")
         folder = RunsFolder((options.disk or output) / f"disturbed-{number}")
-        certificate.rounds.append(_disturb(study, commands, folder, plan_of_kills, left, facts, options, tell))
+        certificate.rounds.append(_disturb(study, commands, folder, plan_of_kills, left, ends, facts, options, tell))
         certificate.write(output)
         done = certificate.rounds[-1]
         tell(f"{sum(done.kills.values())} kills in {done.seconds:.0f} s: {'; '.join(done.violations) or 'holds'}")
@@ -130,13 +142,14 @@ def _disturb(
     folder: RunsFolder,
     plan: Iterator[Kill],
     kills: int,
+    ends: Mapping[str, int],
     facts: Facts,
     options: ChaosOptions,
     tell: Callable[[str], None],
 ) -> Round:
     """Run a study under kills, once, and compare what it left with the facts of the undisturbed one."""
     with _tracking_server(folder, options) as server:
-        storm = _storm(study, commands, folder, plan, kills, server, options, tell)
+        storm = _storm(study, commands, folder, plan, kills, ends, server, options, tell)
         storm.run()
         account = storm.account
         violations, hashes = list(account.problems), None
@@ -163,6 +176,7 @@ def _storm(
     folder: RunsFolder,
     plan: Iterator[Kill],
     kills: int,
+    ends: Mapping[str, int],
     server: TrackingServer | None,
     options: ChaosOptions,
     tell: Callable[[str], None],
@@ -173,15 +187,16 @@ def _storm(
     log.unlink(missing_ok=True)
     # What the person who tests has chosen for other studies does not hold here.
     environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-    given = {name: _arguments(name, study, folder, server, options) for name in commands}
-    return Storm(given, folder, plan, kills, server, log, environment, tell)
+    given = {command: _arguments(command, study, folder, server, options) for command in commands}
+    return Storm(given, folder, plan, kills, ends, server, log, environment, tell)
 
 
 def _arguments(
-    name: str, study: Path, folder: RunsFolder, server: TrackingServer | None, options: ChaosOptions
+    given: str, study: Path, folder: RunsFolder, server: TrackingServer | None, options: ChaosOptions
 ) -> list[str]:
+    name, *chosen = shlex.split(given)
     command = [sys.executable, "-m", "gatelab", *COMMANDS[name], str(study), "--runs", str(folder.root)]
-    command += ["--concurrency", str(options.concurrency)]
+    command += ["--concurrency", str(options.concurrency), *chosen]
     if name != "evaluate":
         command += ["--checkpoint-seconds", str(options.checkpoint_seconds)]
     return command if server is None else [*command, "--tracking-uri", server.uri]

@@ -20,6 +20,8 @@ from gatelab.orchestrator.chaos.processes import Processes
 from gatelab.orchestrator.chaos.tracking_server import TrackingServer
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.lease import holder_of
+from gatelab.results.store.records import Outcome
+from gatelab.status import Status
 
 LOOK_SECONDS = 0.1
 """Between two looks at files and processes."""
@@ -31,6 +33,8 @@ HUNG_SECONDS = 300.0
 """A command that writes nothing for so long is hung."""
 ORPHAN_SECONDS = 30.0
 """Processes that live for so long after the last command were forgotten."""
+SOME_FAILED = 1
+"""Exit code of a command that has come to its end, though some of its trials failed."""
 UNEXPLAINED = 3
 """A command that fails so often in a row, though nothing was done to it, does not come to its end."""
 
@@ -57,6 +61,8 @@ class Account:
     """Until every command had come to its end."""
     starts: int = 0
     """How often a command was started."""
+    ends: dict[str, int] = field(default_factory=dict)
+    """Command that has come to its end -> its exit code then."""
     delivered: list[Delivered] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """What would have left a person without results: a command that hangs, or that never comes to its end."""
@@ -80,6 +86,7 @@ class Storm:
         folder: the runs folder that they write.
         plan: what is done to them.
         kills: how many processes are killed at most.
+        ends: the exit code of each command undisturbed; trials of one that is not named may fail.
         server: the tracking server that they write to, which runs; None: they write to a file.
         log: where what they print is written.
         environment: theirs.
@@ -92,12 +99,13 @@ class Storm:
         folder: RunsFolder,
         plan: Iterator[Kill],
         kills: int,
+        ends: Mapping[str, int],
         server: TrackingServer | None,
         log: Path,
         environment: Mapping[str, str],
         tell: Callable[[str], None],
     ) -> None:
-        self._commands, self._folder, self._plan, self._most = commands, folder, plan, kills
+        self._commands, self._folder, self._plan, self._most, self._ends = commands, folder, plan, kills, ends
         self._server, self._log, self._environment, self._tell = server, log, environment, tell
         self._processes = Processes()
         self._next_kill: Kill | None = None
@@ -139,7 +147,8 @@ class Storm:
                 elif (struck := self._await_and_strike(kill, driver)) is not None:
                     self._next_kill = None  # done, or there was nothing to hit
                     hit |= struck
-            if driver.returncode == 0:
+            if driver.returncode == 0 or (not hit and self._fails_always(name, driver.returncode)):
+                self.account.ends[name] = driver.returncode
                 return
             unexplained = 0 if hit else unexplained + 1
             if unexplained == UNEXPLAINED:
@@ -148,11 +157,18 @@ class Storm:
                 )
             self._pause(driver.pid % 20 / 10)  # orphans of this one may meet the next
 
+    def _fails_always(self, name: str, code: int) -> bool:
+        """Return whether a command has come to its end though some of its trials failed, as they do undisturbed."""
+        trials = (self._folder.trial(Path(path).name) for path in _folders(self._folder.trials))
+        outcomes = (Outcome.read(files.outcome) for files in trials)
+        failed = any(outcome is not None and outcome.status is Status.FAILED for outcome in outcomes)
+        return code == SOME_FAILED == self._ends.get(name, SOME_FAILED) and failed
+
     def _once_more(self, name: str, command: Sequence[str]) -> None:
         driver = self._start(name, command)
         while driver.poll() is None:
             self._tick(driver)
-        if driver.returncode:
+        if driver.returncode != self.account.ends[name]:
             raise Stuck(f"{name}: given again after its end, ended with {driver.returncode}: {self._last_line()}")
 
     def _start(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
