@@ -214,7 +214,7 @@ def inherit_widths(
         # Compared as the studies write them: the width that a match chose is neither's to say.
         before = configure(parent.plan, first.levels[: len(parent.plan.axes)])
         assert isinstance(before, TrialConfig) and first.parent is not None
-        for path, message in incompatibilities(config, before, variant.data_id == identify(before.data)):
+        for path, message in incompatibilities(config, before, identify):
             problems.setdefault(path, plan.problem(path, message, get_path(config, path)))
         sized.append(_with_width(variant, first.parent.config.model.ffn_size))
     if problems:

@@ -1,7 +1,7 @@
 """Training that goes on from trained weights: what a study takes from the one that it continues, its parent, and what
 the two must have in common."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from gatelab.ablations.presets import study_files
 from gatelab.ablations.source import Source
 from gatelab.ablations.study import Axis, Level, StudyPlan
 from gatelab.errors import Unavailable
-from gatelab.training.config import TrialConfig
+from gatelab.training.config import DataConfig, TrialConfig
 
 INHERITED = ("axes", "exclude", "baseline", "match", "seeds", "nuisance", "fixed")
 """Fields that a study takes from its parent where it does not set them, beside the base."""
@@ -114,16 +114,23 @@ def warm_start_problems(plan: StudyPlan, parent: StudyPlan, overrides: Mapping[s
                     yield Problem(f"--set {path}", message, overrides[path])
 
 
-def incompatibilities(config: TrialConfig, before: TrialConfig, same_data: bool) -> Iterator[tuple[str, str]]:
-    """Yield (path, why) of all that keeps a trial from starting with weights that were trained as `before`."""
+def incompatibilities(
+    config: TrialConfig, before: TrialConfig, identify: Callable[[DataConfig], str]
+) -> Iterator[tuple[str, str]]:
+    """Yield (path, why) of all that keeps a trial from starting with weights that were trained as `before`.
+
+    `identify` names the tokens of data. A tokenizer's file may lie elsewhere: what it holds must be the same.
+    """
     tokenizer = before.data.tokenizer
-    if config.data.tokenizer != tokenizer:
+    retokenized = before.data.model_copy(update={"tokenizer": config.data.tokenizer})
+    same_tokenizer = config.data.tokenizer == tokenizer or identify(retokenized) == identify(before.data)
+    if not same_tokenizer:
         yield "data.tokenizer", f"must stay {tokenizer}, as in the trials that it continues: tokens have their meanings"
-    elif tokenizer.startswith("bpe:") and not same_data:
+    elif tokenizer.startswith("bpe:") and identify(config.data) != identify(before.data):
         hint = "in both studies, name a tokenizer.json"
         yield "data.source", f"other data, on which {tokenizer} would become another tokenizer: {hint}"
     own, kept = (dict(flatten(each.model.model_dump())) for each in (config, before))
-    if config.data.tokenizer != tokenizer:
+    if not same_tokenizer:
         own["vocab_size"] = kept["vocab_size"]  # follows from the tokenizer
     for path, value in kept.items():
         if own[path] != value and path not in FREE:

@@ -1,5 +1,6 @@
 """A study that continues another starts each of its trials from the right one, with the same model, or is refused."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
@@ -14,6 +15,7 @@ from gatelab.ablations.matrix import Matrix
 from gatelab.ablations.pipeline import build_matrix
 from gatelab.ablations.presets import study_files
 from gatelab.configuration import Config
+from gatelab.training.preparation import data_identity
 
 FIRST = """\
 question: Which?
@@ -287,6 +289,26 @@ def test_a_tokenizer_that_other_data_would_change_is_refused(family: Family) -> 
     with pytest.raises(StudyError, match=r"next\.yaml:3: base\.data\.source = '/elsewhere': .*another tokenizer"):
         family("continues: first.yaml\nbase:\n  data.source: /elsewhere\n", first=first)
     assert family("continues: first.yaml\nbase: {data.source: /elsewhere}\n").trials
+
+
+def test_a_tokenizer_may_lie_elsewhere_and_may_not_be_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens have their meanings by what the file holds: a copy of it goes on, another one with the same size not."""
+    monkeypatch.chdir(tmp_path)
+    for name, words in {"own": "ab", "copy": "ab", "other": "ba"}.items():
+        model = {"type": "WordLevel", "vocab": {"<|endoftext|>": 0, words[0]: 1, words[1]: 2}, "unk_token": "a"}
+        content = {"version": "1.0", "model": model, "added_tokens": []}
+        Path(f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    Path("corpus.txt").write_text("a b a b b a " * 99, encoding="utf-8")
+    base = "{data: {source: corpus.txt, tokenizer: own.json}, model.layers: 1}"
+    Path("first.yaml").write_text(f"base: {base}\naxes: {{model.gate.position: [none, sdpa]}}\n")
+
+    def go_on(tokenizer: str) -> Matrix:
+        Path("next.yaml").write_text(f"continues: first.yaml\nbase: {{data.tokenizer: {tokenizer}}}\n")
+        return build_matrix(load_study(Path("next.yaml")), data_identity)
+
+    assert ids(go_on("copy.json")) == ids(go_on("own.json"))
+    with pytest.raises(StudyError, match=r"data\.tokenizer = 'other\.json': must stay own\.json"):
+        go_on("other.json")
 
 
 @pytest.mark.parametrize(
