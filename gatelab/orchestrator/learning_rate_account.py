@@ -7,6 +7,7 @@ in the trials' own folders. A sampler would only hand on what has been decided e
 is made anew from the trials.
 """
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from optuna.trial import TrialState
 
 from gatelab.ablations.identity import digest
 from gatelab.ablations.matrix import Matrix, Variant
+from gatelab.errors import DamagedFile
 from gatelab.results.analyses.sweeps import Sweep
 
 NAME = "learning_rate"
@@ -34,17 +36,15 @@ class LearningRateAccount:
         lattice = matrix.plan.study.tolerance.lattice
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._storage = JournalStorage(JournalFileBackend(str(path)))
         self._space: dict[str, BaseDistribution] = {NAME: FloatDistribution(lattice[0], lattice[-1], log=True)}
-        self._studies = {
-            variant.label: optuna.create_study(
-                storage=self._storage,
-                study_name=_name(matrix, variant, kinds[variant.label]),
-                direction="minimize",
-                load_if_exists=True,
-            )
-            for variant in matrix.variants
-        }
+        names = {variant.label: _name(matrix, variant, kinds[variant.label]) for variant in matrix.variants}
+        try:
+            self._storage, self._studies = _open(path, names)
+        except (ValueError, TypeError, LookupError, AssertionError):  # a line that a power cut has torn, say
+            aside = path.rename(path.with_name(f"{path.name}.damaged"))
+            text = f"{path}: cannot be read: it is made anew from the trials, and kept as {aside.name}"
+            warnings.warn(text, DamagedFile, stacklevel=2)
+            self._storage, self._studies = _open(path, names)
 
     def begin(self, rates: Rates) -> None:
         """Begin a trial at each learning rate that has none yet."""
@@ -70,6 +70,16 @@ class LearningRateAccount:
                     trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
                     self._storage.set_trial_user_attr(trial_id, "loss by seed", losses)
                     study.tell(trial.number, float(sweep.mean[place]))
+
+
+def _open(path: Path, names: Mapping[str, str]) -> tuple[JournalStorage, dict[str, optuna.Study]]:
+    """Open an account, and in it the study of each label, by its name."""
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    studies = {
+        label: optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
+        for label, name in names.items()
+    }
+    return storage, studies
 
 
 def _name(matrix: Matrix, variant: Variant, kind: str) -> str:

@@ -26,7 +26,7 @@ from gatelab.results.analyses.sweeps import Sweep, sweeps
 from gatelab.results.statistics.optimum import around, largest_stable, lower_edge, optimum, upper_edge
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.lease import Held, acquire
-from gatelab.results.store.records import write_json
+from gatelab.results.store.records import SearchedRate, SearchFindings, write_json
 from gatelab.results.store.runs import AXIS, arm_of, runs_of_record
 from gatelab.results.store.trials import is_over
 from gatelab.status import Status
@@ -168,14 +168,14 @@ def _write_located(matrix: Matrix, kinds: Mapping[str, str], folder: RunsFolder,
     for variant in matrix.variants:
         rate = found[_arm(matrix, variant)]
         entries.append(
-            {
-                "variant": variant.label,
-                "kind": kinds[variant.label],
-                "tokens": variant.config.training.tokens,
-                "rate": None if rate is None else rounded(rate),
-            }
+            SearchedRate(
+                variant=variant.label,
+                kind=kinds[variant.label],
+                tokens=variant.config.training.tokens,
+                rate=None if rate is None else rounded(rate),
+            )
         )
-    write_json(folder.study(name).located, {"variants": entries})
+    write_json(folder.study(name).located, SearchFindings(variants=entries).to_json())
 
 
 def propose(sweep: Sweep, how: ToleranceConfig) -> list[float]:

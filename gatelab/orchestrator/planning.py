@@ -1,6 +1,7 @@
 """A plan before anything runs: the matrix, what is done already, and how long the rest would take here."""
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from gatelab.ablations.study import StudyPlan
 from gatelab.errors import DataError, Unavailable
 from gatelab.names import SEARCH_SUFFIX
 from gatelab.results.store.layout import RunsFolder
-from gatelab.results.store.records import read_json, write_json
+from gatelab.results.store.records import DamagedRecord, SearchFindings, read_json, write_json
 from gatelab.results.store.runs import SUMMARY
 from gatelab.results.store.trials import is_over
 from gatelab.training.config import DataConfig, TrialConfig
@@ -71,17 +72,19 @@ def searched(folder: RunsFolder) -> Optimum:
 
     def optimum_of(plan: StudyPlan, variant: Variant) -> float | Unavailable:
         study = folder.study(plan.study.name + SEARCH_SUFFIX)
-        found = read_json(study.located)
+        try:
+            found = SearchFindings.read(study.located)
+        except DamagedRecord as error:
+            return Unavailable(f"{error}; gatelab lr-tolerance writes it anew, and trains nothing again")
         if found is None:
             begun = study.record.exists()
             return Unavailable("its search has not come to its end") if begun else not_searched(plan, variant)
         kind = searched_kind(variant.canonical)
-        same = [entry for entry in found["variants"] if entry["kind"] == kind]
+        same = [entry for entry in found.variants if entry.kind == kind]
         if not same:
             return Unavailable("the search of this study was of another configuration or other data: search again")
-        exact = [entry for entry in same if entry["tokens"] == variant.config.training.tokens]
-        entry = (exact or sorted(same, key=lambda entry: entry["tokens"]))[-1]
-        rate: float | None = entry["rate"]
+        exact = [entry for entry in same if entry.tokens == variant.config.training.tokens]
+        rate = (exact or sorted(same, key=lambda entry: entry.tokens))[-1].rate
         return Unavailable("its search found only a bound: widen tolerance.rates") if rate is None else rate
 
     return optimum_of
@@ -183,11 +186,12 @@ def _speed(matrix: Matrix, folder: RunsFolder, device: Any, threads: int, name: 
     known = read_json(path) or {}
     training = first.config.training
     key = f"{name}; {first.flops_per_token} FLOPs x {training.batch_size} x {training.sequence_length}"
-    if key not in known:
-        known[key] = _measure(first.config, device, threads) * first.flops_per_token
+    speed = known.get(key)
+    if not isinstance(speed, float) or not 0 < speed < math.inf:
+        speed = _measure(first.config, device, threads) * first.flops_per_token
         with contextlib.suppress(OSError):  # a folder of somebody else: measured anew each time
-            write_json(path, known)
-    return float(known[key])
+            write_json(path, {**known, key: speed})
+    return speed
 
 
 def _memory(device: Any) -> float:

@@ -26,7 +26,9 @@ from gatelab.ablations.learning_rates import LEARNING_RATE, ToleranceConfig
 from gatelab.ablations.loading import make_study
 from gatelab.ablations.matrix import Matrix
 from gatelab.ablations.study import StudyPlan
+from gatelab.errors import DamagedFile
 from gatelab.names import SEARCH_SUFFIX
+from gatelab.orchestrator.learning_rate_account import LearningRateAccount
 from gatelab.orchestrator.learning_rates import Round, propose, search, window_matrix
 from gatelab.orchestrator.planning import plan_search, plan_study, searched, searched_or_given
 from gatelab.orchestrator.progress import Progress
@@ -350,6 +352,46 @@ def test_a_lost_account_is_made_anew(copy: RunsFolder, found: RunsFolder, tiny: 
     assert {label: told(study) for label, study in ours.items()} == {
         label: told(study) for label, study in theirs.items()
     }
+
+
+@pytest.mark.parametrize("content", [b"garbage\n", b"[]\n", b"{}\n", b'{"op_code": 0, "worker_id', b"\xff\xfe\n"])
+def test_an_account_that_cannot_be_read_is_made_anew(content: bytes, tiny: Plan, tmp_path: Path) -> None:
+    """A line that a power cut has torn ends no search: the account is set aside, and begun again."""
+    (path := tmp_path / "optuna.log").write_bytes(content)
+    matrix = plan_search(tiny(seeds=1))
+    with pytest.warns(DamagedFile, match=r"optuna\.log: cannot be read: it is made anew from the trials"):
+        opened = LearningRateAccount(path, matrix, dict.fromkeys([each.label for each in matrix.variants], "kind"))
+    opened.begin({variant.label: RATES for variant in matrix.variants})
+    assert (tmp_path / "optuna.log.damaged").read_bytes().startswith(content)
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    assert len(optuna.get_all_study_names(storage)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ({}, "variants"),
+        ({"variants": 3}, "variants"),
+        ({"variants": [{"variant": "position=none", "kind": "x", "tokens": 1280}]}, "variants.0.rate"),
+        ({"variants": [{"variant": "position=none", "kind": "x", "tokens": "many", "rate": 0.1}]}, "variants.0.tokens"),
+        ({"variants": [{"variant": "position=none", "kind": "x", "tokens": 1280, "rate": -1.0}]}, "variants.0.rate"),
+        (
+            {"variants": [{"variant": "position=none", "kind": "x", "tokens": 1280, "rate": math.nan}]},
+            "variants.0.rate",
+        ),
+    ],
+)
+def test_optima_that_are_not_as_they_were_written_are_not_taken(
+    content: dict[str, Any], key: str, tiny: Plan, tmp_path: Path
+) -> None:
+    """A study that wants them says which file, which key and what mends it; a plan says the same, and goes on."""
+    folder = RunsFolder(tmp_path / "runs")
+    write_json(folder.study("tiny" + SEARCH_SUFFIX).located, content)
+    plan, reasons = tiny(learning_rate="search"), dict[str, None]()
+    with pytest.raises(StudyError, match=rf"located\.json: {key}: .*gatelab lr-tolerance writes it anew"):
+        plan_study(plan, searched(folder))
+    plan_study(plan, searched_or_given(folder, reasons))
+    assert [key in reason for reason in reasons] == [True]
 
 
 def test_an_interrupt_costs_nothing(interrupted: RunsFolder, found: RunsFolder, tiny: Plan, tmp_path: Path) -> None:

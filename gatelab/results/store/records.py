@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gatelab.atomic import replacing
 from gatelab.checksums import with_checksum, without_checksum
@@ -233,6 +233,24 @@ class EvaluationResult(Record):
     """Seconds since 1970."""
     provenance: dict[str, str] = {}
     metrics: dict[str, float]
+
+
+class SearchedRate(Record):
+    """What a search of learning rates found for a variant."""
+
+    variant: str
+    kind: str
+    """What its optimum depends on, hashed (see `searched_kind` in ablations)."""
+    tokens: int
+    """To train on."""
+    rate: float | None = Field(gt=0, allow_inf_nan=False)
+    """The optimal learning rate; None: there is only a bound on it."""
+
+
+class SearchFindings(Record):
+    """What a search of learning rates found, once it has come to its end: located.json."""
+
+    variants: list[SearchedRate]
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
