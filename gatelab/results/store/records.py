@@ -235,6 +235,16 @@ class EvaluationResult(Record):
     metrics: dict[str, float]
 
 
+class DataRecord(Record):
+    """What results tell of prepared data: a part of their manifest.json, which training writes and reads whole."""
+
+    tokenizer: str = ""
+    vocab_size: int = 0
+    train: dict[str, int | None] = {}
+    """What is counted of this part -> how much; None: it was not counted."""
+    validation: dict[str, int | None] = {}
+
+
 class SearchedRate(Record):
     """What a search of learning rates found for a variant."""
 

@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from mlflow.utils.validation import MAX_DATASET_NAME_SIZE, MAX_TAG_VAL_LENGTH
 
-from gatelab.results.store.records import StudyRecord, read_json
+from gatelab.results.store.records import DamagedRecord, DataRecord, StudyRecord
 from gatelab.results.tracking.address import check_address, find, logging_to, quick_to_give_up, reporting
 
 VIEW = "gatelab"
@@ -104,13 +104,19 @@ def study_description(record: StudyRecord, comparison: str = "") -> str:
 def dataset_input(data: Path, identity: str, source: str) -> DatasetInput:
     """Return the data of a trial as MLflow keeps it: the whole identity is in its profile.
 
-    `data` is the folder of prepared data, which may be gone.
+    `data` is the folder of prepared data, which may be gone, or damaged.
     """
-    manifest = read_json(data / identity / "manifest.json") or {}
-    profile = {"identity": identity}
-    for part in ("train", "validation"):
-        profile |= {f"{part} {what}": number for what, number in manifest.get(part, {}).items()}
-    profile |= {name: manifest[name] for name in ("tokenizer", "vocab_size") if name in manifest}
+    try:
+        record = DataRecord.read(data / identity / "manifest.json") or DataRecord()
+    except DamagedRecord:
+        record = DataRecord()
+    parts = {"train": record.train, "validation": record.validation}
+    sizes = {f"{part} {what}": number for part, counts in parts.items() for what, number in counts.items()}
+    profile = {
+        "identity": identity,
+        **sizes,
+        **record.model_dump(include={"tokenizer", "vocab_size"}, exclude_unset=True),
+    }
     kind, where = ("hugging_face", "path") if source.startswith("hf:") else ("local", "uri")
     dataset = Dataset(
         name=source[-MAX_DATASET_NAME_SIZE:],

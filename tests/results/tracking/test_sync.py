@@ -343,6 +343,16 @@ def test_any_source_is_a_dataset_that_mlflow_takes(source: str, kind: str, where
     assert json.loads(used.dataset.profile or "") == {"identity": "ab" * 32}
 
 
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"train": 5}', '{"vocab_size": "many"}', '{"vocab_size": 9, "checksum": "0"}']
+)
+def test_a_damaged_manifest_keeps_no_study_from_mlflow(content: str, tmp_path: Path) -> None:
+    """What it says is left out, whether or not it is JSON."""
+    (tmp_path / "ab").mkdir()
+    (tmp_path / "ab" / "manifest.json").write_text(content)
+    assert json.loads(dataset_input(tmp_path, "ab", "stdlib").dataset.profile or "") == {"identity": "ab"}
+
+
 @pytest.mark.parametrize("method", ["log_batch", "log_inputs"])
 def test_a_run_that_was_left_bare_gets_its_parameters_and_its_data(
     method: str, tracked: Any, mirror: Any, monkeypatch: pytest.MonkeyPatch
