@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gatelab.orchestrator.tracking import add_to_mlflow
+from gatelab.results.analyses.noise_ledger import update_ledger
 from gatelab.results.report.artifacts import Artifacts, write
 from gatelab.results.report.context import read_results
 from gatelab.results.store.layout import RunsFolder
@@ -25,6 +26,8 @@ def write_analysis(
 ) -> AnalysisReport:
     """Write one analysis of a study, its tables and its figures, and add them to MLflow.
 
+    That of evaluations adds to the noise ledger, too: they bring metrics that claims of later studies may be about.
+
     Args:
         kind: see `gatelab.results.report.artifacts.TABLES`.
         folder: where the study's trials are.
@@ -37,5 +40,8 @@ def write_analysis(
         NotFound: there is no such study.
         AnalysisUnavailable: the study has no such table.
     """
-    written = write(kind, read_results(folder, study), target, **options)
+    results = read_results(folder, study)
+    written = write(kind, results, target, **options)
+    if kind == "evaluation":
+        update_ledger(folder, results.runs)
     return AnalysisReport(study, written, add_to_mlflow(folder, study, tracking_uri, written.files))

@@ -1,5 +1,6 @@
 """The noise ledger: what earlier studies teach about how metrics scatter, pooled, and never a study twice."""
 
+import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gatelab.orchestrator.reporting import write_analysis
 from gatelab.results.analyses.comparison import DEFAULT_METRIC
 from gatelab.results.analyses.noise_ledger import SCHEMA, KnownNoise, known_noise, update_ledger
 from gatelab.results.store.layout import RunsFolder
@@ -179,3 +181,13 @@ def test_what_has_no_noise_or_no_origin_leaves_nothing(row: dict[str, Any], fold
     update_ledger(folder, study("odd", 0.3, **row))
     assert ledger(folder) == []
     assert ask(folder) is None
+
+
+def test_answers_of_trained_models_are_planned_by(laboratory: Any) -> None:
+    """A claim about the loss at a length has a power once an earlier study was evaluated; it need not run again."""
+    lab = laboratory(("none", "sdpa"), seeds=3)
+    for variant, seed in itertools.product((0, 1), (0, 1, 2)):
+        lab.finish(variant, seed, data="these data")
+        lab.answer(variant, seed, "length-16", 1.0, {"length/000016/plain/loss": 2 + variant + seed * seed / 8})
+    write_analysis("evaluation", lab.folder, lab.name, None)
+    assert "length/000016/plain/loss" in {row["metric"] for row in ledger(lab.folder)}
