@@ -1,4 +1,4 @@
-"""Words of users: what of them is not seen but acts, and how they go to a terminal, into a file, or name one."""
+"""Words of users: what of them acts or is secret, and how they go to a terminal, into a file, or name one."""
 
 import hashlib
 import re
@@ -11,6 +11,9 @@ _UNSEEN = re.compile(
     "\ud800-\udfff]"  # bytes of a file name that is no UTF-8
 )
 _UNSEEN_IN_A_LINE = re.compile(f"[\t\n]|{_UNSEEN.pattern}")
+
+_SIGNED_IN = re.compile(r"(?<=://)([^\s/?#@:]*)(:\S*)?@")  # NAME:PASSWORD@ of an address, or TOKEN@
+_SECRET_OPTION = re.compile(r"(?i)([?&][^\s=&]*(?:passw|pwd|secret|token|odbc_connect)[^\s=&]*=)[^\s&]+")
 
 _LONGEST_NAME = 180  # bytes: a file system takes 255, and the whole name has other parts
 
@@ -27,6 +30,15 @@ def visible(text: str) -> str:
     Tabs and line feeds stay.
     """
     return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def without_secrets(text: str) -> str:
+    """Return an address, or words with addresses in them, without their passwords and tokens: `***` instead.
+
+    Of an address with an `@` behind its port more is left out than need be: a password may hold a slash.
+    """
+    text = _SIGNED_IN.sub(lambda match: f"{match[1]}:***@" if match[2] else "***@", text)
+    return _SECRET_OPTION.sub(r"\1***", text)
 
 
 def file_stem(text: str) -> str:

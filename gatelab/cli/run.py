@@ -28,6 +28,7 @@ from gatelab.cli.options import RunFlags, StudyFlags, with_groups
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.trials import is_over
 from gatelab.status import Status
+from gatelab.text import without_secrets
 
 if TYPE_CHECKING:
     from gatelab.cli.live import LiveView
@@ -155,7 +156,7 @@ def _where(folder: RunsFolder, study: str, plots: list[Path], tracking_uri: str 
         names = dict.fromkeys(plot.stem for plot in plots)
         console.print(f"plots    {escape(str(path))}/{escape(', '.join(names))}; .png, .svg, .pdf")
     console.print(f"Parquet  {escape(str(path / 'parquet'))}/runs, metrics, layers, comparisons, fits, …")
-    store = tracking_uri or f"{folder.tracking_uri} (to look: gatelab ui)"
+    store = without_secrets(tracking_uri) if tracking_uri else f"{folder.tracking_uri} (to look: gatelab ui)"
     console.print(f"MLflow   {escape(store)}")
     console.print(f"report   gatelab report {escape(study)}")
 

@@ -5,12 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import typer
 from rich.markup import escape
 
 from gatelab.cli.console import BAD_REQUEST, console, fail
 from gatelab.results.store.layout import RunsFolder
+from gatelab.text import without_secrets
 
 END_SECONDS = 5.0  # for MLflow's processes to end when they are asked to
 
@@ -22,7 +24,6 @@ def serve_mlflow(folder: RunsFolder, tracking_uri: str | None, host: str, port: 
 
     Raises StoreUnavailable, WrongRequest.
     """
-    from gatelab.results.tracking.address import shown
     from gatelab.results.tracking.own_store import check_place
     from gatelab.results.tracking.ui import study_pages  # MLflow takes seconds to import
 
@@ -34,16 +35,17 @@ def serve_mlflow(folder: RunsFolder, tracking_uri: str | None, host: str, port: 
     address = uri.rstrip("/") if served else f"http://{host}:{port}"
     if not served and (problem := _why_not(host, port)):
         fail(problem)
-    console.print(f"MLflow on {escape(shown(address))} (store: {escape(shown(uri))})")
+    shown = without_secrets(address)
+    console.print(f"MLflow on {escape(shown)} (store: {escape(without_secrets(uri))})")
     for name, page in pages.items():
-        console.print(f"  {escape(name)}  {escape(shown(address) + page)}", soft_wrap=True, highlight=False)
+        console.print(f"  {escape(name)}  {escape(shown + page)}", soft_wrap=True, highlight=False)
     if served:
         return  # a server has its own pages
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port)]
     command += ["--workers", "1"]  # for one person
     if not tracking_uri:
         command += ["--default-artifact-root", folder.artifacts.as_uri()]
-    raise typer.Exit(_run_to_its_end(command))
+    raise typer.Exit(_run_to_its_end(command, {"MLFLOW_BACKEND_STORE_URI": uri}))  # which others do not see
 
 
 def _why_not(host: str, port: int) -> str:
@@ -68,13 +70,16 @@ def _refusal(host: str, port: int) -> str:
     return ""
 
 
-def _run_to_its_end(command: list[str]) -> int:
-    """Run a command with all of its processes; end them when this process is asked to end. Return its exit code."""
+def _run_to_its_end(command: list[str], settings: Mapping[str, str]) -> int:
+    """Run a command with all of its processes; end them when this process is asked to end. Return its exit code.
+
+    `settings` are added to its environment.
+    """
     for polite in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(polite) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(polite, signal.default_int_handler)
     # Jobs are for applications of language models: two more processes that nobody here needs.
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ, **settings}
     server = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         code = server.wait()

@@ -1,5 +1,7 @@
 """Notices: what a study tells a command or a web address, of failures, of a diverged baseline and of its end."""
 
+import base64
+import http.client
 import json
 import logging
 import os
@@ -9,6 +11,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from urllib.parse import unquote, urlsplit
+
+from gatelab.text import without_secrets
 
 SECONDS = 30.0
 """A command or an address has so long."""
@@ -47,12 +52,33 @@ def _tell(target: str, event: Event) -> None:
     content = json.dumps(asdict(event)).encode()
     try:
         if target.startswith(("http://", "https://")):
-            request = urllib.request.Request(target, content, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=SECONDS):
+            with urllib.request.urlopen(_request(target, content), timeout=SECONDS):
                 return
         names = {f"GATELAB_{name.upper()}": value for name, value in asdict(event).items()}
         subprocess.run(
             target, shell=True, input=content, env=os.environ | names, timeout=SECONDS, check=True, capture_output=True
         )
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        logger.warning("--notify %s: %s", target, error)
+    except subprocess.CalledProcessError as error:
+        logger.warning("--notify %s: exit code %d", _shown(target), error.returncode)
+    except subprocess.TimeoutExpired:
+        logger.warning("--notify %s: not done after %g s", _shown(target), SECONDS)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        logger.warning("--notify %s: %s", _shown(target), error)
+
+
+def _request(address: str, content: bytes) -> urllib.request.Request:
+    """Return the POST request of a notice; NAME:PASSWORD@ of its address goes into a header, as it must."""
+    parts = urlsplit(address)
+    who, _, host = parts.netloc.rpartition("@")
+    headers = {"Content-Type": "application/json"}
+    if who:
+        headers["Authorization"] = f"Basic {base64.b64encode(unquote(who).encode()).decode()}"
+    return urllib.request.Request(parts._replace(netloc=host).geturl(), content, headers)
+
+
+def _shown(target: str) -> str:
+    """Name a target by its beginning: the path of an address, or an argument of a command, may be a secret."""
+    if target.startswith(("http://", "https://")):
+        scheme, _, rest = without_secrets(target).partition("://")
+        return f"{scheme}://{rest.partition('/')[0]}"
+    return target.split(maxsplit=1)[0] if target.strip() else repr(target)

@@ -30,7 +30,7 @@ time.sleep(600)
 SERVE = """
 import sys
 from gatelab.cli.serving import _run_to_its_end
-sys.exit(_run_to_its_end([sys.executable, "-c", sys.argv[1], sys.argv[2]]))
+sys.exit(_run_to_its_end([sys.executable, "-c", sys.argv[1], sys.argv[2]], {}))
 """
 
 Started = Callable[..., "psutil.Popen"]

@@ -1,5 +1,6 @@
 """Failures by their kind: how often each is tried again, what a study does then, and who is told."""
 
+import base64
 import errno
 import http.server
 import json
@@ -244,7 +245,8 @@ def listener() -> Iterator[tuple[str, list[dict[str, str]]]]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            notice = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            got.append({**notice, "authorization": self.headers.get("Authorization", "")})
             self.send_response(204)
             self.end_headers()
 
@@ -279,6 +281,23 @@ def test_an_address_and_a_command_are_told(
     assert failure["text"].startswith("position=none, seed=0: ") and "MemoryError" in failure["text"]
     assert sorted((tmp_path / "told").read_text().splitlines()) == ["end tiny", "failure tiny"]
     assert '"event": "end"' in (tmp_path / "json").read_text()
+
+
+def test_an_address_may_have_a_name_and_a_password(listener: tuple[str, list[dict[str, str]]]) -> None:
+    """They go where HTTP wants them, percent escapes undone; Python's own client takes them for a part of the host."""
+    url, got = listener
+    notifier([url.replace("http://", "http://me:p%40ss@")])(Event("end", "tiny", "all done"))
+    finish_notices()
+    assert [notice["authorization"] for notice in got] == ["Basic " + base64.b64encode(b"me:p@ss").decode()]
+
+
+def test_a_warning_keeps_the_secrets_of_a_target(caplog: pytest.LogCaptureFixture) -> None:
+    """A password, the path of a hook and the arguments of a command may be known to whoever gave them only."""
+    targets = ["http://me:hunter2@127.0.0.1:9/", "http://127.0.0.1:9/hunter2", "https://me:hunter2@[/", "false hunter2"]
+    notifier(targets)(Event("end", "tiny", "all done"))
+    finish_notices()
+    assert len([record for record in caplog.records if record.message.startswith("--notify")]) == len(targets)
+    assert "hunter2" not in caplog.text
 
 
 def test_who_cannot_be_told_costs_a_warning(caplog: pytest.LogCaptureFixture) -> None:

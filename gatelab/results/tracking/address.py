@@ -4,7 +4,6 @@ import errno
 import http.client
 import logging
 import os
-import re
 import socket
 import sqlite3
 import ssl
@@ -24,6 +23,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from gatelab.errors import GatelabError, WrongRequest
 from gatelab.results.store.layout import NotFound
+from gatelab.text import without_secrets
 
 ANSWER_SECONDS = 5.0  # for a server to answer at all
 
@@ -43,14 +43,8 @@ class StoreUnavailable(GatelabError):
 def check_address(uri: str) -> None:
     """Refuse what can never be the address of a store. Raises WrongRequest."""
     if (wrong := _wrong(uri)) is not None:
-        raise WrongRequest(
-            f"tracking URI {shown(uri)!r}: {wrong}; expected http://HOST:PORT, sqlite:///FILE or another MLflow store"
-        )
-
-
-def shown(uri: str) -> str:
-    """Return an address without its password."""
-    return re.sub(r"(?<=//)([^/@:]*):[^/@]*@", r"\1:***@", uri)
+        given = f"tracking URI {without_secrets(uri)!r}: {without_secrets(wrong)}"
+        raise WrongRequest(f"{given}; expected http://HOST:PORT, sqlite:///FILE or another MLflow store")
 
 
 def _wrong(uri: str) -> str | None:
@@ -95,7 +89,9 @@ def reach(uri: str) -> None:
     try:
         if uri.startswith(("http://", "https://")):
             with suppress(urllib.error.HTTPError, http.client.HTTPException):  # whatever it answers
-                urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS).close()
+                parts = urlsplit(f"{uri.rstrip('/')}/health")
+                open_to_all = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+                urllib.request.urlopen(open_to_all, timeout=ANSWER_SECONDS).close()
         elif (file := sqlite_file(uri)) is not None:
             _open(file)
         elif urlsplit(uri).scheme.partition("+")[0] in PORTS:
@@ -104,14 +100,14 @@ def reach(uri: str) -> None:
             socket.create_connection((url.host, port), timeout=ANSWER_SECONDS).close()
     except (OSError, ValueError, sqlite3.Error) as error:
         if not isinstance(root_cause(error), ssl.SSLError):  # MLflow can be told to overlook these
-            raise StoreUnavailable(f"MLflow store {shown(uri)}: {reason(error)}") from error
+            raise StoreUnavailable(f"MLflow store {without_secrets(uri)}: {reason(error)}") from error
 
 
 def find(uri: str) -> None:
     """Return if there is a store at an address, to be read. Raises NotFound, StoreUnavailable."""
     file = sqlite_file(uri)
     if file is not None and not file.exists():
-        raise NotFound(f"no tracking store {shown(uri)}")  # where MLflow would create an empty one
+        raise NotFound(f"no tracking store {without_secrets(uri)}")  # where MLflow would create an empty one
     reach(uri)
 
 
@@ -142,7 +138,7 @@ def reporting(uri: str) -> Iterator[None]:
     except GatelabError:
         raise
     except Exception as error:
-        raise StoreUnavailable(f"MLflow store {shown(uri)}: {reason(error)}") from error
+        raise StoreUnavailable(f"MLflow store {without_secrets(uri)}: {reason(error)}") from error
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -165,7 +161,14 @@ def reason(error: BaseException) -> str:
     if isinstance(cause, TimeoutError) and str(cause) == "timed out":
         return "no answer"
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return lines[0] if lines else type(cause).__name__
+    return without_secrets(lines[0]) if lines else type(cause).__name__
+
+
+class _Formatter(logging.Formatter):
+    """Writes records, and what was raised, without the passwords of addresses: MLflow names these in full."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
 
 
 @contextmanager
@@ -174,7 +177,7 @@ def logging_to(path: Path | None) -> Iterator[None]:
     handler: logging.Handler = logging.NullHandler()
     if path is not None:
         handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", delay=True)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handler.setLevel(logging.WARNING)
         handler.handleError = lambda record: None  # type: ignore[method-assign]  # on a full disk the log is done without
     loggers = [logging.getLogger(name) for name in (*CHATTY, "gatelab.orchestrator.tracking")]

@@ -19,7 +19,8 @@ from gatelab.metrics import Specs, load_specs
 from gatelab.results.store.layout import NotFound
 from gatelab.results.store.metric_specs import BEFORE_SPECS
 from gatelab.results.store.records import DamagedRecord, StudyRecord
-from gatelab.results.tracking.address import find, reach, shown
+from gatelab.results.tracking.address import find, reach
+from gatelab.text import without_secrets
 
 SPECS_FILE = "metrics.json"
 """The artifact of a study's run that says what its metrics are."""
@@ -81,11 +82,11 @@ class RunIndex:
         client = MlflowClient(tracking_uri)
         experiment = client.get_experiment_by_name(study)
         if experiment is None:
-            raise NotFound(f"no MLflow experiment {study!r} in {shown(tracking_uri)}")
+            raise NotFound(f"no MLflow experiment {study!r} in {without_secrets(tracking_uri)}")
         if experiment.lifecycle_stage == LifecycleStage.DELETED:
             raise NotFound(
-                f"MLflow experiment {study!r} in {shown(tracking_uri)} was deleted there: the next `gatelab run` of "
-                "the study brings it back"
+                f"MLflow experiment {study!r} in {without_secrets(tracking_uri)} was deleted there: the next "
+                "`gatelab run` of the study brings it back"
             )
         return cls._read(client, tracking_uri, experiment)
 
@@ -140,8 +141,9 @@ class RunIndex:
         """Read the record of the study from its run's artifacts. Raises NotFound, NewerRecord, DamagedRecord."""
         if self.study_run is None:
             raise NotFound(
-                f"MLflow experiment {self.experiment_id} in {shown(self.tracking_uri)} has no run of the study itself: "
-                "it was deleted there, and the next `gatelab run` brings it back; or gatelab did not write it"
+                f"MLflow experiment {self.experiment_id} in {without_secrets(self.tracking_uri)} has no run of the "
+                "study itself: it was deleted there, and the next `gatelab run` brings it back; or gatelab did not "
+                "write it"
             )
         record = StudyRecord.read(self._download(self.study_run, "study.json"))
         if record is None:

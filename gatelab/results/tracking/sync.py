@@ -29,7 +29,7 @@ from gatelab.results.store.trials import (
     study_descriptions,
 )
 from gatelab.results.tracking import own_store
-from gatelab.results.tracking.address import StoreUnavailable, shown
+from gatelab.results.tracking.address import StoreUnavailable
 from gatelab.results.tracking.client import CONFIG_TAG, SPECS_FILE, Run, RunIndex
 from gatelab.results.tracking.following import VERDICT_TAG, follow, missing_params, run_name
 from gatelab.results.tracking.outcomes import evaluated_metrics, files_state, final_metrics, outcome_tags
@@ -43,6 +43,7 @@ from gatelab.results.tracking.ui import (
     study_description,
 )
 from gatelab.status import Status
+from gatelab.text import without_secrets
 
 BATCH = 1_000  # most metrics that MLflow takes at once
 
@@ -72,7 +73,7 @@ class Mirror:
     """Copies a study's journals to MLflow, call by call. Its caller holds the study's lock."""
 
     def __init__(self, folder: RunsFolder, record: StudyRecord, tracking_uri: str) -> None:
-        self.store = shown(tracking_uri)
+        self.store = without_secrets(tracking_uri)
         """The store, for people."""
         self.notes: list[str] = []
         """What became of the default store, for people: it grows."""
