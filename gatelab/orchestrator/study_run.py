@@ -277,7 +277,8 @@ class _StudyRun:
         if (holder := self._holder(self.trials[task.trial_id])) is not None:
             return Outcome(status=Status.BUSY, reason=str(holder))
         kind = lost.kind if isinstance(lost, Lost) else FailureKind.ERROR
-        return Outcome(status=Status.FAILED, reason=lost.reason, kind=kind.value, log=str(files.log))
+        log = str(files.log) if files.log.exists() else ""
+        return Outcome(status=Status.FAILED, reason=lost.reason, kind=kind.value, log=log)
 
     def _take(self, trial: Trial, outcome: Outcome) -> None:
         """Note the end of an attempt."""

@@ -307,15 +307,14 @@ def _describe_attempt(task: Task, machine: Mapping[str, str], *, forks: bool) ->
 
 
 def _failure(files: TrialFolder, reason: str, kind: FailureKind, cause: str = "") -> Outcome:
-    return Outcome(
-        status=Status.FAILED, reason=reason, kind=kind.value, cause=cause, log=str(files.log), ended=time.time()
-    )
+    log = str(files.log) if files.log.exists() else ""
+    return Outcome(status=Status.FAILED, reason=reason, kind=kind.value, cause=cause, log=log, ended=time.time())
 
 
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
-    """Append this process's log records, warnings included, to a file."""
-    handler = logging.FileHandler(path)
+    """Append this process's log records, warnings included, to a file, which the first of them creates."""
+    handler = logging.FileHandler(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     level = root.level

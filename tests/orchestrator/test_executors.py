@@ -19,6 +19,7 @@ from gatelab.orchestrator.progress import Progress
 from gatelab.orchestrator.ray_executor import RayExecutor
 from gatelab.orchestrator.reporting import AnalysisReport
 from gatelab.orchestrator.study_run import RunOptions, run_matrix
+from gatelab.orchestrator.worker import Task, run_task
 from gatelab.orchestrator.workflow import make_executor, run_study, search_learning_rates
 from gatelab.results.analyses.comparison import compare
 from gatelab.results.store.layout import RunsFolder
@@ -83,6 +84,17 @@ def test_inline_needs_no_ray_and_gives_the_same_table(
     rows, others = ([replace(row, tokens_per_second=0) for row in compare(table).rows] for table in tables)
     assert rows == others
     assert repr(tables[0].to_pylist()) == repr(runs_from_mlflow(inline.tracking_uri, "tiny").to_pylist())
+
+
+def test_a_log_is_there_once_there_is_something_to_say(tiny_study: Build, tmp_path: Path) -> None:
+    """Thousands of empty files cost a shared disk; and a failure names a log only where there is one."""
+    folder, matrix = RunsFolder(tmp_path / "runs"), tiny_study()
+    run_matrix(matrix, folder, InlineExecutor(), RunOptions())
+    trial = matrix.trials[0]
+    assert folder.trial(trial.id).outcome.exists() and not folder.trial(trial.id).log.exists()
+    task = Task("ab", trial.config, trial.data_id, folder, folder.root / "never", 60.0, parent="not trained")
+    outcome = run_task(task, "cpu")
+    assert (outcome.status, outcome.log) == ("failed", "")
 
 
 def test_a_failure_is_an_outcome_unless_it_is_to_be_raised(tiny_study: Build, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class TrialFolder:
 
     @property
     def log(self) -> Path:
-        """Output of the trial's process."""
+        """log.txt: what the trial's processes had to say, there once one has said something."""
         return self.path / "log.txt"
 
 
