@@ -20,6 +20,7 @@ from matplotlib.text import Text
 from gatelab.atomic import replacing
 from gatelab.errors import AnalysisUnavailable
 from gatelab.results.statistics.series import Curve
+from gatelab.results.views.fonts import give_fonts
 from gatelab.text import visible
 
 logger = logging.getLogger(__name__)
@@ -178,6 +179,7 @@ def render_figure(figure: Figure) -> dict[str, bytes]:
     """Render a figure's files by suffix. Equal figures give equal files: none says when it was drawn."""
     files = {}
     take_literally(figure)
+    give_fonts(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # what has its place keeps it: to find it costs as much as to draw
     with matplotlib.rc_context({"svg.hashsalt": "gatelab"}):
