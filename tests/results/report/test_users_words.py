@@ -23,9 +23,9 @@ HOSTILE = "\x1b[31m\u202ered"
 
 @pytest.fixture
 def named(laboratory: Callable[..., Any]) -> Any:
-    """A finished study whose levels have such names."""
+    """A finished study whose levels have such names, and whose question has several lines."""
     levels = {name: {"model.layers": 1 + index} for index, name in enumerate(NASTY)}
-    lab = laboratory(axes={"size": levels}, baseline={"size": NASTY[0]})
+    lab = laboratory(axes={"size": levels}, baseline={"size": NASTY[0]}, question="In lines?\n\n# So\n")
     for variant in range(len(NASTY)):
         for seed in range(2):
             lab.finish(variant, seed)
@@ -41,6 +41,7 @@ def test_a_study_with_such_levels_is_written_whole(named: Any) -> None:
     assert len(written.parquet) == 6
     for path in written.tables:
         assert not {"\x1b", "\u202e"} & set(path.read_text(encoding="utf-8")), path
+        assert "# So" not in path.read_text(encoding="utf-8"), path
 
 
 def test_words_of_a_figure_are_no_formulas() -> None:
