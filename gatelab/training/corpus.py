@@ -6,6 +6,7 @@ hash of their name, so that the choice depends neither on order nor on chance.
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -177,6 +178,7 @@ def _load_hugging_face(config: DataConfig) -> Any:
         import datasets
     except ImportError as error:
         raise DataError(f"data.source {config.source!r} needs: pip install 'gatelab[datasets]'") from error
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what it tries again, the error sums up
     name, _, configuration = config.source.removeprefix("hf:").partition(":")
     try:
         return datasets.load_dataset(name, configuration or None, split=config.split)

@@ -8,6 +8,8 @@ from typing import Any
 
 BYTES_VOCAB = 257  # 256 bytes and the document separator
 MOST_IDS = 1 << 31
+MOST_BPE = 10_000_000
+"""Largest vocabulary that is trained: room for so many tokens is taken before the first is found."""
 SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 """Names under which a tokenizer file may have its document separator; without one, an id is added for it."""
 
@@ -17,10 +19,11 @@ def parse_tokenizer(value: Any) -> str:
     text = str(value)
     if text == "bytes" or text.endswith(".json"):
         return text
-    if (match := re.fullmatch(r"bpe:(.+)", text)) and match[1].isdigit() and int(match[1]) >= BYTES_VOCAB:
+    if (match := re.fullmatch(r"bpe:([0-9]{1,8})", text)) and BYTES_VOCAB <= int(match[1]) <= MOST_BPE:
         return text
     raise ValueError(
-        f"expected bytes, bpe:N with N >= {BYTES_VOCAB} (trained on the corpus), or the path of a tokenizer.json"
+        f"expected bytes, bpe:N with N from {BYTES_VOCAB} to {MOST_BPE:,} (trained on the corpus), or the path of a "
+        "tokenizer.json"
     )
 
 
@@ -63,10 +66,20 @@ def read_vocabulary(content: str) -> tuple[int, int]:
         ids = dict(names) | {token["content"]: token["id"] for token in description.get("added_tokens") or []}
         size = max(ids.values()) + 1
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
-        raise ValueError(f"not in the tokenizer.json format ({reason.splitlines()[0]})") from error
+        raise ValueError(f"not in the tokenizer.json format ({_what_is_wrong(error)})") from error
     wrong = [f"{name!r}: {id!r}" for name, id in ids.items() if type(id) is not int or not 0 <= id < MOST_IDS]
     if wrong:
         raise ValueError(f"not in the tokenizer.json format (an id is a whole number from 0 on, not {wrong[0]})")
     separator = next((ids[name] for name in SEPARATORS if name in ids), None)
     return (size + 1, size) if separator is None else (size, separator)
+
+
+def _what_is_wrong(error: Exception) -> str:
+    """Say what reading a tokenizer.json failed at."""
+    if isinstance(error, KeyError):
+        return f"no {error}"
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error}"
+    return "no model with a vocabulary of tokens and their ids"

@@ -50,9 +50,24 @@ def test_bad_counts_are_refused(written: Any) -> None:
     assert error["type"] != INVALID_COMBINATION  # a wrong field, not a combination that a matrix may pass over
 
 
-@pytest.mark.parametrize("name", ["byte", "bpe", "bpe:", "bpe:256", "bpe:1e4", "bpe:-300", "tokenizer.txt", None])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "byte",
+        "bpe",
+        "bpe:",
+        "bpe:256",
+        "bpe:1e4",
+        "bpe:-300",
+        "bpe:²",
+        "bpe:99999999999",
+        f"bpe:{9:05000}",
+        "a.txt",
+        None,
+    ],
+)
 def test_bad_tokenizers_are_refused_with_what_would_be_right(name: Any) -> None:
-    """A BPE vocabulary that cannot hold all bytes, or a wrong name, is told before anything is prepared."""
+    """A BPE vocabulary that cannot hold all bytes, or that no memory can, is told before anything is prepared."""
     error = error_of({"data": {"tokenizer": name}})
     assert error["loc"] == ("data", "tokenizer")
     assert all(right in error["msg"] for right in ("bytes", "bpe:N", "257", "tokenizer.json"))
@@ -86,6 +101,26 @@ def test_vocabulary_of_a_tokenizer_file_counts_its_added_separator(tmp_path: Pat
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 1, "c": 7}}}))
     assert TrialConfig(data={"tokenizer": str(path)}).model.vocab_size == 9
+
+
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [
+        ("", "not JSON"),
+        ("[" * 100_000, "nested too deep"),
+        ("null", "no model with a vocabulary"),
+        ("[]", "no model with a vocabulary"),
+        ("{}", "no 'model'"),
+        ('{"model": {"vocab": {}}}', "no model with a vocabulary"),
+        ('{"model": {"vocab": {"a": -1}}}', "an id is a whole number from 0 on"),
+    ],
+)
+def test_a_tokenizer_file_of_another_form_is_refused_in_words(content: str, wrong: str, tmp_path: Path) -> None:
+    """Not in those of Python: the plan names the file, and what of it is missing."""
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content)
+    message = error_of({"data": {"tokenizer": str(path)}})["msg"]
+    assert message.startswith(f"tokenizer '{path}': not in the tokenizer.json format ({wrong}")
 
 
 def test_a_larger_vocabulary_is_kept_and_a_smaller_one_is_impossible() -> None:
