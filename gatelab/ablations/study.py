@@ -247,10 +247,12 @@ class StudyPlan:
         return any(path in axis.paths for axis in self.axes)
 
     def problem(self, path: str, message: str, value: Any) -> Problem:
-        """Describe what is wrong with a configuration path, at what sets it: an axis, or else the base."""
+        """Describe what is wrong with a configuration path, at what sets it: an axis, --set, or else the base."""
         for axis in self.axes:
             if path in axis.paths:
                 return self.source.problem(("axes", axis.name), message, value)
+        if path in self.overrides:
+            return Problem(f"--set {path}", message, value)
         return self.source.problem(("base", *path.split(".")), message, value)
 
     def error(self, *problems: Problem) -> StudyError:

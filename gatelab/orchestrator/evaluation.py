@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from gatelab.ablations.identity import digest
+from gatelab.ablations.wording import readable
 from gatelab.errors import DataError, Unavailable
 from gatelab.orchestrator.executor import Executor
 from gatelab.orchestrator.pool import WorkerSetup, do_nothing
@@ -84,8 +85,8 @@ def _configuration(trial_id: str, config: dict[str, Any]) -> TrialConfig:
     try:
         return TrialConfig.read_recorded(config)
     except ValidationError as error:
-        reasons = "; ".join(detail["msg"] for detail in error.errors())
-        raise DataError(f"the configuration of trial {trial_id[:12]} cannot be read here: {reasons}") from error
+        wrong = "; ".join(f"{'.'.join(map(str, detail['loc']))}: {readable(detail)}" for detail in error.errors())
+        raise DataError(f"the configuration of trial {trial_id[:12]} cannot be read here: {wrong}") from error
 
 
 @dataclass(frozen=True)

@@ -278,7 +278,7 @@ def test_a_base_on_the_command_line_is_refused_like_one_in_the_file(family: Fami
     """--set of what an axis sets, or of another model, must not be passed over or fail in training."""
     with pytest.raises(StudyError, match=r"--set training\.batch_size = 2: axis training\.batch_size of first sets it"):
         family("continues: first.yaml\n", {"training.batch_size": 2})
-    with pytest.raises(StudyError, match=r"model\.qk_norm = False: must stay True"):
+    with pytest.raises(StudyError, match=r"--set model\.qk_norm = False: must stay True"):
         family("continues: first.yaml\n", {"model.qk_norm": False})
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from gatelab.ablations.loading import make_study
 from gatelab.ablations.matrix import Matrix
 from gatelab.cli.main import app
-from gatelab.errors import DamagedFile
+from gatelab.errors import DamagedFile, DataError
 from gatelab.orchestrator.evaluation import EvalRequest, assign, eval_jobs, run_evals, unanswered
 from gatelab.orchestrator.inline import InlineExecutor
 from gatelab.orchestrator.planning import plan_study
@@ -219,6 +219,17 @@ def test_a_damaged_answer_is_left_out_and_asked_for_again(finished: tuple[Matrix
     assert len(unanswered(files, jobs[0].questions)) == 1
     assert run_evals(folder, jobs, InlineExecutor(device="cpu")).answered == 1
     assert (read_json(answer) or {})["metrics"] == kept["metrics"]
+
+
+def test_a_configuration_of_another_form_is_named_with_its_key(
+    finished: tuple[Matrix, RunsFolder, TrialFolder],
+) -> None:
+    """A trial that somebody edited, or that a later version wrote, cannot be evaluated: why is said."""
+    _, folder, files = finished
+    content = read_json(files.description) or {}
+    write_json(files.description, {**content, "config": {**content["config"], "data": {"sourc": "x"}}})
+    with pytest.raises(DataError, match=r"cannot be read here: data\.sourc: "):
+        eval_jobs(folder, "tiny")
 
 
 def test_what_killed_writers_left_is_swept_by_the_next_attempt(
