@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 
@@ -18,10 +19,19 @@ def fsync(path: Path) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder where there is none, and return when its name, and those of the folders above, are on disk."""
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    made = list(takewhile(lambda folder: not folder.exists(), (path, *path.parents)))
     path.mkdir(parents=True, exist_ok=True)
     for folder in {path, *made}:  # the folder may be there, its name not yet on disk
         fsync(folder.parent)
+
+
+def names_in(folder: Path) -> list[str]:
+    """List the names in a folder, in no order; none where there is no folder, or none that this user may read."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries]
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
 
 
 @contextmanager

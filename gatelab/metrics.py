@@ -2,7 +2,7 @@
 
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 
@@ -58,9 +58,9 @@ def prefixed(prefix: str, specs: Specs) -> dict[str, MetricSpec]:
 
 def dump_specs(specs: Specs) -> dict[str, dict[str, Any]]:
     """Return specs as JSON, in their order, without what is at its default."""
-    defaults = asdict(UNKNOWN)
+    defaults = vars(UNKNOWN)
     return {
-        pattern: {name: value for name, value in asdict(spec).items() if value != defaults[name]}
+        pattern: {name: value for name, value in vars(spec).items() if value != defaults[name]}
         for pattern, spec in specs.items()
     }
 

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gatelab.atomic import remove_temporaries, replacing
+from gatelab.atomic import names_in, remove_temporaries, replacing
 
 KEPT = 2
 
@@ -157,8 +157,9 @@ def _path(folder: Path, step: int) -> Path:
 
 def _files(folder: Path) -> list[Path]:
     """Return the files of checkpoints, the newest first."""
-    found = (path for suffix in ("safetensors", "json") for path in folder.glob(f"step-*.{suffix}"))
-    return sorted({path.with_suffix(".safetensors") for path in found}, reverse=True)
+    parts = (name.rpartition(".") for name in names_in(folder) if name.startswith("step-"))
+    stems = {stem for stem, _, suffix in parts if suffix in ("safetensors", "json")}
+    return [folder / f"{stem}.safetensors" for stem in sorted(stems, reverse=True)]
 
 
 def _is_written(path: Path) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gatelab.atomic import fsync, make_folder
+from gatelab.atomic import fsync, make_folder, names_in
 from gatelab.results.store.segment import END, SCHEMA, SegmentReader, batch_message, segment_head
 
 FLUSH_SECONDS = 2.0
@@ -168,7 +168,8 @@ def mend(folder: Path, trial: str = "") -> int:
 
 def segments(folder: Path) -> list[Path]:
     """Return the segments of a journal, in the order in which they were written."""
-    return sorted((path for path in folder.glob("*.arrows") if path.stem.isdecimal()), key=lambda path: int(path.stem))
+    numbers = [name.removesuffix(".arrows") for name in names_in(folder) if name.endswith(".arrows")]
+    return [folder / f"{number}.arrows" for number in sorted(filter(str.isdecimal, numbers), key=int)]
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ import socket
 import threading
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from gatelab.atomic import make_folder
+from gatelab.atomic import make_folder, names_in
 from gatelab.errors import GatelabError
 
 LAPSE_SECONDS = 60.0
@@ -48,6 +48,10 @@ class Holder:
     nonce: str = ""
     """What tells this lease from all others."""
 
+    def to_bytes(self) -> bytes:
+        """Return the content of its lease."""
+        return json.dumps(vars(self)).encode()
+
     def __str__(self) -> str:
         when = datetime.fromtimestamp(self.since).strftime("%Y-%m-%d %H:%M:%S")
         return f"process {self.pid} on {self.host}, since {when}"
@@ -70,7 +74,7 @@ class Lease:
 
     def __init__(self, path: Path, holder: Holder, descriptor: int) -> None:
         self.path, self.holder = path, holder
-        self._descriptor = descriptor
+        self._content, self._descriptor = holder.to_bytes(), descriptor
         _heart.add(self)
 
     def check(self) -> None:
@@ -78,7 +82,7 @@ class Lease:
         for seconds in RECHECKS:
             time.sleep(seconds)
             known = _leases(self.path.parent, self.path.name.rpartition("-")[0])
-            if known and known[-1] == self.path and _read(self.path) == self.holder:
+            if known and known[-1] == self.path and self._is_ours():
                 return
         by = f" by {follower}" if known and (follower := _read(known[-1])) else ""
         raise LeaseLost(f"{self.path.parent} was taken over{by}: this process had not been heard of")
@@ -96,9 +100,15 @@ class Lease:
     def release(self) -> None:
         """End the lease."""
         _heart.remove(self)
-        if _read(self.path) == self.holder:  # not that of a follower
+        if self._is_ours():  # not that of a follower
             self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
+
+    def _is_ours(self) -> bool:
+        try:
+            return self.path.read_bytes() == self._content
+        except OSError:
+            return False
 
     def __enter__(self) -> "Lease":
         return self
@@ -142,7 +152,7 @@ def _acquire(folder: Path, name: str) -> Lease:
         try:
             # Before the file says whose it is: one that says so and is seen unlocked has no holder.
             _try_lock(descriptor, fcntl.LOCK_EX)
-            os.write(descriptor, json.dumps(asdict(holder)).encode())
+            os.write(descriptor, holder.to_bytes())
             os.utime(descriptor)  # the time by the clock of the file system
             now = os.fstat(descriptor).st_mtime
             path = _link(temporary, folder, name, now)
@@ -185,8 +195,8 @@ def _link(temporary: Path, folder: Path, name: str, now: float) -> Path:
 
 def _leases(folder: Path, name: str) -> list[Path]:
     """List the leases of a folder, the newest last."""
-    found = [path for path in folder.glob(f"{name}-*") if path.name.removeprefix(f"{name}-").isdecimal()]
-    return sorted(found, key=_token)
+    numbers = [each.removeprefix(f"{name}-") for each in names_in(folder) if each.startswith(f"{name}-")]
+    return [folder / f"{name}-{number}" for number in sorted(filter(str.isdecimal, numbers), key=int)]
 
 
 def _token(path: Path) -> int:

@@ -100,7 +100,7 @@ class SegmentReader:
         """True if the segment was written to its end, and what lies before the end cannot be read."""
         self.is_ended = False
         """True if it was written to its end: the process that wrote it was not killed."""
-        self._offset = 0  # end of the last whole message read
+        self._offset = 0  # end of the last whole message read, the head among them
         self._number = 0  # of the next batch
         self._is_sealed = True
         self._follows = True  # of the next batch: nothing before it was found to be missing
@@ -110,7 +110,7 @@ class SegmentReader:
 
         A batch that is not whole yet is read by a later call.
         """
-        if self.path.stat().st_size <= self._offset:
+        if self.path.stat().st_size <= self._offset + (len(END) if self.is_ended else 0):
             return
         base = self._offset
         with pa.OSFile(str(self.path)) as file:
@@ -119,6 +119,7 @@ class SegmentReader:
         start = self._read_head(content) if base == 0 else 0
         if start is None:
             return
+        self._offset += start
         extents = list(self._extents(content, start))
         for extent, batch in _decoded(content, extents):
             self._offset = base + extent.end

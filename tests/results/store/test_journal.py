@@ -156,6 +156,20 @@ def test_a_batch_that_is_being_written_is_read_once_it_is_whole(
         assert first + rows_of(tail.read()) == sizes[-1][1]
 
 
+def test_a_segment_with_nothing_new_is_not_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study looks at its running trials twice a second: neither a head alone nor an ended segment is read twice."""
+    with Journal(tmp_path):
+        tail = JournalTail(tmp_path)
+        tail.read()
+        with monkeypatch.context() as patched:
+            patched.delattr(pa, "OSFile")
+            assert len(tail.read()) == 0
+    tail.read()
+    assert tail.torn is None
+    monkeypatch.delattr(pa, "OSFile")
+    assert len(tail.read()) == 0
+
+
 def test_steps_that_are_trained_again_are_not_repeated(tmp_path: Path) -> None:
     """An attempt resumes before the point that the last one had reached: each step must count once, not twice."""
     tail = JournalTail(tmp_path)
