@@ -19,8 +19,11 @@ import torch
 
 from gatelab.ablations.loading import make_study
 from gatelab.ablations.matrix import Matrix
+from gatelab.ablations.study import StudyPlan
+from gatelab.ablations.study_file import study_files
 from gatelab.errors import GatelabError, Unavailable
-from gatelab.orchestrator import study_run, worker
+from gatelab.metrics import NATS
+from gatelab.orchestrator import study_manifest, study_run, worker
 from gatelab.orchestrator.failures import FailureKind, Lost
 from gatelab.orchestrator.planning import plan_study
 from gatelab.orchestrator.pool import POLL_SECONDS, Pool, Result, Task, Worker, WorkerSetup, do_nothing, never
@@ -39,6 +42,14 @@ STUDY_SECONDS = 3_000.0
 """A run must have come to an end, or said why not, after so long."""
 FAULTS = ("kill worker", "kill driver", "interrupt", "terminate", "pause", "power cut", "machine", "full disk", "clock")
 
+# What all histories have in common is made once.
+MODEL = torch.nn.Linear(1, 1)
+"""The weights in every checkpoint."""
+OPTIMIZER = torch.optim.SGD(MODEL.parameters(), lr=0.1)
+SPECS = {"train/loss": NATS, "validation/loss": NATS}
+"""The metrics of simulated training."""
+_STUDY_FILES: dict[str, dict[str, str]] = {}
+
 
 def expected_value(trial: str, step: int) -> float:
     """Return the loss of a trial at a step."""
@@ -55,6 +66,13 @@ def small_matrix(name: str, positions: tuple[str, ...]) -> Matrix:
     """Plan a study of a few trials, without data."""
     raw = {"name": name, "base": "tiny-dense", "axes": {"model.gate.position": list(positions)}, "seeds": 1}
     return plan_study(make_study(raw, "simulated", {}), identify=lambda data: "d" * 64)
+
+
+def known_study_files(plan: StudyPlan, name: str) -> dict[str, str]:
+    """Return the files that say what a study asks for. YAML is slow to write, and the same in all histories."""
+    if plan.study.name not in _STUDY_FILES:
+        _STUDY_FILES[plan.study.name] = study_files(plan, name)
+    return _STUDY_FILES[plan.study.name]
 
 
 class SimulatedExecutor:
@@ -321,10 +339,10 @@ class History:
             said = isinstance(result, GatelabError | KeyboardInterrupt | Progress) or driver.killed
             if not said and not (isinstance(result, OSError) and self.world.ever_full):
                 self.problems.append(f"run {number} ended by {result!r}\n{driver.error}")
-        for worker_process in self.world.processes:
-            if worker_process.error and worker_process.name.startswith("worker"):
-                self.problems.append(f"{worker_process.name} ended by\n{worker_process.error}")
-                worker_process.error = ""
+        for each in self.world.processes:
+            if isinstance(each.result, BaseException) and each.name.startswith("worker"):
+                self.problems.append(f"{each.name} ended by\n{each.error}")
+                each.result = None
 
     def is_done(self, matrix: Matrix) -> bool:
         """Return whether all trials of a study are over."""
@@ -354,11 +372,13 @@ class History:
 
         patches: list[tuple[Any, str, Any]] = [
             (study_run, "SyncThread", NoSync),
+            (study_manifest, "study_files", known_study_files),
             (study_run, "_prepare_data", lambda trials, folder: None),
             (worker, "Dataset", lambda path: None),
             (worker, "code_version", lambda: {}),
             (worker, "environment", lambda device, dtype: {}),
             (worker, "_logging_to", lambda path: nullcontext()),
+            (worker, "trial_metric_specs", lambda config: SPECS),
             (worker, "train", self.train),
             (worker, "write_json", self.write_outcome),
             (Journal, "commit", commit_and_note),
@@ -387,8 +407,6 @@ class History:
         self.attempts += 1
         if trial in self.over:
             self.rerun.append(trial)
-        model = torch.nn.Linear(1, 1)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         sweep(workdir / "checkpoints")
         restored = next(whole_checkpoints(workdir / "checkpoints", options["recorded"]), None)
         step = restored.step if restored else 0
@@ -409,7 +427,7 @@ class History:
             stops = step < STEPS and should_stop()
             if step == STEPS or stops or self.world.now - saved_at >= options["checkpoint_seconds"]:
                 recorder.commit()
-                save_checkpoint(workdir / "checkpoints", step, model, optimizer, {"metrics": metrics})
+                save_checkpoint(workdir / "checkpoints", step, MODEL, OPTIMIZER, {"metrics": metrics})
                 saved_at = self.world.now
             if stops:
                 return Trained(Status.STOPPED, step, metrics)
@@ -422,12 +440,12 @@ def check_trial(runs: RunsFolder, trial: str, committed: set[tuple[int, str]]) -
     rows = {(step, "train/loss"): expected_value(trial, step) for step in range(1, last + 1)}
     evaluations = {step: expected_value(trial, step) + 1.0 for step in range(EVALUATED, last + 1, EVALUATED)}
     rows |= {(step, "validation/loss"): value for step, value in evaluations.items()}
-    found = read_journal(runs.trial(trial).journal).to_pylist()
-    names = Counter((row["step"], row["name"]) for row in found)
-    twice = [name for name, count in names.items() if count > 1]
+    found = read_journal(runs.trial(trial).journal)
+    keys = list(zip(found["step"].to_pylist(), found["name"].to_pylist(), strict=True))
+    twice = [key for key, count in Counter(keys).items() if count > 1]
     if twice:
         yield f"trial {trial[:8]}: rows twice: {twice}"
-    values = {(row["step"], row["name"]): row["value"] for row in found}
+    values = dict(zip(keys, found["value"].to_pylist(), strict=True))
     if values != rows:
         lost, new = rows.keys() - values.keys(), values.keys() - rows.keys()
         yield f"trial {trial[:8]}: rows lost {sorted(lost)}, from nowhere {sorted(new)}, or other values"

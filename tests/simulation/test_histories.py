@@ -24,7 +24,7 @@ from tests.simulation.history import FAULTS, History, play, small_matrix
 from tests.simulation.many import Tally, play_all, play_in_processes
 from tests.simulation.world import Disk, World, inhabited
 
-HISTORIES = 2_000
+HISTORIES = 10_000
 
 
 def test_whatever_happens_the_table_is_the_undisturbed_one() -> None:
@@ -40,7 +40,7 @@ def test_whatever_happens_the_table_is_the_undisturbed_one() -> None:
 
 def test_a_history_is_a_function_of_its_seed(tmp_path: Path) -> None:
     """What was found once can be found again: same seed, same faults at the same operations, same end."""
-    for seed in (5, 17, 29):
+    for seed in (5, 17, 29, 1907):
         one, two = (play(seed, tmp_path) for _ in range(2))
         assert (one.happened, one.world.operations, one.world.now) == (
             two.happened,

@@ -1,8 +1,8 @@
 """A simulated world: processes, machines, a clock and a disk, in which real code runs and any moment can be the last.
 
-Each process is a thread, of which one runs at a time: a seeded scheduler decides which, whenever a process touches the
-disk or sleeps. So a history is a function of its seed. The files are real; what a power cut may do to them is computed
-from what was fsynced. Time passes only where a process sleeps.
+Each process is a greenlet, of which one runs at a time: a seeded scheduler decides which, whenever a process touches
+the disk or sleeps. So a history is a function of its seed. The files are real; what a power cut may do to them is
+computed from what was fsynced. Time passes only where a process sleeps.
 """
 
 import builtins
@@ -12,14 +12,16 @@ import io
 import os
 import random
 import stat
-import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from greenlet import getcurrent, greenlet
 
 from gatelab.results.store import lease
 
@@ -27,12 +29,6 @@ SWITCH = 0.1
 """Probability that another process goes on after an operation."""
 START = 1_800_000_000.0
 """Seconds since 1970 at which each history begins."""
-
-
-def _locked() -> Any:
-    lock = threading.Lock()
-    lock.acquire()
-    return lock
 
 
 class Killed(BaseException):
@@ -52,14 +48,23 @@ class Process:
     over: bool = False
     interrupted: bool = False
     result: Any = None
-    error: str = ""
-    """The traceback of what it died of, if that was an exception."""
-    go: Any = field(default_factory=lambda: _locked())
-    """Locked until the process may go on."""
     open_files: dict[int, int] = field(default_factory=dict)
     """Descriptors that it may write, and their inodes."""
     leases: set[Any] = field(default_factory=set)
-    thread: threading.Thread | None = None
+    thread: greenlet = field(init=False)
+
+    @property
+    def error(self) -> str:
+        """The traceback of what it died of, if that was an exception."""
+        return "".join(traceback.format_exception(self.result)) if isinstance(self.result, BaseException) else ""
+
+
+class _Thread(greenlet):
+    """The thread of control of a process: it begins, and goes on, where the scheduler switches to it."""
+
+    def __init__(self, process: Process, run: Callable[[], None], scheduler: greenlet) -> None:
+        super().__init__(run, scheduler)
+        self.process = process
 
 
 class World:
@@ -72,14 +77,15 @@ class World:
         self.now = 0.0
         self.operations = 0
         self.processes: list[Process] = []
+        self._not_over: list[Process] = []
+        """Those that have not come to their end; a history looks at them at every operation."""
         self.events: list[tuple[float, Callable[[], None]]] = []
         self.at_operation: dict[int, Callable[[], None]] = {}
         self.full = False
         self.ever_full = False
         self.skew: dict[str, float] = {}
         self.disk = Disk(root)
-        self._back = _locked()
-        self._current = threading.local()
+        self._scheduler = getcurrent()
 
     # processes
 
@@ -87,27 +93,25 @@ class World:
         """Start a process."""
         process = Process(name, machine, 1000 + len(self.processes), wakes_at=self.now)
         self.processes.append(process)
+        self._not_over.append(process)
 
         def run() -> None:
-            self._current.process = process
-            process.go.acquire()
             try:
                 self._raise_if_ended(process)
                 process.result = main()
             except Killed:
                 pass
             except BaseException as error:  # whatever it is, the history says so
-                process.result, process.error = error, traceback.format_exc()
+                process.result = error
             self._end(process)
-            self._back.release()
 
-        process.thread = threading.Thread(target=run, name=name, daemon=True)
-        process.thread.start()
+        process.thread = _Thread(process, run, self._scheduler)
         return process
 
     def current(self) -> Process | None:
         """Return the process that asks; None outside of the world."""
-        return getattr(self._current, "process", None)
+        running = getcurrent()
+        return running.process if isinstance(running, _Thread) else None
 
     def kill(self, process: Process) -> None:
         """End a process at the point where it is (SIGKILL)."""
@@ -128,10 +132,11 @@ class World:
 
     def living(self, prefix: str = "") -> list[Process]:
         """List the processes that run and whose name begins so."""
-        return [each for each in self.processes if not each.over and not each.killed and each.name.startswith(prefix)]
+        return [each for each in self._not_over if not each.killed and each.name.startswith(prefix)]
 
     def _end(self, process: Process) -> None:
         process.over = True
+        self._not_over.remove(process)
         process.leases.clear()
         self._lose_files(process)
 
@@ -168,8 +173,7 @@ class World:
         return True
 
     def _switch_to(self, process: Process) -> None:
-        process.go.release()
-        self._back.acquire()
+        process.thread.switch()
 
     def _beat(self) -> None:
         """Let the heart of every process beat that is not paused."""
@@ -179,8 +183,7 @@ class World:
                     held.beat()
 
     def _yield(self, process: Process) -> None:
-        self._back.release()
-        process.go.acquire()
+        self._scheduler.switch()
         self._raise_if_ended(process)
 
     def _raise_if_ended(self, process: Process) -> None:
@@ -227,28 +230,28 @@ class Disk:
         self.root = root
         self.contents: dict[int, bytes] = {}
         """Inode -> content at its last fsync."""
-        self.names: dict[Path, dict[str, int]] = {root: {}}
+        self.names: dict[str, dict[str, int]] = {str(root): {}}
         """Folder -> its names at its last fsync, and their inodes."""
 
     def fsync(self, descriptor: int) -> None:
         """Note that a file or a folder is on disk."""
         found = os.fstat(descriptor)
-        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        path = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - called so often that a Path shows
         if stat.S_ISDIR(found.st_mode):
-            self.names[path] = {entry.name: entry.inode() for entry in os.scandir(path)}
+            self.names[path] = _names(path)
         else:
-            self.contents[found.st_ino] = path.read_bytes()
+            self.contents[found.st_ino] = _content(path)
 
     def cut(self, source: random.Random) -> None:
         """Do what a power cut may do: to every name and content that was not fsynced, independently."""
         self._cut(self.root, source)
-        self.contents = {path.stat().st_ino: path.read_bytes() for path in self.root.rglob("*") if path.is_file()}
+        self.contents = {path.stat().st_ino: _content(path) for path in self.root.rglob("*") if path.is_file()}
         folders = [self.root, *(path for path in self.root.rglob("*") if path.is_dir())]
-        self.names = {path: {entry.name: entry.inode() for entry in os.scandir(path)} for path in folders}
+        self.names = {str(path): _names(path) for path in folders}
 
     def _cut(self, folder: Path, source: random.Random) -> None:
         now = {entry.name: entry for entry in os.scandir(folder)}
-        before = self.names.get(folder, {})
+        before = self.names.get(str(folder), {})
         for name in sorted(now.keys() | before.keys()):
             path = folder / name
             entry = now.get(name)
@@ -280,6 +283,16 @@ class Disk:
         _write(path, safe + source.choice([rest, b"", some, bytes(len(some))]))
 
 
+def _names(folder: Path | str) -> dict[str, int]:
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.inode() for entry in entries}
+
+
+def _content(path: Path | str) -> bytes:
+    with REAL.open(path, "rb", buffering=0) as file:
+        return file.readall()
+
+
 def _write(path: Path, content: bytes) -> None:
     with REAL.open(path, "wb") as file:
         file.write(content)
@@ -302,6 +315,7 @@ class REAL:
     open = io.open
     flock = fcntl.flock
     sleep, monotonic, time, time_ns = time.sleep, time.monotonic, time.time, time.time_ns
+    uuid4 = uuid.uuid4
     machine, heart = lease._machine, lease._heart
 
 
@@ -328,7 +342,7 @@ def inhabited(world: World) -> Iterator[None]:
         return descriptor
 
     def open_file(path: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        process = world.operation(writes=True) if set(mode) & set("wxa+") else None
+        process = world.operation(writes=True) if mode.strip("rbt") else None
         file = REAL.open(path, mode, *arguments, **options)
         if process is not None:
             process.open_files[file.fileno()] = os.fstat(file.fileno()).st_ino
@@ -372,6 +386,7 @@ def inhabited(world: World) -> Iterator[None]:
                 process.leases.discard(held)
 
     ticks = iter(range(10**9))
+    nonces = random.Random(0)  # a power cut goes through a folder by name: no name may be a matter of chance
     patches: list[tuple[Any, str, Any]] = [
         (os, "fsync", fsync),
         *((os, name, writing(getattr(REAL, name))) for name in ("replace", "link", "unlink", "mkdir")),
@@ -385,6 +400,7 @@ def inhabited(world: World) -> Iterator[None]:
         (time, "monotonic", of_world(lambda process: world.now, REAL.monotonic)),
         (time, "time", of_world(clock, REAL.time)),
         (time, "time_ns", of_world(lambda process: int(clock(process) * 1e9) + next(ticks), REAL.time_ns)),
+        (uuid, "uuid4", of_world(lambda process: uuid.UUID(int=nonces.getrandbits(128), version=4), REAL.uuid4)),
         (lease, "_machine", of_world(lambda process: process.machine, REAL.machine)),
         (lease, "_heart", Heart()),
     ]
