@@ -33,13 +33,8 @@ def bare(steps: int, seed: int, folder: str) -> float:
 
 def gaps(root: Path) -> list[float]:
     """Return the seconds between the end of a trial and the start of the next one, for a single worker."""
-    spans = sorted(
-        (
-            json.loads(path.read_text())["attempts"][0]["started"],
-            json.loads(path.with_name("outcome.json").read_text())["ended"],
-        )
-        for path in root.glob("trials/*/trial.json")
-    )
+    outcomes = [json.loads(path.read_text()) for path in root.glob("trials/*/outcome.json")]
+    spans = sorted((outcome["description"]["attempts"][0]["started"], outcome["ended"]) for outcome in outcomes)
     return [start - end for (_, end), (start, _) in itertools.pairwise(spans)]
 
 

@@ -7,7 +7,8 @@ from gatelab.ablations.matrix import Matrix, Trial
 from gatelab.ablations.paths import flatten
 from gatelab.results.store.layout import RunsFolder, TrialFolder
 from gatelab.results.store.lease import holder_of
-from gatelab.results.store.records import Outcome, StudyRecord, TrialDescription
+from gatelab.results.store.records import Outcome, StudyRecord
+from gatelab.results.store.trials import read_description
 
 SHOWN = 3
 """Changed fields that are named."""
@@ -56,7 +57,7 @@ def _from(files: TrialFolder) -> str:
 
 def _changes(trial: Trial, folder: RunsFolder, former: str) -> str:
     """Name the fields in which a trial differs from that of the same name before."""
-    description = TrialDescription.read(folder.trial(former).description)
+    description = read_description(folder.trial(former))
     if description is None:
         return "what it was is not known: it had not begun"
     old, new = dict(flatten(description.config)), dict(flatten(trial.config.model_dump(mode="json")))

@@ -23,14 +23,14 @@ from gatelab.orchestrator.failures import FailureKind, cause_of, kind_of
 from gatelab.orchestrator.pool import WorkerSetup, do_nothing, never
 from gatelab.orchestrator.provenance import code_version
 from gatelab.orchestrator.system_metrics import SystemMetrics
-from gatelab.results.store.journal import Journal, continue_from, mend
+from gatelab.results.store.journal import Journal, compact, continue_from, mend
 from gatelab.results.store.layout import RunsFolder, TrialFolder
 from gatelab.results.store.lease import Held, Lease, LeaseLost, acquire
 from gatelab.results.store.records import Attempt, ForkRecord, Outcome, TrialDescription, write_json
-from gatelab.results.store.trials import read_description, reopened_description
+from gatelab.results.store.trials import forgotten_attempts, read_description, reopened_description, write_end
 from gatelab.status import Status
 from gatelab.training import evaluator
-from gatelab.training.checkpoint import is_written
+from gatelab.training.checkpoint import is_written, keep_newest
 from gatelab.training.config import TrialConfig
 from gatelab.training.data import Dataset
 from gatelab.training.device import choose_device, compute_dtype, environment
@@ -266,8 +266,10 @@ def _train(
         )
     outcome = Outcome(**asdict(ended), trial=task.trial_id, ended=time.time())
     if outcome.status is not Status.STOPPED:
+        compact(files.journal, task.trial_id, lease.check)
+        keep_newest(files.checkpoints)
         lease.check()
-        write_json(files.outcome, outcome.to_json())
+        write_end(files, outcome)
     return outcome
 
 
@@ -293,7 +295,8 @@ def _describe_attempt(task: Task, machine: Mapping[str, str], *, forks: bool) ->
     known = reopened_description(task.files)
     if known is None:
         parent = {} if task.parent is None else {"parent": task.parent}
-        known = TrialDescription(id=task.trial_id, config=task.config.model_dump(mode="json"), **parent)
+        config = task.config.model_dump(mode="json")
+        known = TrialDescription(id=task.trial_id, config=config, attempts=forgotten_attempts(task.files), **parent)
     earlier, fork, told = known.attempts, {}, known.metrics or {}
     if forks and task.fork is not None and not earlier:
         longer = read_description(task.runs.trial(task.fork.trunk))

@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there.
 
 A checkpoint is one safetensors file: the weights, the optimiser's state and, in the file's metadata, all else that must
-survive and the SHA-256 of the whole file. It appears by rename, after fsync. The newest two are kept, so that one can
-be damaged. Older versions of gatelab kept the SHA-256, of the tensors alone, in a JSON file beside it.
+survive and the SHA-256 of the whole file. It appears by rename, after fsync. While training goes on the newest two are
+kept, so that one can be damaged. Older versions kept the SHA-256, of the tensors alone, in a JSON file beside it.
 """
 
 import hashlib
@@ -98,10 +98,12 @@ def save_checkpoint(
         file.write(content[:place])
         file.write(hashlib.sha256(content).hexdigest().encode())
         file.write(memoryview(content)[place + _DIGITS :])
-    kept = [path for path in _files(folder) if path.stem <= _path(folder, step).stem][:KEPT]
-    for path in set(_files(folder)) - set(kept):
-        path.unlink(missing_ok=True)
-        path.with_suffix(".json").unlink(missing_ok=True)
+    _keep(folder, [path for path in _files(folder) if path.stem <= _path(folder, step).stem][:KEPT])
+
+
+def keep_newest(folder: Path) -> None:
+    """Remove all checkpoints but the newest: training goes on from none of them any more."""
+    _keep(folder, _files(folder)[:1])
 
 
 def whole_checkpoints(folder: Path, last: int | None = None) -> Iterator[Checkpoint]:
@@ -149,6 +151,12 @@ def load_weights(folder: Path, model: nn.Module, step: int | None = None) -> int
     except DamagedCheckpoint as error:
         raise ValueError(f"{error} in {folder}") from error
     return newest.step
+
+
+def _keep(folder: Path, kept: list[Path]) -> None:
+    for path in set(_files(folder)) - set(kept):
+        path.unlink(missing_ok=True)
+        path.with_suffix(".json").unlink(missing_ok=True)
 
 
 def _path(folder: Path, step: int) -> Path:

@@ -144,7 +144,7 @@ def _is_own(path: Path, runs: set[Path]) -> bool:
     Notes the runs folder that it lies in.
     """
     folder, name = path.parent, path.name
-    known = {"data": ("manifest.json",), "trials": ("lock", "trial.json"), "studies": ("study.json",)}
+    known = {"data": ("manifest.json",), "trials": ("lock", "trial.json", "outcome.json"), "studies": ("study.json",)}
     unfinished = folder.name == "data" and re.fullmatch(r"[0-9a-f]{64}(\.lock|-.*\.tmp)", name)
     if unfinished or any((path / file).is_file() for file in known.get(folder.name, ())):
         runs.add(folder.parent)

@@ -24,6 +24,7 @@ from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.metrics import metrics_from_journals
 from gatelab.results.store.records import read_json
 from gatelab.results.store.runs import runs_from_journals
+from gatelab.results.store.trials import read_description
 from gatelab.results.tracking.runs import runs_from_mlflow
 
 pytestmark = pytest.mark.usefixtures("own_ray")
@@ -83,9 +84,9 @@ def test_each_trial_starts_from_the_final_weights_of_its_own(build: Build, tmp_p
     known = {trial.id: (trial.variant, trial.seed) for trial in first.trials}
     for entry in last.trials:
         assert known[entry.parent or ""] == (entry.variant, entry.seed)
-        description = read_json(folder.trial(entry.id).description)
+        description = read_description(folder.trial(entry.id))
         assert description is not None
-        assert description["parent"] == entry.parent
+        assert description.parent == entry.parent
 
 
 def test_what_it_continues_diverged_or_has_not_finished(build: Build, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from gatelab.results.store.journal import JournalTail
 from gatelab.results.store.layout import RunsFolder, TrialFolder
 from gatelab.results.store.records import DamagedRecord, read_json, write_json
 from gatelab.results.store.runs import runs_from_journals
+from gatelab.results.store.trials import PROVENANCE, whole_description
 from gatelab.status import Status
 from gatelab.training.preparation import prepare
 from tests.orchestrator.conftest import TINY
@@ -124,7 +125,9 @@ def test_a_damaged_trial_goes_on_to_the_undisturbed_end(
         "memory/peak_bytes",
     }
     assert not list(files.path.rglob("*.tmp"))
-    assert (read_json(files.description) or {})["id"] == matrix.trials[0].id
+    description = whole_description(files)
+    assert description is not None
+    assert (description.id, len(description.attempts)) == (matrix.trials[0].id, 2)
 
 
 @pytest.fixture
@@ -160,7 +163,11 @@ def test_a_damaged_outcome_is_named_and_made_again(
     assert "1 interrupted" in shown.output
     assert run(matrix, folder) == Status.FINISHED
     after = read_json(files.outcome) or {}
+    former, attempts = before.pop("description")["attempts"], after.pop("description")["attempts"]
     assert {**after, "ended": 0} == {**before, "ended": 0}
+    forgotten = dict.fromkeys(PROVENANCE, "unknown")  # better than that the new attempt had trained it
+    assert attempts[0]["provenance"] in (former[0]["provenance"], forgotten)
+    assert len(attempts) == len(former) + 1
 
 
 def test_lost_values_of_a_finished_trial_are_named_where_they_are_read(
@@ -184,6 +191,9 @@ def test_a_damaged_description_is_named_and_the_results_stay(
 ) -> None:
     """Only where the numbers come from is lost; a table of them can still be made."""
     _, folder, files = finished
+    description = whole_description(files)
+    assert description is not None
+    write_json(files.description, description.to_json())  # as earlier versions left it
     change(files.description, '"seed": 0', '"seed": 1')
     with pytest.warns(DamagedFile, match=r"trial\.json is damaged: code, data and machine"):
         (row,) = runs_from_journals(folder, "tiny").to_pylist()

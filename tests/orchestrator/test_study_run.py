@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,8 +23,9 @@ from gatelab.results.store.journal import read_journal
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.lease import acquire
 from gatelab.results.store.metrics import metrics_from_journals
-from gatelab.results.store.records import read_json
+from gatelab.results.store.records import read_json, read_part
 from gatelab.results.store.runs import runs_from_journals
+from gatelab.results.store.trials import read_description
 from gatelab.results.tracking.runs import runs_from_mlflow
 
 pytestmark = pytest.mark.usefixtures("own_ray")
@@ -256,7 +258,7 @@ def test_budgets_share_a_trunk(tiny_study: Build, tmp_path: Path) -> None:
         losses = [[(row["step"], row["value"]) for row in rows if row["name"] == "train/loss"] for rows in curves]
         assert losses[0] == losses[1]
     by_tokens = {trial.config.training.tokens: trial.id for trial in matrix.trials}
-    told = {tokens: read_json(together.trial(id).description) or {} for tokens, id in by_tokens.items()}
+    told = {tokens: read_part(together.trial(id).outcome, "description") or {} for tokens, id in by_tokens.items()}
     assert "branch" not in told[2560]
     assert told[1280]["branch"] == {"trunk": by_tokens[2560], "step": 10}
     assert told[1280]["attempts"][0] == told[2560]["attempts"][0]  # a result is of all code and devices that made it
@@ -267,6 +269,8 @@ def test_budgets_share_a_trunk(tiny_study: Build, tmp_path: Path) -> None:
 
 def own_steps(folder: RunsFolder, trial: str) -> int:
     """Steps that a trial's own, last attempt trained."""
-    newest = max(folder.trial(trial).journal.glob("*.arrows"))
-    with pa.ipc.open_stream(newest) as stream:
-        return sum(name == "train/loss" for name in stream.read_all()["name"].to_pylist())
+    description = read_description(folder.trial(trial))
+    assert description is not None
+    begun = datetime.fromtimestamp(description.attempts[-1].started, UTC).replace(tzinfo=None)
+    rows = read_journal(folder.trial(trial).journal).to_pylist()
+    return sum(row["name"] == "train/loss" and row["time"] >= begun for row in rows)

@@ -13,7 +13,8 @@ from gatelab.orchestrator.worker import Task, run_task
 from gatelab.results.store.journal import Journal, JournalTail, read_journal
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.metric_specs import BEFORE_SPECS, specs_of_trials
-from gatelab.results.store.records import TrialDescription, read_json, write_json
+from gatelab.results.store.records import TrialDescription, write_json
+from gatelab.results.store.trials import read_description
 from gatelab.training.config import TrialConfig
 from gatelab.training.preparation import prepare
 
@@ -152,9 +153,9 @@ def test_a_trial_records_them_only_if_asked(asked: bool, corpus: Path, tmp_path:
     task = small_task(corpus, tmp_path, asked)
     folder = task.runs
     assert run_task(task, "cpu").status == "finished"
-    description = read_json(folder.trial(task.trial_id).description)
+    description = read_description(folder.trial(task.trial_id))
     assert description is not None
-    specs = load_specs(description["metrics"])
+    specs = load_specs(description.metrics or {})
     told = {name: find_spec(name, specs) for name in ALWAYS}
     assert told == {name: MetricSpec(unit, kind="series") if asked else MetricSpec() for name, unit in ALWAYS.items()}
     assert find_spec("train/loss", specs) == MetricSpec("nats/token", "lower", kind="series")
@@ -171,7 +172,7 @@ def test_what_an_earlier_attempt_measured_stays_described(corpus: Path, tmp_path
     begun = TrialDescription(id=task.trial_id, config={}, metrics=dump_specs(SPECS))
     write_json(task.files.description, begun.to_json())
     assert run_task(task, "cpu").status == "finished"
-    description = TrialDescription.read(task.files.description)
+    description = read_description(task.files)
     assert description is not None
     specs = specs_of_trials([description])
     assert find_spec("system/cpu_utilization_percentage", specs) == MetricSpec("%", kind="series")

@@ -23,8 +23,9 @@ from gatelab.results.analyses.comparison import SPEED, compare
 from gatelab.results.store.layout import RunsFolder, TrialFolder
 from gatelab.results.store.lease import holder_of
 from gatelab.results.store.metrics import metrics_from_journals
-from gatelab.results.store.records import Outcome, TrialDescription, read_json
+from gatelab.results.store.records import Outcome, read_json
 from gatelab.results.store.runs import runs_from_journals
+from gatelab.results.store.trials import whole_description
 from gatelab.status import Status
 from gatelab.training.checkpoint import whole_checkpoints
 
@@ -152,7 +153,7 @@ def _data(folder: RunsFolder) -> Found:
 
 def _trials(folder: RunsFolder) -> Found:
     for files in _trial_folders(folder):
-        description = TrialDescription.read(files.description)
+        description = whole_description(files)
         if description is not None:
             said = description.to_json()
             for key in ("id", "config", "parent", "branch"):
@@ -305,7 +306,7 @@ def _of_trial(files: TrialFolder, known: Mapping[tuple[str, str, str], set[str]]
     trial = files.path.name
     if (holder := holder_of(files.path)) is not None:
         yield Violation("lease", trial, f"still held by {holder}")
-    description, outcome = TrialDescription.read(files.description), Outcome.read(files.outcome)
+    description, outcome = whole_description(files), Outcome.read(files.outcome)
     segments = sorted(files.journal.glob("*.arrows"))
     if outcome is not None and outcome.ended is not None and description is not None:
         for number, attempt in enumerate(description.attempts, 1):

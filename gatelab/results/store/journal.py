@@ -166,6 +166,25 @@ def mend(folder: Path, trial: str = "") -> int:
     return tail.whole_steps
 
 
+def compact(folder: Path, trial: str = "", fence: Callable[[], None] = lambda: None) -> None:
+    """Make one segment of several, unless anything in them is lost. For whoever holds the trial's lease.
+
+    A kill leaves old segments beside the new one; together they hold the same rows.
+    """
+    old = segments(folder)
+    tail = JournalTail(folder)
+    if len(old) < 2:
+        return
+    rows = tail.read()
+    if tail.lost:
+        return
+    with Journal(folder, trial=trial, fence=fence) as journal:
+        journal.append(rows)
+    for path in old:
+        path.unlink()
+    fsync(folder)
+
+
 def segments(folder: Path) -> list[Path]:
     """Return the segments of a journal, in the order in which they were written."""
     numbers = [name.removesuffix(".arrows") for name in names_in(folder) if name.endswith(".arrows")]
@@ -204,6 +223,14 @@ class JournalTail:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield new rows batch by batch, for callers that keep only a part of each."""
+        while True:
+            try:
+                yield from self._batches()
+                return
+            except FileNotFoundError:  # the trial has come to its end: one segment has taken the place of several
+                continue
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
         for path in segments(self._folder):
             begins = path not in self._readers and bool(self._readers)
             reader = self._readers.setdefault(path, SegmentReader(path))

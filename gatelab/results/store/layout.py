@@ -2,7 +2,8 @@
 
 gatelab-runs/
   data/<identity>/            prepared tokens and their manifest
-  trials/<trial id>/          trial.json, journal/, checkpoints/, outcome.json, log.txt
+  trials/<trial id>/          trial.json, journal/, checkpoints/, log.txt; once it is over outcome.json, which holds
+                              trial.json
   studies/<name>/             study.yaml (what was asked), study.json (the matrix), study-<hash>.json (each matrix
                               there was), tables and plots
   noise.parquet               how metrics scatter over seeds, of every study that was run here
@@ -40,7 +41,10 @@ class TrialFolder:
 
     @property
     def description(self) -> Path:
-        """trial.json: id, configuration and, of each attempt, when it started and its provenance."""
+        """trial.json: id, configuration and, of each attempt, when it started and its provenance.
+
+        Once the trial is over outcome.json holds the same. `trials.read_description` reads either.
+        """
         return self.path / "trial.json"
 
     @property

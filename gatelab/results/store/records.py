@@ -146,6 +146,10 @@ class StudyRecord(Record):
         return self.model_copy(update={"trials": list(trials)})
 
 
+DESCRIPTION = "description"
+"""The key of outcome.json under which the description of a trial lies that has no trial.json any more."""
+
+
 class Outcome(Record):
     """State or end of a trial: outcome.json, there once it is over."""
 
@@ -166,6 +170,11 @@ class Outcome(Record):
     """The file with what its process had to say, of one that failed."""
     ended: float | None = None
     """Seconds since 1970."""
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], source: str) -> Self:
+        """Read an outcome, without the description that is kept with it."""
+        return super().from_json({key: value for key, value in content.items() if key != DESCRIPTION}, source)
 
     @classmethod
     def whole(cls, path: Path) -> Self | None:
@@ -202,7 +211,7 @@ class ForkRecord(Record):
 
 
 class TrialDescription(Record):
-    """Description of a trial that has begun: trial.json."""
+    """Description of a trial that has begun: trial.json, or a part of outcome.json once the trial is over."""
 
     id: str
     config: dict[str, Any]
@@ -270,6 +279,23 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return without_checksum(value) if isinstance(value, dict) else None
+
+
+def read_part(path: Path, key: str) -> dict[str, Any] | None:
+    """Read an object within a JSON object, by its own checksum; None where there is none.
+
+    The rest may be damaged. Raises DamagedRecord if the part is.
+    """
+    try:
+        part = json.loads(path.read_text(encoding="utf-8")).get(key)
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return None
+    if part is None:
+        return None
+    whole = without_checksum(part) if isinstance(part, dict) else None
+    if whole is None:
+        raise DamagedRecord(f"{path}: {key}: is not as gatelab writes it")
+    return whole
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -4,11 +4,22 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from gatelab.checksums import with_checksum
 from gatelab.errors import DamagedFile
-from gatelab.results.store.journal import JournalTail, Loss
+from gatelab.results.store.journal import JournalTail, Loss, segments
 from gatelab.results.store.layout import RunsFolder, TrialFolder
 from gatelab.results.store.lease import holder_of
-from gatelab.results.store.records import DamagedRecord, EvaluationResult, Outcome, StudyRecord, TrialDescription
+from gatelab.results.store.records import (
+    DESCRIPTION,
+    Attempt,
+    DamagedRecord,
+    EvaluationResult,
+    Outcome,
+    StudyRecord,
+    TrialDescription,
+    read_part,
+    write_json,
+)
 from gatelab.status import Status
 
 PROVENANCE = ("code", "commit", "data", "device", "precision", "threads", "torch", "python", "host")
@@ -55,7 +66,7 @@ def read_description(files: TrialFolder) -> TrialDescription | None:
     Raises NewerRecord.
     """
     try:
-        description = _whole_description(files)
+        description = whole_description(files)
     except DamagedRecord:
         description = None
         _warn(f"{files.description} is damaged: code, data and machine of its trial are not known; its results are")
@@ -65,10 +76,19 @@ def read_description(files: TrialFolder) -> TrialDescription | None:
 def reopened_description(files: TrialFolder) -> TrialDescription | None:
     """Read the same for a new attempt, which writes it anew; a damaged one is set aside. Raises NewerRecord."""
     try:
-        return _whole_description(files)
+        return whole_description(files)
     except DamagedRecord:
-        files.description.rename(files.description.with_name(f"{files.description.name}.damaged"))
+        if files.description.exists():
+            files.description.rename(files.description.with_name(f"{files.description.name}.damaged"))
         return None
+
+
+def forgotten_attempts(files: TrialFolder) -> list[Attempt]:
+    """Return, of a trial whose description is lost, what is known of the attempts that wrote its journal: when."""
+    return [
+        Attempt(started=path.stat().st_mtime, provenance=dict.fromkeys(PROVENANCE, "unknown"))
+        for path in segments(files.journal)[:1]
+    ]
 
 
 def lost_values(files: TrialFolder, journal: JournalTail) -> list[str]:
@@ -81,11 +101,28 @@ def lost_values(files: TrialFolder, journal: JournalTail) -> list[str]:
     return [f"{loss}; to train them again, remove {files.outcome} and run the study" for loss in losses]
 
 
-def _whole_description(files: TrialFolder) -> TrialDescription | None:
-    description = TrialDescription.read(files.description)
+def whole_description(files: TrialFolder) -> TrialDescription | None:
+    """Read the same. Raises NewerRecord, DamagedRecord."""
+    path = files.description
+    description = TrialDescription.read(path)
+    if description is None:
+        path = files.outcome
+        said = read_part(path, DESCRIPTION)
+        description = None if said is None else TrialDescription.from_json(said, str(path))
     if description is not None and description.id != files.path.name:
-        raise DamagedRecord(f"{files.description}: is of another trial, {description.id}")
+        raise DamagedRecord(f"{path}: is of another trial, {description.id}")
     return description
+
+
+def write_end(files: TrialFolder, outcome: Outcome) -> None:
+    """Write the outcome of a trial that is over: what it said of itself goes with it, into one file.
+
+    A kill leaves both files at worst, and they say the same. Each part has a checksum of its own.
+    """
+    description = whole_description(files)
+    said = {} if description is None else {DESCRIPTION: with_checksum(description.to_json())}
+    write_json(files.outcome, outcome.to_json() | said)
+    files.description.unlink(missing_ok=True)
 
 
 def provenance(description: TrialDescription | None) -> dict[str, str]:
