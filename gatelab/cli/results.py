@@ -14,9 +14,14 @@ from gatelab.cli.analysis import show_analysis
 from gatelab.cli.console import console, fail, print_json, print_table, show_files, warn
 from gatelab.errors import AnalysisUnavailable, WrongRequest
 from gatelab.results.store.layout import RunsFolder
+from gatelab.status import Status
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+MOST_LISTED = 500
+"""Trials that `status` lists one by one."""
 
 
 class Source(enum.StrEnum):
@@ -71,6 +76,9 @@ def status(
         shown = ("trial", "variant", "seed", "outcome", "reason", "step", "steps")
         print_json({"counts": counts, "trials": [{key: trial[key] for key in shown} for trial in trials]})
         return
+    listed = trials
+    if len(trials) > MOST_LISTED:
+        listed = sorted(trials, key=lambda trial: bool(trial["outcome"] == Status.FINISHED))[:MOST_LISTED]
     columns = (Column("variant"), Column("seed", True), Column("outcome"), Column("step", True), Column("trial"))
     rows = tuple(
         (
@@ -80,11 +88,13 @@ def status(
             f"{trial['step']}/{trial['steps']}",
             trial["trial"][:12],
         )
-        for trial in trials
+        for trial in listed
     )
-    reasons = tuple(f"{t['variant']}, seed={t['seed']}: {t['reason']}" for t in trials if t["reason"])
+    notes = [f"{t['variant']}, seed={t['seed']}: {t['reason']}" for t in listed if t["reason"]]
+    if len(listed) < len(trials):
+        notes.append(f"{len(trials) - len(listed)} more trials are not listed, finished ones first: --json lists all")
     title = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-    print_table(Table(title, columns, rows, notes=reasons))
+    print_table(Table(title, columns, rows, notes=tuple(notes)))
 
 
 def _show_failures(folder: RunsFolder, study: str, json: bool) -> None:

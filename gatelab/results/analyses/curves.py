@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from gatelab.errors import AnalysisUnavailable
 from gatelab.results.statistics.series import Curve, bin_means
 from gatelab.results.store.layout import RunsFolder
-from gatelab.results.store.metrics import each_journal, metrics_from_journals
+from gatelab.results.store.metrics import each_journal, metrics_from_journals, split
 
 MOST_NAMED = 16
 """Metrics that an error names."""
@@ -69,8 +69,7 @@ def curves_by_seed(rows: pa.Table, abscissa: str = "step", value: str = "value")
     Non-finite values are left out, and seeds that have no other.
     """
     curves = {}
-    for seed in sorted(pc.unique(rows["seed"]).to_pylist()):
-        mine = rows.filter(pc.equal(rows["seed"], seed))
+    for seed, mine in sorted(split(rows, "seed").items()):
         where, values = mine[abscissa].to_numpy(), mine[value].to_numpy()
         finite = np.isfinite(values)
         if finite.any():

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gatelab.results.statistics.spikes import band_exit
-from gatelab.results.store.metrics import named
+from gatelab.results.store.metrics import named, split
 from gatelab.status import Status
 from gatelab.thresholds import HISTORY_STEPS, MIN_VALUES
 
@@ -75,9 +75,10 @@ def divergence_traces(trials: Iterable[Mapping[str, Any]], metrics: pa.Table) ->
     """Yield the divergence traces of trials, rows of a `runs` frame: of each event whose ring is in their journals."""
     rings = ring_rows(metrics)
     losses = metrics.filter(pc.and_(pc.is_null(metrics["layer"]), pc.equal(metrics["name"], "train/loss")))
+    rings_of, losses_of = split(rings, "trial"), split(losses, "trial")
     for trial in trials:
-        mine = rings.filter(pc.equal(rings["trial"], trial["trial"]))
-        own = losses.filter(pc.equal(losses["trial"], trial["trial"]))
+        mine = rings_of.get(trial["trial"], rings.slice(0, 0))
+        own = losses_of.get(trial["trial"], losses.slice(0, 0))
         for found in sorted(pc.unique(mine["found"]).to_pylist()):
             ring = measurements_of_event(mine, found)
             steps = np.unique(ring["step"].to_numpy())

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from gatelab.errors import AnalysisUnavailable
 from gatelab.results.analyses.analysis import tidy, to_jsonable
@@ -27,7 +26,7 @@ from gatelab.results.analyses.trial_stability import (
     trial_stability,
 )
 from gatelab.results.store.layout import RunsFolder
-from gatelab.results.store.metrics import each_journal, together
+from gatelab.results.store.metrics import each_journal, split, together
 from gatelab.results.store.records import TrialRecord
 from gatelab.results.store.runs import runs_of_record
 from gatelab.results.store.trials import study_descriptions
@@ -133,8 +132,9 @@ def stability(runs: pa.Table, metrics: pa.Table, settings: Mapping[str, Settings
     """
     settings = settings or {}
     found = []
+    of_trials = split(metrics, "trial")
     for trial in runs.to_pylist():
-        rows = metrics.filter(pc.equal(metrics["trial"], trial["trial"]))
+        rows = of_trials.get(trial["trial"], metrics.slice(0, 0))
         found.append(trial_stability(trial, rows, settings.get(trial["trial"])))
     return _joined(runs, found)
 

@@ -80,7 +80,8 @@ class Lease:
     def check(self) -> None:
         """Return if the lease still holds. Raises LeaseLost."""
         for seconds in RECHECKS:
-            time.sleep(seconds)
+            if seconds:
+                time.sleep(seconds)
             known = _leases(self.path.parent, self.path.name.rpartition("-")[0])
             if known and known[-1] == self.path and self._is_ours():
                 return

@@ -4,7 +4,9 @@ import fnmatch
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -33,6 +35,10 @@ METRICS = pa.schema(
 """Columns of values in long form."""
 
 
+SMALL = 1 << 12
+"""Rows of a trial that are few."""
+
+
 AT_ONCE = 1 << 16
 """Rows of a journal that are looked at together."""
 
@@ -54,7 +60,26 @@ def metrics_from_journals(
 
 def together(tables: Iterable[pa.Table]) -> pa.Table:
     """Concatenate the rows of several trials into one table."""
-    return pa.concat_tables([METRICS.empty_table(), *tables]).unify_dictionaries()
+    rows = pa.concat_tables([METRICS.empty_table(), *tables]).unify_dictionaries()
+    # What is asked of a column is asked of chunk after chunk: thousands of small ones would take seconds each time.
+    return rows.combine_chunks() if len(rows) < SMALL * rows["value"].num_chunks else rows
+
+
+def split(rows: pa.Table, column: str) -> dict[Any, pa.Table]:
+    """Return the rows of each value of a column, in the order in which values and rows come.
+
+    Takes as long for thousands of values as for a few, where a filter for each would not.
+    """
+    codes = rows[column].dictionary_encode().unify_dictionaries().combine_chunks()
+    indices = codes.indices.to_numpy(zero_copy_only=False)
+    ordered = rows.take(np.argsort(indices, kind="stable"))
+    counts = np.bincount(indices, minlength=len(codes.dictionary))
+    begins = np.cumsum(counts) - counts
+    return {
+        value: ordered.slice(begin, count)
+        for value, begin, count in zip(codes.dictionary.to_pylist(), begins, counts, strict=True)
+        if count
+    }
 
 
 def each_journal(
@@ -69,8 +94,6 @@ def each_journal(
         names: of metrics, patterns as those of file names; all others are left out.
         layers: of layers only (True), of the whole model only (False), or both.
     """
-    ids, variants = [trial.id for trial in trials], list(dict.fromkeys(trial.variant for trial in trials))
-    of_trials, of_variants = pa.array(ids, pa.utf8()), pa.array(variants, pa.utf8())
 
     def read(index: int) -> pa.Table:
         trial = trials[index]
@@ -81,8 +104,8 @@ def each_journal(
             warnings.warn(loss, DamagedFile, stacklevel=2)
         rows = pa.Table.from_batches(parts, _VALUES).unify_dictionaries()
         own = {
-            "trial": _constant(index, of_trials, len(rows)),
-            "variant": _constant(variants.index(trial.variant), of_variants, len(rows)),
+            "trial": _constant(trial.id, len(rows)),
+            "variant": _constant(trial.variant, len(rows)),
             "seed": pa.repeat(pa.scalar(trial.seed, pa.int64()), len(rows)),
         }
         return pa.table([*own.values(), *rows.columns], METRICS)
@@ -126,8 +149,9 @@ def _chosen(rows: pa.RecordBatch, names: Collection[str], layers: bool | None) -
     return rows
 
 
-def _constant(index: int, texts: pa.Array, length: int) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(index, pa.int32()), length), texts)
+def _constant(text: str, length: int) -> pa.DictionaryArray:
+    # A dictionary of its own: if each trial's were that of all trials, to unify them would take the square of these.
+    return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), length), pa.array([text], pa.utf8()))
 
 
 def _fits(name: str, patterns: Iterable[str]) -> bool:
