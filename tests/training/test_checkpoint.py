@@ -12,6 +12,7 @@ import torch
 from gatelab.training.checkpoint import (
     DamagedCheckpoint,
     is_written,
+    keep_newest,
     load_weights,
     save_checkpoint,
     sweep,
@@ -227,6 +228,9 @@ def test_two_checkpoints_are_kept_in_order_of_steps(tiny: Callable[..., TrialCon
     restored = load_checkpoint(folder, one)
     assert restored is not None
     assert restored[0] == 100
+    keep_newest(folder)
+    assert [path.name for path in folder.iterdir()] == ["step-000000100.safetensors"]
+    assert load_checkpoint(folder, one) is not None
 
 
 @pytest.mark.parametrize("survived", range(2))

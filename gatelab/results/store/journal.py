@@ -167,10 +167,7 @@ def mend(folder: Path, trial: str = "") -> int:
 
 
 def compact(folder: Path, trial: str = "", fence: Callable[[], None] = lambda: None) -> None:
-    """Make one segment of several, unless anything in them is lost. For whoever holds the trial's lease.
-
-    A kill leaves old segments beside the new one; together they hold the same rows.
-    """
+    """Make one segment of several, unless anything in them is lost. For whoever holds the trial's lease."""
     old = segments(folder)
     tail = JournalTail(folder)
     if len(old) < 2:
@@ -180,7 +177,7 @@ def compact(folder: Path, trial: str = "", fence: Callable[[], None] = lambda: N
         return
     with Journal(folder, trial=trial, fence=fence) as journal:
         journal.append(rows)
-    for path in old:
+    for path in reversed(old):  # whichever are left by a kill, with the new one they hold the same
         path.unlink()
     fsync(folder)
 

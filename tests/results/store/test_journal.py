@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatelab.results.store.journal import Journal, JournalTail, continue_from, mend, read_journal
+from gatelab.results.store.journal import Journal, JournalTail, compact, continue_from, mend, read_journal
 from gatelab.results.store.segment import SCHEMA
 
 Rows = list[tuple[int, int | None, str, float]]
@@ -427,6 +427,71 @@ def test_a_damaged_journal_is_mended_up_to_its_damage(ended: Path) -> None:
         "0002.arrows",
     ]
     assert (ended / "0000.arrows.damaged").read_bytes() == content
+
+
+def attempts(folder: Path) -> Path:
+    """A journal of three attempts: the second went back, the third ended twice as far."""
+    for steps in (range(1, 11), range(6, 16), range(14, 31)):
+        with Journal(folder, trial=folder.parent.name) as journal:
+            write(journal, steps)
+    return folder
+
+
+def test_segments_become_one_with_the_same_rows(tmp_path: Path) -> None:
+    """Also for a reader that has read a part of them before."""
+    folder = attempts(tmp_path / "trial" / "journal")
+    tail, late = JournalTail(folder), JournalTail(folder)
+    expected = rows_of(read_journal(folder))
+    before = rows_of(tail.read())
+    times = read_journal(folder)["time"].to_pylist()
+    compact(folder, "trial")
+    assert [path.name for path in folder.iterdir()] == ["0003.arrows"]
+    assert rows_of(read_journal(folder)) == before + rows_of(tail.read()) == rows_of(late.read()) == expected
+    assert read_journal(folder)["time"].to_pylist() == times
+    assert losses_of(folder) == [] == tail.lost
+    compact(folder, "trial")
+    assert [path.name for path in folder.iterdir()] == ["0003.arrows"]
+
+
+@pytest.mark.parametrize("left", range(4))
+def test_a_kill_while_segments_become_one_costs_no_row(left: int, tmp_path: Path) -> None:
+    """Old segments may be left beside the new one, or the new one be torn."""
+    folder = attempts(tmp_path / "trial" / "journal")
+    expected = rows_of(read_journal(folder))
+    old = {path.name: path.read_bytes() for path in folder.iterdir()}
+    compact(folder, "trial")
+    new = folder / "0003.arrows"
+    for name in sorted(old)[:left]:
+        (folder / name).write_bytes(old[name])
+    assert (rows_of(read_journal(folder)), losses_of(folder)) == (expected, [])
+    if left == 3:
+        new.write_bytes(new.read_bytes()[:-40])
+        assert (rows_of(read_journal(folder)), losses_of(folder)) == (expected, [])
+    compact(folder, "trial")
+    assert len(list(folder.iterdir())) == 1
+    assert rows_of(read_journal(folder)) == expected
+
+
+def test_segments_that_vanish_while_they_are_read_are_read_in_their_successor(tmp_path: Path) -> None:
+    """A table that is made while a trial ends has all of its rows."""
+    folder = attempts(tmp_path / "trial" / "journal")
+    expected = rows_of(read_journal(folder))
+    batches = (tail := JournalTail(folder)).batches()
+    found = [next(batches)]
+    compact(folder, "trial")
+    found += batches
+    assert rows_of(pa.Table.from_batches(found)) == expected
+    assert tail.lost == []
+
+
+def test_damaged_segments_stay_apart(tmp_path: Path) -> None:
+    """What is lost is named with its file, and what can still be read is not thrown away."""
+    folder = attempts(tmp_path / "trial" / "journal")
+    flip(folder / "0001.arrows", (folder / "0001.arrows").stat().st_size // 2)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert losses_of(folder)
+    compact(folder, "trial")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_branch_takes_nothing_from_behind_the_damage_of_its_trunk(ended: Path, tmp_path: Path) -> None:

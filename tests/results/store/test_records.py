@@ -123,3 +123,22 @@ def test_every_command_refuses_a_newer_record(command: str, file: str, laborator
     assert isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == 2
     assert f"{path}: has version 7 and this gatelab reads up to version 1: upgrade gatelab" in result.stderr
+
+
+def test_the_status_of_many_trials_begins_with_what_is_not_finished(
+    laboratory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among thousands of finished trials the one that failed is on the screen; JSON has all."""
+    lab = laboratory(seeds=3)
+    for variant in (0, 1):
+        for seed in range(3):
+            lab.finish(variant, seed)
+    lab.end(1, 2, "failed", 3, "RuntimeError: too hot")
+    monkeypatch.setattr("gatelab.cli.results.MOST_LISTED", 2)
+    arguments = ["status", lab.name, "--runs", str(lab.folder.root)]
+    shown = CliRunner().invoke(app, arguments).output
+    assert "5 finished, 1 failed" in shown
+    assert sum(trial.id[:12] in shown for trial in lab.record.trials) == 2
+    assert "too hot" in shown
+    assert "4 more trials are not listed, finished ones first: --json lists all" in shown
+    assert len(json.loads(CliRunner().invoke(app, [*arguments, "--json"]).output)["trials"]) == 6

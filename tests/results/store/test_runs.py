@@ -20,7 +20,7 @@ from gatelab.results.store import metrics, records
 from gatelab.results.store.journal import Journal, read_journal
 from gatelab.results.store.layout import NotFound, RunsFolder
 from gatelab.results.store.metric_specs import specs_of
-from gatelab.results.store.metrics import METRICS, each_journal, metrics_from_journals, named, together
+from gatelab.results.store.metrics import METRICS, each_journal, metrics_from_journals, named, split, together
 from gatelab.results.store.records import TrialRecord
 from gatelab.results.store.runs import SUMMARY, axes_of, runs_from_journals, runs_schema
 from gatelab.results.store.trials import PROVENANCE
@@ -338,3 +338,32 @@ def test_answers_are_read_once(laboratory: Any, monkeypatch: Any) -> None:
     assert sorted(path for path in opened if path.parent.name == "evaluations") == sorted(
         lab.trial(variant, 0).evaluations / "far.json" for variant in (0, 1)
     )
+
+
+@given(st.lists(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), max_size=4), max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_splitting_is_a_filter_for_each_value(chunks: list[list[tuple[str, int]]]) -> None:
+    """Whatever the chunks, and whether texts are encoded: the same rows in the same order."""
+    schema = pa.schema([("name", metrics.TEXT), ("seed", pa.int64()), ("row", pa.int64())])
+    count, parts = 0, [schema.empty_table()]
+    for chunk in chunks:
+        rows = [{"name": name, "seed": seed, "row": count + at} for at, (name, seed) in enumerate(chunk)]
+        parts.append(pa.Table.from_pylist(rows, schema))
+        count += len(chunk)
+    rows = pa.concat_tables(parts)
+    for column in ("name", "seed"):
+        found = split(rows, column)
+        assert sum(map(len, found.values())) == count
+        for value, part in found.items():
+            assert part.to_pylist() == rows.filter(pc.equal(rows[column], value)).to_pylist() != []
+
+
+def test_many_short_trials_are_in_few_chunks(laboratory: Any) -> None:
+    """A question asked of a column is not asked of thousands of chunks, and texts are those of all trials."""
+    lab = laboratory(seeds=4)
+    for variant in (0, 1):
+        for seed in range(4):
+            lab.finish(variant, seed)
+    rows = metrics_from_journals(lab.folder, lab.name)
+    assert {rows[name].num_chunks for name in rows.column_names} == {1}
+    assert set(rows["trial"].to_pylist()) == {trial.id for trial in lab.record.trials}
