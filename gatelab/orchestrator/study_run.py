@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from gatelab.ablations.matrix import Matrix, Trial
 from gatelab.ablations.shared_prefix import forks
-from gatelab.atomic import make_folder
+from gatelab.atomic import make_folder, remove_temporaries
 from gatelab.errors import Unavailable
 from gatelab.orchestrator.attempts import Attempts
 from gatelab.orchestrator.executor import CannotRun, Executor
@@ -99,6 +99,7 @@ def run_matrix(
     with lease:
         for path in study.stop_files:  # of drivers that were killed: nobody else holds the lease
             path.unlink(missing_ok=True)
+        remove_temporaries(study.path, unchanged_seconds=3600)  # commands that hold no lease write tables here
         progress = Progress({trial.id: _known_state(folder, trial, exhausted) for trial in matrix.trials})
         waiting = [entry.trial for entry in progress.trials.values() if entry.state is Status.WAITING]
         pending = [trial for trial in waiting if only is None or trial.id in only]

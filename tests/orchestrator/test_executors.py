@@ -1,7 +1,9 @@
 """A study is the same study wherever it runs: in this process, without Ray, or on Ray."""
 
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -141,13 +143,16 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(tiny_study: Build, tmp
     assert values(folder) == values(undisturbed)
 
 
-def test_what_a_driver_left_that_was_killed_as_it_stopped_is_removed(tiny_study: Build, tmp_path: Path) -> None:
-    """Its request to stop stays where the next driver of the study finds it, and where kills are accounted for."""
+def test_what_a_driver_left_that_was_killed_is_removed(tiny_study: Build, tmp_path: Path) -> None:
+    """Its request to stop, and half-written files once nobody can be writing them: the next driver finds both."""
     folder, matrix = RunsFolder(tmp_path / "runs"), tiny_study()
-    left = folder.study("tiny").stop_file("4194304-1")
-    left.parent.mkdir(parents=True)
-    left.touch()
-    assert leftovers(folder) == ["studies/tiny/stop-4194304-1"]
+    stop = folder.study("tiny").stop_file("4194304-1")
+    half = stop.with_name(".study.json.4194304.tmp")
+    stop.parent.mkdir(parents=True)
+    stop.touch()
+    half.touch()
+    os.utime(half, (time.time() - 4000,) * 2)
+    assert leftovers(folder) == ["studies/tiny/.study.json.4194304.tmp", "studies/tiny/stop-4194304-1"]
     assert run_matrix(matrix, folder, InlineExecutor(), RunOptions()).count("finished") == 2
     assert leftovers(folder) == []
 
