@@ -13,12 +13,20 @@ from gatelab.ablations.matrix import Matrix
 from gatelab.ablations.paths import flatten
 from gatelab.orchestrator import ray_connection
 from gatelab.orchestrator.planning import plan_study
+from gatelab.results.store.layout import RunsFolder
+from gatelab.results.store.trials import read_description
 
 TINY = {
     "model": {"layers": 1, "hidden_size": 16, "query_heads": 2, "kv_heads": 2, "head_dim": 8, "ffn_size": 16},
     "training": {"tokens": 1280, "sequence_length": 16, "batch_size": 4},
     "evaluation": {"tokens": 256, "points": 2},
 }
+
+
+def count_attempts(folder: RunsFolder) -> int:
+    """Count the attempts at all trials of a folder: how often one of them was begun, or gone on with."""
+    known = [read_description(folder.trial(path.name)) for path in folder.root.glob("trials/*")]
+    return sum(len(description.attempts) for description in known if description is not None)
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ from gatelab.results.store.records import read_json
 from gatelab.results.store.runs import runs_from_journals
 from gatelab.results.store.trials import read_description
 from gatelab.results.tracking.runs import runs_from_mlflow
+from tests.orchestrator.conftest import count_attempts
 
 pytestmark = pytest.mark.usefixtures("own_ray")
 
@@ -50,10 +51,6 @@ def weights(folder: RunsFolder, trial: str) -> dict[str, Tensor]:
     newest = max((folder.trial(trial).path / "checkpoints").glob("*.safetensors"))
     tensors = safetensors.torch.load_file(newest)
     return {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
-
-
-def segments(folder: RunsFolder) -> int:
-    return len(list(folder.root.glob("trials/*/journal/*.arrows")))
 
 
 def test_each_trial_starts_from_the_final_weights_of_its_own(build: Build, tmp_path: Path) -> None:
@@ -109,7 +106,7 @@ def test_what_it_continues_diverged_or_has_not_finished(build: Build, tmp_path: 
     [wild] = [row for row in ours.to_pylist() if row["outcome"] == "diverged"]
     assert (wild["variant"], wild["step"]) == ("learning_rate=1e+30", 0)
     assert wild["reason"].startswith("the trial it continues diverged: the training loss ")
-    assert segments(folder) == 3  # one that has nothing to start from writes nothing
+    assert count_attempts(folder) == 3  # one that has nothing to start from writes nothing
 
 
 def test_one_command_runs_what_must_be_run(build: Build, tmp_path: Path) -> None:
@@ -127,14 +124,14 @@ def test_one_command_runs_what_must_be_run(build: Build, tmp_path: Path) -> None
     for name in ("first", "next"):
         assert (folder.study(name).path / "comparison.md").exists()
         assert runs_from_mlflow(folder.tracking_uri, name)["outcome"].to_pylist() == ["finished"] * 4
-    assert segments(folder) == 8
+    assert count_attempts(folder) == 8
 
     plan = json.loads(gatelab("plan", "next.yaml", "--no-estimate", "--json").stdout)
     assert plan["continues"] == [{"study": "first", "trials": 4, "remaining_trials": 0}]
     again = json.loads(gatelab("run", "next.yaml", "--json").stdout)
     assert (again["study"], again["finished"]) == ("next", 4)
     assert (again["continues"]["study"], again["continues"]["finished"]) == ("first", 4)
-    assert segments(folder) == 8
+    assert count_attempts(folder) == 8
 
     changed = build(first={"training.tokens": 1344})
     assert not {trial["id"] for trial in plan["trials"]} & {trial.id for trial in changed.trials}

@@ -42,7 +42,7 @@ from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.records import read_json, write_json
 from gatelab.results.store.runs import runs_from_journals
 from gatelab.results.tracking.runs import runs_from_mlflow
-from tests.orchestrator.conftest import TINY
+from tests.orchestrator.conftest import TINY, count_attempts
 
 INITIAL = 5.5
 BEST = 2.0
@@ -233,10 +233,6 @@ def changed(matrix: Matrix, folder: RunsFolder) -> list[str]:
     return changed_since(folder, window_matrix(matrix))
 
 
-def segments(folder: RunsFolder) -> int:
-    return len(list(folder.root.glob("trials/*/journal/*.arrows")))
-
-
 def by_hand(matrix: Matrix, folder: RunsFolder, skip: str = "") -> Callable[[Round], None]:
     """Carries the trials of each round out by hand when it is announced, all but one: each loss is a parabola."""
     rates: dict[str, set[float]] = {variant.label: set() for variant in matrix.variants}
@@ -295,7 +291,7 @@ def assert_account_agrees(folder: RunsFolder) -> None:
 def test_a_search_runs_to_its_end_and_then_no_more(found: RunsFolder, copy: RunsFolder, tiny: Plan) -> None:
     """All cells trained once, the account kept; the same command again trains nothing and finds the same."""
     record = found.study("tiny" + SEARCH_SUFFIX).read()
-    assert segments(found) == len(record.trials) == len(list(found.root.glob("trials/*")))
+    assert count_attempts(found) == len(record.trials) == len(list(found.root.glob("trials/*")))
     for sweep in known(found).values():
         assert set(RATES) <= set(sweep.rates)
         assert propose(sweep, ToleranceConfig(**HOW)) == []
@@ -346,7 +342,7 @@ def test_a_lost_account_is_made_anew(copy: RunsFolder, found: RunsFolder, tiny: 
     """The truth is in the trials' own folders; Optuna's file can be deleted."""
     (copy.study("tiny" + SEARCH_SUFFIX).path / "optuna.log").unlink()
     search(plan_search(tiny(seeds=2)), copy, RayExecutor(), RunOptions())
-    assert segments(copy) == segments(found)
+    assert count_attempts(copy) == count_attempts(found)
     assert_account_agrees(copy)
     ours, theirs = account(copy), account(found)
     assert {label: told(study) for label, study in ours.items()} == {
@@ -398,7 +394,7 @@ def test_an_interrupt_costs_nothing(interrupted: RunsFolder, found: RunsFolder, 
     """The same command goes on, and ends with what an undisturbed search found, digit for digit."""
     begun = [study.get_trials(states=[TrialState.RUNNING]) for study in account(interrupted).values()]
     assert 0 < sum(map(len, begun)) <= 6
-    assert 0 < segments(interrupted) < 12
+    assert 0 < count_attempts(interrupted) < 12
     shutil.copytree(interrupted.root, tmp_path / "runs")
     folder = RunsFolder(tmp_path / "runs")
     assert not folder.study("tiny" + SEARCH_SUFFIX).located.exists()
@@ -446,7 +442,7 @@ def test_a_changed_study_is_said_and_has_an_account_of_its_own(copy: RunsFolder,
         assert sweep.seeds == (0, 1, 2)
         ours, theirs = (each.losses[:2, np.isin(each.rates, RATES)] for each in (sweep, before[arm]))
         assert ours.tolist() == theirs.tolist()
-    assert segments(copy) == segments(found)
+    assert count_attempts(copy) == count_attempts(found)
     studies = account(copy)
     assert sorted(studies) == ["position=none", "position=none #1", "position=sdpa", "position=sdpa #1"]
     for arm, sweep in sweep_of.items():
@@ -469,10 +465,10 @@ def test_trials_of_an_ordinary_study_are_shared(copy: RunsFolder, found: RunsFol
     progress = run_matrix(plan_study(tiny(name="ordinary", seeds=2, axes=axes)), copy, RayExecutor(), RunOptions())
     assert len(progress.trials) == 12
     assert progress.count("waiting") == 0
-    assert segments(copy) == segments(found)
+    assert count_attempts(copy) == count_attempts(found)
     shutil.rmtree(copy.study("tiny" + SEARCH_SUFFIX).path)
     search(plan_search(tiny(seeds=2, tolerance={**HOW, "extend": 0})), copy, RayExecutor(), RunOptions())
-    assert segments(copy) == segments(found)
+    assert count_attempts(copy) == count_attempts(found)
     assert_account_agrees(copy)
 
 
@@ -547,7 +543,7 @@ def test_the_budget_stops_a_search_that_grows(empty: RunsFolder, tiny: Plan) -> 
     """The limit on trials counts those that the search adds, too."""
     with pytest.raises(StudyError, match=r"budget.trials = 5: the search would come to 6 trials"):
         search(plan_search(tiny(seeds=1, budget={"trials": 5})), empty, RayExecutor(), RunOptions())
-    assert segments(empty) == 0
+    assert count_attempts(empty) == 0
     assert read_json(empty.study("tiny" + SEARCH_SUFFIX).record) is None
 
     matrix = plan_search(tiny(seeds=1, budget={"trials": 7}))

@@ -27,6 +27,7 @@ from gatelab.results.store.records import read_json, read_part
 from gatelab.results.store.runs import runs_from_journals
 from gatelab.results.store.trials import read_description
 from gatelab.results.tracking.runs import runs_from_mlflow
+from tests.orchestrator.conftest import count_attempts
 
 pytestmark = pytest.mark.usefixtures("own_ray")
 
@@ -36,10 +37,6 @@ Build = Callable[..., Matrix]
 def counts(progress: Progress) -> dict[str, int]:
     states = [entry.state for entry in progress.trials.values()]
     return {state: states.count(state) for state in set(states)}
-
-
-def segments(folder: RunsFolder) -> int:
-    return len(list(folder.root.glob("trials/*/journal/*.arrows")))
 
 
 def assert_mlflow_agrees(folder: RunsFolder) -> tuple[pa.Table, pa.Table]:
@@ -52,12 +49,12 @@ def test_study_runs_once_and_grows(tiny_study: Build, tmp_path: Path) -> None:
     """Finished trials are never run again; a study that grew by seeds and a level runs only what is new."""
     folder = RunsFolder(tmp_path / "runs")
     assert counts(run_matrix(tiny_study(seeds=2), folder, RayExecutor(), RunOptions())) == {"finished": 4}
-    assert segments(folder) == 4
+    assert count_attempts(folder) == 4
     assert counts(run_matrix(tiny_study(seeds=2), folder, RayExecutor(), RunOptions())) == {"finished": 4}
-    assert segments(folder) == 4
+    assert count_attempts(folder) == 4
     grown = tiny_study(seeds=3, axes={"model.gate.position": ["none", "sdpa", "value"]})
     assert counts(run_matrix(grown, folder, RayExecutor(), RunOptions())) == {"finished": 9}
-    assert segments(folder) == 9
+    assert count_attempts(folder) == 9
     assert len(list(folder.study("tiny").path.glob("study-*.json"))) == 2  # what was launched before is kept
 
 
@@ -78,7 +75,7 @@ def test_the_same_work_in_two_studies_is_done_once(tiny_study: Build, tmp_path: 
         name="other", axes={"model.gate.position": ["sdpa", "none"]}, baseline={"model.gate.position": "none"}
     )
     run_matrix(other, folder, RayExecutor(), RunOptions())
-    assert segments(folder) == 2
+    assert count_attempts(folder) == 2
     assert runs_from_mlflow(folder.tracking_uri, "other")["outcome"].to_pylist() == ["finished"] * 2
 
 
@@ -89,13 +86,13 @@ def test_divergence_is_a_result(tiny_study: Build, tmp_path: Path) -> None:
     matrix = tiny_study({"training.optimizer.clip_norm": None, "training.tokens": 3200}, axes=axes)
     progress = run_matrix(matrix, folder, RayExecutor(), RunOptions())
     assert counts(progress) == {"finished": 1, "diverged": 1}
-    assert segments(folder) == 2
+    assert count_attempts(folder) == 2
     frame = runs_from_journals(folder, "tiny")
     assert_mlflow_agrees(folder)
     diverged = frame.filter([outcome == "diverged" for outcome in frame["outcome"].to_pylist()])
     assert "training loss" in diverged["reason"][0].as_py()
     assert counts(run_matrix(matrix, folder, RayExecutor(), RunOptions())) == {"finished": 1, "diverged": 1}
-    assert segments(folder) == 2
+    assert count_attempts(folder) == 2
 
 
 def test_failure_is_retried_then_reported(tiny_study: Build, tmp_path: Path) -> None:
@@ -141,7 +138,7 @@ def test_killed_worker_is_replaced_and_its_trial_goes_on(tiny_study: Build, tmp_
     progress = run_matrix(tiny_study(long), disturbed, RayExecutor(), RunOptions(checkpoint_seconds=0.2))
     killer.join()
     assert counts(progress) == {"finished": 2}
-    assert segments(disturbed) == 3
+    assert count_attempts(disturbed) == 3
     for name in ("train/loss", "validation/loss"):
         assert _values(undisturbed, name) == _values(disturbed, name)
 
@@ -197,7 +194,7 @@ def test_data_too_small_is_refused_before_anything_starts(tiny_study: Build, tmp
     with pytest.raises(DataError, match=r"too small for training\.sequence_length 100000"):
         run_matrix(tiny_study({"training.sequence_length": 100_000}), folder, RayExecutor(), RunOptions())
     assert not folder.study("tiny").record.exists()
-    assert segments(folder) == 0
+    assert count_attempts(folder) == 0
 
 
 def test_cores_are_shared_out(tiny_study: Build, tmp_path: Path) -> None:
@@ -232,7 +229,7 @@ def test_training_in_process_is_the_same_trial(tiny_study: Build, tmp_path: Path
         assert outcome.metrics["validation/loss"] == expected["metrics"]["validation/loss"]
     assert [step for step, _ in shown] == [10, 20] * 2
     assert counts(run_matrix(matrix, by_hand, RayExecutor(), RunOptions())) == {"finished": 2}
-    assert segments(by_hand) == 2
+    assert count_attempts(by_hand) == 2
 
 
 def test_budgets_share_a_trunk(tiny_study: Build, tmp_path: Path) -> None:
