@@ -11,12 +11,12 @@ from rich.markup import escape
 from gatelab.cli import arguments as args
 from gatelab.cli.analysis import show_analysis
 from gatelab.cli.console import DONE, SOME_FAILED, console, fail, plural, show_files, told
+from gatelab.cli.trained import load, of_one_seed, trained
 from gatelab.configuration import parse_count
 from gatelab.results.store.layout import RunsFolder
-from gatelab.results.store.records import TrialRecord
 
 if TYPE_CHECKING:
-    from gatelab.orchestrator.evaluation import EvalJob, EvalProgress, EvalRequest
+    from gatelab.orchestrator.evaluation import EvalProgress, EvalRequest
     from gatelab.training.evals.spec import EvalSpec
 
 LINE_SECONDS = 15.0  # between two lines of progress
@@ -81,7 +81,7 @@ def evaluate(
     )
     if request.tasks:
         _check_tasks(request)
-    jobs, refused = evaluation.assign(folder, _trained(folder, name, variant), request)
+    jobs, refused = evaluation.assign(folder, trained(folder, name, variant), request)
     _leave_out(refused, {"length": bool(lengths or ropes), "retrieval": bool(retrieval)})
     executor = RayExecutor(address, gpus_per_trial, concurrency)
     progress = evaluation.run_evals(folder, jobs, executor, _Printer())
@@ -142,21 +142,6 @@ def _check_tasks(request: "EvalRequest") -> None:
         fail(f"--tasks: {error}", error)
 
 
-def _trained(folder: RunsFolder, study: str, variants: list[str]) -> "list[EvalJob]":
-    """Return the finished trials of a study, or of some of its variants."""
-    from gatelab.orchestrator.evaluation import eval_jobs
-
-    args.check_variants(folder, study, variants)
-
-    def wanted(trial: TrialRecord) -> bool:
-        return not variants or trial.variant in variants
-
-    found = eval_jobs(folder, study, wanted)
-    if not found:
-        fail(f"no trial of study {study!r} has finished yet")
-    return found
-
-
 class _Printer:
     """Prints now and then how many evaluations are done."""
 
@@ -190,7 +175,6 @@ def attention_map(
     Example: gatelab attention-map quickstart --text "def add(a, b):" --layers 0,3
     Example: gatelab attention-map quickstart --file notes.txt --variant gate=none --variant "gate=sdpa elementwise"
     """
-    from gatelab.orchestrator.evaluation import load_model
     from gatelab.results.views.attention_map import plot_attention
     from gatelab.results.views.style import draw, save_files
     from gatelab.training.evals.attention_map import attention_of_text
@@ -205,20 +189,17 @@ def attention_map(
         fail(f"--file {told(error)}", error)
     except UnicodeDecodeError as error:
         fail(f"--file {file}: is no UTF-8 text", error)
-    jobs = _of_one_seed(_trained(folder, name, variant), seed)
+    jobs = of_one_seed(trained(folder, name, variant), seed)
     maps = {}
     for job in jobs:
-        try:
-            trained = load_model(folder, job)
-        except FileNotFoundError as error:  # weights or data were deleted to save space
-            fail(f"{job.name}: {error}", error)
-        tokenizer = trained.dataset.tokenizer
+        shown_model = load(folder, job)
+        tokenizer = shown_model.dataset.tokenizer
         ids = tokenizer.tokens(content)[:tokens].tolist()
         if len(ids) < 2:
             fail("--text: expected at least two tokens")
         there = job.config.model.layers
         chosen = _spread(there) if layers is None else _chosen("--layers", layers, there)
-        weights = attention_of_text(trained.model, ids, chosen)
+        weights = attention_of_text(shown_model.model, ids, chosen)
         maps[job.name] = {
             (layer, head): weights[layer].mean(0).numpy() if head == "mean" else weights[layer][int(head)].numpy()
             for layer in chosen
@@ -230,14 +211,6 @@ def attention_map(
         show_files(save_files(drawing.files, (output or folder.study(name).path) / stem))
     if problems:
         fail("\n".join(problems))
-
-
-def _of_one_seed(jobs: "list[EvalJob]", seed: int | None) -> "list[EvalJob]":
-    seeds = sorted({job.config.seed for job in jobs})
-    wanted = seeds[0] if seed is None else seed
-    if wanted not in seeds:
-        fail(f"--seed {wanted}: finished are {', '.join(map(str, seeds))}")
-    return [job for job in jobs if job.config.seed == wanted]
 
 
 def _spread(count: int) -> list[int]:

@@ -79,9 +79,9 @@ class Rotary(nn.Module):
             cos, sin = angles.cos() * scale, angles.sin() * scale
             return torch.cat([cos, cos], -1).float().unsqueeze(1), torch.cat([-sin, sin], -1).float().unsqueeze(1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Rotate `x [B, T, H, D]`, whose positions are 0 … T-1."""
-        cos, sin = self.tables(x.shape[1], x.device)
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """Rotate `x [B, T, H, D]`, whose positions are start … start+T-1."""
+        cos, sin = (table[start:] for table in self.tables(start + x.shape[1], x.device))
         return x * cos.to(x.dtype) + x.roll(self.head_dim // 2, dims=-1) * sin.to(x.dtype)
 
 
