@@ -35,7 +35,7 @@ def study_from_flags(
     """
     if path is not None and preset is not None:
         raise StudyError([Problem("--preset", "give a study file or a preset, not both", preset)], COMMAND_LINE)
-    overrides = {key: _value(f"--set {key}", value) for key, value in _pairs("--set", sets)}
+    overrides = overrides_from_flags(sets)
     fields: dict[str, Any] = {
         "name": name,
         "axes": {key: _levels(f"--axis {key}", value) for key, value in _pairs("--axis", axes)} or None,
@@ -60,6 +60,11 @@ def study_from_flags(
     asked = {"raw": raw, "set": list(sets), **{key: fields[key] for key in fields if key not in ("seeds", "tolerance")}}
     raw["name"] = f"adhoc-{digest(asked)[:8]}"
     return make_study(raw, COMMAND_LINE, overrides, **fields)
+
+
+def overrides_from_flags(sets: Sequence[str]) -> dict[str, Any]:
+    """Read PATH=VALUE texts: dotted path -> value. Raises StudyError."""
+    return {key: _value(f"--set {key}", value) for key, value in _pairs("--set", sets)}
 
 
 def _no_such_file(path: Path) -> str:

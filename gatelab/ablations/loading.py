@@ -225,6 +225,9 @@ def _start_problems(study: Study, parent: StudyPlan | None, source: Source) -> I
         yield source.problem(("base", "preset"), message, _preset(study), key=key)
     elif isinstance(start, Unavailable):
         yield source.problem(("base", "preset"), start.reason, _preset(study), key=key)
+    if parent is not None and study.imported is not None:
+        message = f"its models start from those of {parent.study.name}, which this study continues"
+        yield source.problem(("imported",), message, study.imported)
 
 
 def _override_problems(overrides: Mapping[str, Any]) -> Iterator[Problem]:

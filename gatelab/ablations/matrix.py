@@ -64,7 +64,7 @@ class Trial:
     data_id: str
     """Identity of the data that it is trained on."""
     parent: str | None = None
-    """Id of the trial of the parent study whose final weights it starts from."""
+    """Id of the trial of the parent study whose final weights it starts from; of imported weights, their SHA-256."""
 
     @property
     def seed(self) -> int:

@@ -114,6 +114,8 @@ class Study(Config):
     continues: str | None = None
     """The file of another study, or the name of one that comes with gatelab: each trial starts from the final weights
     of that study's trial with the same levels and seed. What is not said here is taken from there."""
+    imported: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of weights that `gatelab import-model` brought in: its trials have them, and are not trained."""
     base: Annotated[str | dict[str, Any], BeforeValidator(_parse_base)] = DEFAULT_BASE
     """A named base, or a configuration, or both: a configuration whose `preset` names the base that it overrides.
     In a study that continues another: what differs from its base."""
@@ -208,7 +210,12 @@ class StudyPlan:
     def hash(self) -> str:
         """SHA-256 of what was asked, wherever it was written."""
         asked = self.study.model_dump(mode="json", exclude={"base", "continues"})
-        for name in ("learning_rate", "tolerance", "claims"):  # added later: a study without them keeps its hash
+        for name in (
+            "learning_rate",
+            "tolerance",
+            "claims",
+            "imported",
+        ):  # added later: a study without them keeps its hash
             if getattr(self.study, name) == Study.model_fields[name].default:
                 del asked[name]
         before = {} if self.parent is None else {"continues": self.parent.hash}

@@ -27,7 +27,7 @@ def trials_of(
     check_trials(plan, len(seeded), whose)
     for seed, variant in seeded:
         config = variant.config.model_copy(update={"seed": seed})
-        continued = None if variant.parent is None else parents[variant.parent, seed]
+        continued = plan.study.imported if variant.parent is None else parents[variant.parent, seed]
         id = trial_id(variant.canonical, seed, continued)
         yield Trial(id, variant.label, config, variant.data_id, continued)
 

@@ -206,7 +206,11 @@ def train(
 
 
 def _refuse_without_parent(matrix: Matrix, trial: Trial, folder: RunsFolder) -> None:
-    """Exit if a trial continues one that has not been trained."""
+    """Exit if a trial continues one that has not been trained, or would have to be imported."""
+    if matrix.plan.study.imported is not None and not is_over(folder.trial(trial.id)):
+        from gatelab.orchestrator.study_run import not_imported
+
+        fail(not_imported(matrix.plan.study.name, folder))
     if matrix.parent is None:
         return
     parent = next(entry for entry in matrix.parent.trials if entry.id == trial.parent)

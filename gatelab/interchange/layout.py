@@ -58,7 +58,7 @@ class Part:
         for dim, (own, there) in enumerate(zip(self.shape, self.spread, strict=True)):
             if own != there:
                 first = first.narrow(dim, 0, 1)
-        if not torch.equal(first.expand(self.spread), rows):
+        if first is not rows and not torch.equal(first.expand(self.spread), rows):
             raise NotOfThisModel(f"differs where {self.ours} would be repeated")
         return first - self.offset if self.offset else first
 

@@ -103,6 +103,8 @@ def run_matrix(
         progress = Progress({trial.id: _known_state(folder, trial, exhausted) for trial in matrix.trials})
         waiting = [entry.trial for entry in progress.trials.values() if entry.state is Status.WAITING]
         pending = [trial for trial in waiting if only is None or trial.id in only]
+        if pending and matrix.plan.study.imported is not None:
+            raise CannotRun(not_imported(matrix.plan.study.name, folder))
         _prepare_data(pending, folder)
         record = study_record(matrix)
         write_record(folder, record)
@@ -120,6 +122,11 @@ def run_matrix(
         if pending:
             tell(Event("end", matrix.plan.study.name, str(progress)))
         return progress
+
+
+def not_imported(study: str, folder: RunsFolder) -> str:
+    """Say that the models of a study of imported ones are missing: they cannot be trained."""
+    return f"the model of {study} is an imported one, and is not in {folder.root}: gatelab import-model brings it there"
 
 
 def run_trial(
