@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from gatelab.interchange.export import export_model
+from gatelab.interchange.layout import CannotExchange
 from gatelab.interchange.reading import read_model
+from gatelab.interchange.tokenizer_files import tokenizer_files
 from gatelab.kernels.gate import ACTIVATIONS, COMBINATIONS
+from gatelab.models.config import GateConfig
 from gatelab.models.decoder import Decoder
 from gatelab.training.config import DataConfig
 from gatelab.training.evals.generation import Sampling, generate
@@ -136,3 +140,59 @@ def test_tokens_are_the_same(decoder: Make, tmp_path: Path, name: str) -> None:
         some = [draw.randrange(tokenizer.vocab_size) for _ in range(draw.randrange(12))]
         assert theirs.decode(some, skip_special_tokens=True) == tokenizer.text(some)
     assert theirs.eos_token_id == tokenizer.separator
+
+
+SHAPE = {
+    "vocab_size": 257,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.2,
+}
+WHOLE = {"rope_type": "default", "rope_theta": 5e4, "partial_rotary_factor": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "gate"),
+    [
+        ("qwen3", {"tie_word_embeddings": False}, {}),
+        ("qwen3", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e4}, "tie_word_embeddings": True}, {}),
+        ("qwen3_5_text", {"layer_types": ["full_attention"] * 2, "rope_parameters": WHOLE}, SDPA),
+        (
+            "laguna",
+            {
+                "mlp_layer_types": ["dense"] * 2,
+                "gating": "per-element",
+                "rope_parameters": {"full_attention": WHOLE, "sliding_attention": WHOLE},
+            },
+            {**SDPA, "activation": "softplus"},
+        ),
+    ],
+)
+@torch.no_grad()
+def test_models_that_transformers_made_are_read(
+    tmp_path: Path, kind: str, fields: dict[str, Any], gate: dict[str, str]
+) -> None:
+    """As transformers builds and saves them, never touched by gatelab; what is read says the same."""
+    config = transformers.AutoConfig.for_model(kind, **SHAPE, **fields)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    theirs.save_pretrained(tmp_path)
+    for name, text in tokenizer_files(ByteTokenizer(), 64).items():
+        (tmp_path / name).write_text(text)
+    found = read_model(tmp_path)
+    ours = Decoder(found.model)
+    found.load_into(ours)
+    torch.testing.assert_close(ours(tokens()), theirs(tokens()).logits, rtol=0, atol=1e-5)
+    assert found.model.gate == GateConfig.model_validate(gate)
+
+
+def test_a_model_with_other_layers_is_refused(tmp_path: Path) -> None:
+    """Qwen3.5 as it is released has Gated DeltaNet in three layers of four."""
+    config = transformers.AutoConfig.for_model("qwen3_5_text", **{**SHAPE, "num_hidden_layers": 4})
+    config.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(safetensors.torch.save({"x": torch.zeros(1)}))
+    with pytest.raises(CannotExchange, match="layer_types has linear_attention: all layers of gatelab's models"):
+        read_model(tmp_path)
