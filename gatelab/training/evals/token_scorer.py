@@ -1,10 +1,11 @@
 """Scoring and continuing tokens with a model: what an evaluation harness asks of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from gatelab.models.cache import CachedDecoder
 from gatelab.models.decoder import Decoder
 from gatelab.training.device import precision_context
 from gatelab.training.tokenizer import Tokenizer
@@ -52,18 +53,16 @@ class TokenScorer:
     ) -> list[str]:
         """Return the greedy continuation of each prompt, as text.
 
-        It ends before its first stop string, or at a separator or its limit of tokens. There is no cache of keys and
-        values: each token is a forward pass over the last `max_length` tokens before it.
+        It ends before its first stop string, or at a separator or its limit of tokens. Each token follows from the last
+        `max_length` tokens before it. Up to these, the CPU keeps keys and values, of each prompt by itself; other
+        devices do more at a time, and read all prompts of a batch again for each token.
         """
         texts = [""] * len(prompts)
         for batch in self._batches(prompts):
             growing = {index: list(prompts[index]) for index in batch if limits[index] > 0}
+            readers = {index: CachedDecoder(self.model) for index in growing if self.device.type == "cpu"}
             while growing:
-                rows = [tokens[-self.max_length :] for tokens in growing.values()]
-                logits = self._logits(rows)
-                ends = torch.tensor([len(row) - 1 for row in rows], device=self.device)
-                likeliest = logits[torch.arange(len(rows), device=self.device), ends].argmax(-1).tolist()
-                for index, token in zip(list(growing), likeliest, strict=True):
+                for index, token in self._likeliest(growing, readers).items():
                     growing[index].append(token)
                     generated = growing[index][len(prompts[index]) :]
                     text = self.tokenizer.text(generated)
@@ -72,6 +71,22 @@ class TokenScorer:
                         texts[index] = text[: min(found)] if found else text
                         del growing[index]
         return texts
+
+    def _likeliest(self, growing: Mapping[int, list[int]], readers: Mapping[int, CachedDecoder]) -> dict[int, int]:
+        """Return the likeliest next token of each text; those that fit into `max_length` go to their readers."""
+        found = {}
+        for index, reader in readers.items():
+            if index in growing and len(growing[index]) <= self.max_length:
+                unread = torch.tensor([growing[index][reader.length :]], device=self.device)
+                with precision_context(self.dtype, self.device):
+                    found[index] = int(reader.read(unread)[0, -1].argmax())
+        rest = [index for index in growing if index not in found]
+        if rest:
+            rows = [growing[index][-self.max_length :] for index in rest]
+            ends = torch.tensor([len(row) - 1 for row in rows], device=self.device)
+            last = self._logits(rows)[torch.arange(len(rows), device=self.device), ends]
+            found |= dict(zip(rest, last.argmax(-1).tolist(), strict=True))
+        return found
 
     def _batches(self, rows: Sequence[list[int]]) -> Iterator[list[int]]:
         """Yield indices of rows of similar length, the longest first: what does not fit into memory fails at once."""

@@ -57,6 +57,8 @@ def decoder(vocab_size: int = 257) -> Decoder:
 class Counter(nn.Module):
     """The likeliest token is the next number."""
 
+    layers = ()  # keeps nothing
+
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return F.one_hot((tokens + 1) % 257, 257).float()
 
