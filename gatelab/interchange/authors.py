@@ -12,15 +12,19 @@ from gatelab.interchange.gate_rows import sdpa_gate, sdpa_refusal, weight_rows
 from gatelab.interchange.layout import CannotExchange, Entry, Family, Part
 from gatelab.models.config import ModelConfig
 
+FIXED = {**qwen3.FIXED, "qkv_bias": False}
 FLAGS = {"headwise": "headwise_attn_output_gate", "elementwise": "elementwise_attn_output_gate"}
 """Granularity -> the key of config.json that is true."""
+SIGNS = {*FLAGS.values(), *FIXED.keys() - qwen3.FIXED.keys(), "use_qk_norm"}
+"""Keys of config.json by which its models are told from those of transformers, whose type they have."""
 
 
 def _refusal(model: ModelConfig) -> str:
-    if not model.gate.positions:
-        return common.gateless_refusal(model)
-    if reason := sdpa_refusal(model, "sigmoid") or common.gateless_refusal(model):
+    gate = sdpa_refusal(model, "sigmoid") if model.gate.positions else ""
+    if reason := gate or common.shape_refusal(model):
         return reason
+    if not model.gate.positions:
+        return ""
     return "its gate has no bias" if sdpa_gate(model).has_constant else ""
 
 
@@ -31,11 +35,11 @@ def _config(model: ModelConfig) -> dict[str, Any]:
     rope: dict[str, Any] = {"rope_theta": model.rope_base, "rope_scaling": None}
     if model.yarn_length is not None:
         rope["rope_scaling"] = {key: value for key, value in common.rope_config(model).items() if key != "rope_theta"}
-    return {**common.shared_config(model), **qwen3.FIXED, **flags, **rope}
+    return {**common.shared_config(model), **FIXED, "use_qk_norm": model.qk_norm, **flags, **rope}
 
 
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
-    fields = common.read_shared(config, **qwen3.FIXED)
+    fields = common.read_shared(config, **FIXED) | {"qk_norm": config.get("use_qk_norm", True)}
     fields |= common.read_rope(config, config.get("rope_parameters"))
     on = [granularity for granularity, key in FLAGS.items() if config.get(key)]
     if len(on) > 1:

@@ -89,9 +89,12 @@ def read_rope(config: Mapping[str, Any], rope: Mapping[str, Any] | None) -> dict
 
 
 def gateless_refusal(model: ModelConfig) -> str:
-    """Say what, gates aside, keeps a model from being one in the shape of Qwen3; '' if nothing does."""
-    if not model.qk_norm:
-        return "it always has QK-norm (model.qk_norm is false)"
+    """Say what, gates aside, keeps a model from being one of transformers' own; '' if nothing does."""
+    return shape_refusal(model) or ("" if model.qk_norm else "it always has QK-norm (model.qk_norm is false)")
+
+
+def shape_refusal(model: ModelConfig) -> str:
+    """Say what, gates and QK-norm aside, keeps a model from having the shape of Qwen3; '' if nothing does."""
     if model.sandwich_norm:
         return "it has no sandwich norm"
     if model.sdpa_output != "plain":

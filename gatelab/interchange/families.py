@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gatelab.interchange.authors import AUTHORS, FLAGS
+from gatelab.interchange.authors import AUTHORS, SIGNS
 from gatelab.interchange.laguna import LAGUNA
 from gatelab.interchange.layout import CannotExchange, Family
 from gatelab.interchange.own import OWN
@@ -34,7 +34,7 @@ def family_for(model: ModelConfig, wanted: str = "auto") -> Family:
 def family_of(config: Mapping[str, Any]) -> Family:
     """Return the family of a config.json. Raises CannotExchange for one that gatelab does not read."""
     kind = config.get("model_type")
-    if kind == "qwen3" and any(config.get(key) for key in FLAGS.values()):
+    if kind == "qwen3" and config.keys() & SIGNS:
         return AUTHORS
     known = {family.model_type: family for family in (*STOCK, OWN)}
     if kind not in known:

@@ -1,4 +1,5 @@
-"""A decoder trained with gatelab, for Hugging Face transformers. This file stands alone; it needs transformers 5 only.
+"""A decoder trained with gatelab, for Hugging Face transformers. This file stands alone; it was tested
+with transformers 5.24.
 
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
@@ -24,7 +25,7 @@ ACTIVATIONS = {
     "ns_sigmoid": lambda x: 0.5 + 0.5 * torch.sigmoid(x),
 }
 COMBINATIONS = {"multiply": torch.mul, "add": torch.add}
-CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"  # from 5.20 on
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class GatelabConfig(PreTrainedConfig):

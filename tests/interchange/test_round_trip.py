@@ -29,7 +29,7 @@ CASES = [
     ("laguna", {"gate": {**SDPA, "activation": "softplus", "sharing": "shared", "granularity": "headwise"}}),
     ("authors", {"gate": SDPA}),
     ("authors", {"gate": {**SDPA, "granularity": "headwise"}, "yarn_factor": 4.0, "yarn_length": 16}),
-    ("authors", {}),
+    ("authors", {"qk_norm": False}),
     ("gatelab", {"gate": {"position": "query+value+output", "activation": "relu", "bias": 0.0}}),
     ("gatelab", {"sandwich_norm": True, "sdpa_output": "rmsnorm", "qk_norm": False}),
 ]
@@ -63,6 +63,7 @@ def test_what_is_written_is_read_back_bit_for_bit(
     found = read_model(tmp_path / "model")
     assert (found.model, found.tokenizer, found.longest, found.note) == (model.config, None, 64, "")
     assert same_weights(found.weights, model)
+    assert found.family.name == family
     assert (tmp_path / "model" / ROUNDING).exists() == (family == "qwen3_5")
 
 
@@ -80,6 +81,22 @@ def test_a_stranger_is_read_by_its_own_configuration(
     found.load_into(other)
     tokens = torch.randint(0, 256, (2, 20), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(other(tokens), model(tokens), rtol=0, atol=1e-5)
+
+
+def test_the_authors_code_finds_its_keys(decoder: Make, tmp_path: Path) -> None:
+    """It reads some without a default; one that gatelab's models have not is refused."""
+    export_model(decoder(SDPA), ByteTokenizer(), tmp_path / "model", "authors", length=64)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    wanted = {"qkv_bias": False, "use_qk_norm": True, "elementwise_attn_output_gate": True, "rope_theta": 1e4}
+    assert wanted.items() <= config.items()
+    assert config["headwise_attn_output_gate"] is False
+    for changes, reason in (
+        ({"qkv_bias": True}, "qkv_bias is True"),
+        ({"headwise_attn_output_gate": True}, "are both true: a model has one gate"),
+    ):
+        (tmp_path / "model" / "config.json").write_text(json.dumps({**config, **changes}))
+        with pytest.raises(CannotExchange, match=reason):
+            read_model(tmp_path / "model")
 
 
 @pytest.mark.parametrize("granularity", ["elementwise", "headwise"])
