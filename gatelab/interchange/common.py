@@ -35,7 +35,7 @@ def read_shared(config: Mapping[str, Any], **always: Any) -> dict[str, Any]:
 
     Raises CannotExchange where a key is missing, or one of `always` has another value: no model of ours is like that.
     """
-    missing = [key for key in KEYS if key not in config and key != "initializer_range"]
+    missing = [key for key in KEYS if config.get(key) is None and key != "initializer_range"]
     if missing:
         raise CannotExchange(f"config.json lacks {', '.join(missing)}")
     for key, value in {**ALWAYS, **always}.items():
@@ -43,12 +43,16 @@ def read_shared(config: Mapping[str, Any], **always: Any) -> dict[str, Any]:
             raise CannotExchange(f"config.json: {key} is {config[key]!r}, which gatelab's models have not ({value!r})")
     if config.get("quantization_config"):
         raise CannotExchange("config.json: quantization_config: gatelab reads weights that are not quantised")
-    unlike = sorted({kind for kind in config.get("layer_types") or () if kind != "full_attention"})
-    if unlike:
-        raise CannotExchange(
-            f"config.json: layer_types has {', '.join(unlike)}: all layers of gatelab's models have full attention"
-        )
-    return {field: config[key] for key, field in KEYS.items() if key in config}
+    check_same(config, "layer_types", "full_attention", "all layers of gatelab's models have full attention")
+    return {field: config[key] for key, field in KEYS.items() if config.get(key) is not None}
+
+
+def check_same(config: Mapping[str, Any], key: str, value: Any, reason: str) -> None:
+    """Raise CannotExchange, with the reason, where a list by layer, if it is there, holds another value."""
+    found = config.get(key)
+    unlike = [entry for entry in found if entry != value] if isinstance(found, list) else [found]
+    if found is not None and unlike:
+        raise CannotExchange(f"config.json: {key} has {unlike[0]}: {reason}")
 
 
 def rope_config(model: ModelConfig) -> dict[str, Any]:
@@ -68,8 +72,10 @@ def rope_config(model: ModelConfig) -> dict[str, Any]:
 def read_rope(config: Mapping[str, Any], rope: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the fields of a model that say how it rotates, from `rope_parameters`; None: older files have the keys of
     RoPE on their own. Raises CannotExchange for a RoPE that gatelab has not."""
-    old = {"rope_theta": config.get("rope_theta"), **(config.get("rope_scaling") or {})}
-    found = dict(old if rope is None else rope)
+    scaling = config.get("rope_scaling") or {}
+    if not isinstance(scaling, Mapping) or not isinstance(rope, Mapping | None):
+        raise CannotExchange("config.json: rope_parameters: expected a mapping")
+    found = dict({"rope_theta": config.get("rope_theta"), **scaling} if rope is None else rope)
     kind = found.get("rope_type", found.get("type", "default"))
     share = found.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     if found.get("rope_theta") is None:
@@ -77,14 +83,17 @@ def read_rope(config: Mapping[str, Any], rope: Mapping[str, Any] | None) -> dict
     if kind not in ("default", "yarn"):
         raise CannotExchange(f"config.json: RoPE of the type {kind!r}: gatelab has default and yarn")
     if share != 1.0:
-        raise CannotExchange(f"config.json: RoPE turns {share:g} of each head: gatelab's turns all of it")
+        raise CannotExchange(f"config.json: RoPE turns {share} of each head: gatelab's turns all of it")
     fields: dict[str, Any] = {"rope_base": found["rope_theta"]}
     if kind == "yarn":
         odd = {"beta_fast": YARN_FAST, "beta_slow": YARN_SLOW, "attention_factor": None, "mscale": None}
         for key, value in odd.items():
             if found.get(key, value) not in (value, None):
                 raise CannotExchange(f"config.json: YaRN with {key} {found[key]!r}: gatelab's has {value!r}")
-        fields |= {"yarn_factor": found["factor"], "yarn_length": found["original_max_position_embeddings"]}
+        for key, field in (("factor", "yarn_factor"), ("original_max_position_embeddings", "yarn_length")):
+            if found.get(key) is None:
+                raise CannotExchange(f"config.json: YaRN lacks {key}")
+            fields[field] = found[key]
     return fields
 
 

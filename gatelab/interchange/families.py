@@ -37,6 +37,6 @@ def family_of(config: Mapping[str, Any]) -> Family:
     if kind == "qwen3" and config.keys() & SIGNS:
         return AUTHORS
     known = {family.model_type: family for family in (*STOCK, OWN)}
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise CannotExchange(f"config.json: models of the type {kind!r} are not read, only {', '.join(known)}")
     return known[kind]

@@ -31,7 +31,9 @@ class ModelFolder:
 def read_folder(path: Path) -> ModelFolder:
     """Read a folder. Raises CannotExchange where it is not one of a model, naming the file."""
     if not path.is_dir():
-        raise CannotExchange(f"{path}: is no folder: expected one with {CONFIG} and {WEIGHTS}")
+        raise CannotExchange(
+            f"{path}: is no folder: expected one with {CONFIG} and {WEIGHTS}, as `hf download` makes it"
+        )
     config = _read_json(path / CONFIG)
     if not (path / INDEX).exists():
         files = [WEIGHTS]

@@ -33,15 +33,17 @@ def _config(model: ModelConfig) -> dict[str, Any]:
 
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     fields = common.read_shared(config, attention_bias=False)
-    if set(config.get("mlp_layer_types") or ["sparse"]) != {"dense"}:
-        raise CannotExchange("config.json: mlp_layer_types: gatelab's models have no experts")
-    if set(config.get("num_attention_heads_per_layer") or [fields["query_heads"]]) != {fields["query_heads"]}:
-        raise CannotExchange("config.json: num_attention_heads_per_layer: layers of gatelab's models have equal heads")
+    kinds = {"mlp_layer_types": ["sparse"], **config}
+    common.check_same(kinds, "mlp_layer_types", "dense", "gatelab's models have no experts")
+    heads = "layers of gatelab's models have equal numbers of heads"
+    common.check_same(config, "num_attention_heads_per_layer", fields["query_heads"], heads)
     found = config.get("gating", True)
     known = {there: ours for ours, there in GRANULARITY.items()} | {True: "headwise"}
-    if found not in known:
+    if not isinstance(found, bool | str) or found not in known:
         raise CannotExchange(f"config.json: gating is {found!r}, expected {' or '.join(GRANULARITY.values())}")
-    rope = (config.get("rope_parameters") or {}).get("full_attention") or {"partial_rotary_factor": 0.5}
+    rope = config.get("rope_parameters")
+    rope = rope.get("full_attention") if isinstance(rope, Mapping) else None
+    rope = {"partial_rotary_factor": 0.5} if rope is None else rope
     gate = {"position": "sdpa", "activation": "softplus", "granularity": known[found]}
     return {**fields, **common.read_rope({}, rope), "gate": gate}
 

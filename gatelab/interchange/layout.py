@@ -142,6 +142,8 @@ class Family:
 
         Raises NotOfThisModel where tensors are missing, are too many, or are not of such a model.
         """
+        if model.layers > len(tensors):
+            raise NotOfThisModel(f"it has {len(tensors)} tensors, too few for {model.layers} layers")
         table = {entry.name: entry for entry in self.table(model)}
         missing, surplus = sorted(table.keys() - tensors.keys()), sorted(tensors.keys() - table.keys())
         for what, names in (("lacks", missing), ("also holds", surplus)):

@@ -32,9 +32,8 @@ def _config(model: ModelConfig) -> dict[str, Any]:
 
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     fields = common.read_shared(config)
-    rope = config.get("rope_parameters") or {}
-    share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 0.25))
-    fields |= common.read_rope(config, {**rope, "partial_rotary_factor": share})
+    share = {"partial_rotary_factor": config.get("partial_rotary_factor", 0.25)}  # where RoPE does not say
+    fields |= common.read_rope({**share, **config}, config.get("rope_parameters") or {})
     return {**fields, "gate": {**GATE, "bias": 0.0 if config.get("attention_bias") else None}}
 
 

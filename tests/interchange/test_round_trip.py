@@ -1,5 +1,6 @@
 """What is written is read back, bit for bit; what is not such a model is refused, and nothing is written."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -216,6 +217,20 @@ def test_a_folder_of_something_else_is_refused(folder: Path, changes: dict[str, 
     with pytest.raises(CannotExchange, match=reason) as caught:
         read_model(folder)
     assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_no_configuration_is_too_odd_to_be_refused(decoder: Make, tmp_path: Path, family: str) -> None:
+    """Whatever stands at a key: the model is read, or what is wrong is said, and nothing takes for ever."""
+    gates = {"qwen3": {}, "laguna": {**SDPA, "activation": "softplus"}}
+    export_model(decoder(gates.get(family, SDPA), layers=1), ByteTokenizer(), tmp_path / "model", family, length=64)
+    file = tmp_path / "model" / "config.json"
+    whole = json.loads(file.read_text())
+    for key in [*whole, "layer_types", "rope_scaling", "quantization_config"]:
+        for odd in (None, True, "x", -1, 0, 10**9, 0.5, [], ["x"], {}, {"rope_type": "yarn", "rope_theta": 1.0}):
+            file.write_text(json.dumps({**whole, key: odd}))
+            with contextlib.suppress(CannotExchange):
+                read_model(tmp_path / "model")
 
 
 def test_files_that_are_not_there_or_damaged_are_named(folder: Path) -> None:
