@@ -4,6 +4,7 @@ Whatever looks for trained models finds it: a study that continues it, evaluatio
 with the diagnostics of training, so that tables have it, too.
 """
 
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -152,6 +153,7 @@ def _write(trial: Trial, folder: RunsFolder, state: TrainState, found: Evaluatio
     machine = environment(state.device, compute_dtype(trial.config.training, state.device))
     origin = {**code_version(), "data": trial.data_id, **machine, "imported": str(path.resolve())}
     with acquire(files.path) as lease:
+        shutil.rmtree(files.journal, ignore_errors=True)  # of an import that was killed
         description = TrialDescription(
             id=trial.id,
             config=trial.config.model_dump(mode="json"),

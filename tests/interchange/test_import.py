@@ -113,6 +113,17 @@ def test_a_study_continues_it(decoder: Make, desk: Path, corpus: Path, tokenizer
             torch.testing.assert_close(dict(after.named_parameters())[name], parameter, rtol=0, atol=1e-9)
 
 
+def test_an_import_that_was_killed_is_made_again(desk: Path) -> None:
+    """As if it had not been: its values are there once."""
+    trial = imported()["trials"][0]
+    before = gl.open("gatelab-runs")["model"].metrics().num_rows
+    (desk / "gatelab-runs" / "trials" / trial / "outcome.json").unlink()
+    (desk / "gatelab-runs" / "studies" / "model" / "study.json").unlink()
+    imported()
+    results = gl.open("gatelab-runs")["model"]
+    assert (results.metrics().num_rows, results.runs["outcome"].to_pylist()) == (before, ["finished"])
+
+
 def test_it_is_evaluated_like_any_other(desk: Path) -> None:
     """At other lengths, from its checkpoint."""
     imported()
