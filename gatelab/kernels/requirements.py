@@ -3,13 +3,22 @@
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
-# What torch.compile need not look into: it holds for as long as the process runs.
-_constant = cast(Callable[[_Function], _Function], torch.compiler.assume_constant_result)
+
+
+def _constant(function: _Function) -> _Function:
+    """Mark what torch.compile need not look into: it holds for as long as the process runs.
+
+    `torch.compiler.assume_constant_result` does the same once it has imported the compiler: a second and 150 MB, which
+    a driver, that never compiles, need not spend.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
 
 # Activations that the Triton kernels know; any other is left to the backends that take it from the table.
 FUSED_ACTIVATIONS = ("sigmoid", "silu", "tanh", "relu", "softplus", "identity", "ns_sigmoid")

@@ -67,3 +67,14 @@ def test_results_are_compared_without_ray_and_torch(loaded: Loaded, study_file: 
     printed, modules = loaded("compare", "tiny", "--json")
     assert [row["value"]["mean"] for row in json.loads(printed)["rows"]] == [3.125, 3.25]
     assert modules == ""
+
+
+def test_a_driver_does_not_load_the_compiler() -> None:
+    """It takes a second and 150 MB; a worker needs it, the process that only hands out trials does not."""
+    script = (
+        "import sys, gatelab.orchestrator.workflow; print([m for m in ('torch', 'torch._dynamo') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment(), timeout=300
+    )
+    assert (done.stdout.strip(), done.stderr) == ("['torch']", "")

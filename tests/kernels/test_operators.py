@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
 
-from gatelab.kernels import apply_gate, chunked, fused, gated_attention, modulation
+from gatelab.kernels import apply_gate, chunked, fused, gated_attention, modulation, requirements
 from gatelab.kernels.gate import keeps_output
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
@@ -438,3 +438,12 @@ def test_the_table_of_activations_is_read_without_torch() -> None:
     script = "import sys\nfrom gatelab.kernels.gate import ACTIVATIONS, COMBINATIONS\nprint('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert result.stdout == "False\n", result.stderr
+
+
+def test_what_holds_for_the_whole_process_is_marked_as_torch_marks_it() -> None:
+    """Without an import of the compiler, and so by an attribute of its own: another release may name it otherwise."""
+
+    def function() -> None: ...
+
+    marked = torch.compiler.assume_constant_result(function)
+    assert vars(marked) == vars(requirements.interpreted) != {}
