@@ -32,6 +32,8 @@ _SEAL, _DIGITS = b"gatelab seal ", 8  # then length of the message, its number a
 _UNSEALED = _SEAL + b"0" * 3 * _DIGITS
 _SEAL_KEY = "gatelab.seal"
 _LARGEST_METADATA = 1 << 16
+_SMALL = 8
+"""Rows of a batch that compression would make no smaller, and ten times slower to write and to read."""
 _SCHEMA_MESSAGE = SCHEMA.serialize().to_pybytes()
 
 
@@ -45,7 +47,7 @@ def batch_message(batch: pa.RecordBatch, number: int) -> bytes:
     """Return the message of batch `number` of a segment, in `SCHEMA`."""
     sink = pa.BufferOutputStream()
     # Batches are small: to hand their columns to threads takes longer than to compress them.
-    options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
+    options = pa.ipc.IpcWriteOptions(compression="zstd" if len(batch) > _SMALL else None, use_threads=False)
     with pa.ipc.new_stream(sink, SCHEMA, options=options) as stream:
         stream.write_batch(batch, custom_metadata={_SEAL_KEY: _UNSEALED.decode()})
     return _sealed(sink.getvalue().to_pybytes()[len(_SCHEMA_MESSAGE) : -len(END)], number)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatelab.results.store.journal import Journal, JournalTail, compact, continue_from, mend, read_journal
-from gatelab.results.store.segment import SCHEMA
+from gatelab.results.store.segment import SCHEMA, batch_message
 
 Rows = list[tuple[int, int | None, str, float]]
 
@@ -154,6 +154,14 @@ def test_a_batch_that_is_being_written_is_read_once_it_is_whole(
         with (tmp_path / "live" / "0000.arrows").open("ab") as file:
             file.write(content[cut:])
         assert first + rows_of(tail.read()) == sizes[-1][1]
+
+
+@pytest.mark.parametrize(("rows", "most"), [(4, 700), (1_000, 20_000)])
+def test_a_batch_takes_little_space(rows: int, most: int) -> None:
+    """Compression makes long batches shorter, and short ones longer."""
+    columns = [[0] * rows, [None] * rows, ["train/loss"] * rows, [random.random() for _ in range(rows)], [0] * rows]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    assert len(batch_message(pa.record_batch(arrays, schema=SCHEMA), 0)) < most
 
 
 def test_a_segment_with_nothing_new_is_not_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
