@@ -1,10 +1,10 @@
 """Writing files so that a reader, or a power cut, finds the old content or the new one, never a part of it."""
 
+import fnmatch
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import takewhile
 from pathlib import Path
 
 
@@ -19,9 +19,12 @@ def fsync(path: Path) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder where there is none, and return when its name, and those of the folders above, are on disk."""
-    made = list(takewhile(lambda folder: not folder.exists(), (path, *path.parents)))
+    made, above = [path], path.parent  # the folder may be there, its name not yet on disk
+    while not above.exists():
+        made.append(above)
+        above = above.parent
     path.mkdir(parents=True, exist_ok=True)
-    for folder in {path, *made}:  # the folder may be there, its name not yet on disk
+    for folder in made:
         fsync(folder.parent)
 
 
@@ -58,7 +61,8 @@ def remove_temporaries(folder: Path, unchanged_seconds: float = 0.0) -> None:
     Those of a process that still writes go with them, unless it holds a lock on the folder that the caller would need,
     or `unchanged_seconds` is more than any write takes.
     """
-    for path in folder.glob(".*.tmp"):
+    for name in fnmatch.filter(names_in(folder), ".*.tmp"):
+        path = folder / name
         try:
             if time.time() - path.stat().st_mtime >= unchanged_seconds:
                 path.unlink()

@@ -367,7 +367,7 @@ class History:
         def commit_and_note(journal: Journal) -> None:
             rows = set(zip(journal._steps, journal._names, strict=True))
             commit(journal)
-            trial = Path(journal._file.name).parent.parent.name
+            trial = Path(journal._file.name).parts[-3]
             history.committed.setdefault(trial, set()).update(rows)
 
         patches: list[tuple[Any, str, Any]] = [

@@ -53,6 +53,10 @@ class Process:
     leases: set[Any] = field(default_factory=set)
     thread: greenlet = field(init=False)
 
+    def is_ready(self, now: float) -> bool:
+        """Return whether it may go on."""
+        return self.wakes_at <= now and self.paused_until <= now and not self.killed
+
     @property
     def error(self) -> str:
         """The traceback of what it died of, if that was an exception."""
@@ -142,6 +146,8 @@ class World:
 
     def _lose_files(self, process: Process) -> None:
         """Close a process's files without writing what it has buffered: the kernel's locks on them end, too."""
+        if not process.open_files:
+            return
         nowhere = REAL.os_open(os.devnull, os.O_RDWR)
         for descriptor, inode in process.open_files.items():
             with suppress(OSError):
@@ -156,12 +162,11 @@ class World:
         """Let processes run until something is so; return False if it is not after so many seconds."""
         end = self.now + seconds
         while not until():
-            ready = [each for each in self.living() if max(each.wakes_at, each.paused_until) <= self.now]
-            due = [event for event in self.events if event[0] <= self.now]
-            if due:
-                self.events.remove(due[0])
-                due[0][1]()
-            elif ready:
+            due = next((event for event in self.events if event[0] <= self.now), None)
+            if due is not None:
+                self.events.remove(due)
+                due[1]()
+            elif ready := [each for each in self._not_over if each.is_ready(self.now)]:
                 self._switch_to(self.random.choice(ready))
             else:
                 times = [max(each.wakes_at, each.paused_until) for each in self.living()]

@@ -229,8 +229,10 @@ class JournalTail:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         for path in segments(self._folder):
-            begins = path not in self._readers and bool(self._readers)
-            reader = self._readers.setdefault(path, SegmentReader(path))
+            reader = self._readers.get(path)
+            begins = reader is None and bool(self._readers)
+            if reader is None:
+                reader = self._readers[path] = SegmentReader(path)
             for batch, follows in reader.read():
                 first, last = batch["step"][0].as_py(), batch["step"][-1].as_py()
                 # Every step of training leaves a row, and an attempt goes on where the last one was, or before.

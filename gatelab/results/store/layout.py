@@ -13,6 +13,7 @@ gatelab-runs/
 
 import difflib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from gatelab.errors import GatelabError
@@ -155,7 +156,7 @@ class RunsFolder:
         """Prepared data."""
         return self.root / "data"
 
-    @property
+    @cached_property
     def trials(self) -> Path:
         """Folders of trials, by id."""
         return self.root / "trials"
