@@ -29,9 +29,10 @@ from gatelab.orchestrator.planning import plan_study
 from gatelab.orchestrator.pool import POLL_SECONDS, Pool, Result, Task, Worker, WorkerSetup, do_nothing, never
 from gatelab.orchestrator.progress import Progress
 from gatelab.orchestrator.study_run import RunOptions, run_matrix
+from gatelab.results.store import trials
 from gatelab.results.store.journal import Journal, read_journal
 from gatelab.results.store.layout import RunsFolder
-from gatelab.results.store.records import Outcome
+from gatelab.results.store.records import Outcome, write_json
 from gatelab.status import Status
 from gatelab.training.checkpoint import save_checkpoint, sweep, whole_checkpoints
 from gatelab.training.loop import Outcome as Trained
@@ -380,22 +381,22 @@ class History:
             (worker, "_logging_to", lambda path: nullcontext()),
             (worker, "trial_metric_specs", lambda config: SPECS),
             (worker, "train", self.train),
-            (worker, "write_json", self.write_outcome),
+            (worker, "write_json", self.write_record),
+            (trials, "write_json", self.write_record),
             (Journal, "commit", commit_and_note),
         ]
         before = [(place, name, getattr(place, name)) for place, name, _ in patches]
         for place, name, value in patches:
             setattr(place, name, value)
-        self._write = dict(((name, value) for _, name, value in before))["write_json"]
         try:
             yield
         finally:
             for place, name, value in before:
                 setattr(place, name, value)
 
-    def write_outcome(self, path: Path, value: Any) -> None:
+    def write_record(self, path: Path, value: Any) -> None:
         """Write a record, and note when a trial is over."""
-        self._write(path, value)
+        write_json(path, value)
         if path.name == "outcome.json" and value["status"] in ("finished", "diverged"):
             self.over.add(path.parent.name)
 
