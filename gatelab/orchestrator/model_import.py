@@ -29,7 +29,7 @@ from gatelab.results.store.journal import Journal
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.lease import acquire
 from gatelab.results.store.records import Attempt, Outcome, TrialDescription, write_json
-from gatelab.results.store.trials import is_over
+from gatelab.results.store.trials import is_over, write_end
 from gatelab.status import Status
 from gatelab.training.checkpoint import save_checkpoint
 from gatelab.training.config import TrialConfig
@@ -171,4 +171,4 @@ def _write(trial: Trial, folder: RunsFolder, state: TrainState, found: Evaluatio
         save_checkpoint(files.checkpoints, step, state.model, state.optimizer, progress.state())
         lease.check()
         outcome = Outcome(status=Status.FINISHED, trial=trial.id, step=step, metrics=found.summary, ended=time.time())
-        write_json(files.outcome, outcome.to_json())
+        write_end(files, outcome)

@@ -8,7 +8,7 @@ from gatelab.ablations.paths import flatten
 from gatelab.results.store.layout import RunsFolder, TrialFolder
 from gatelab.results.store.lease import holder_of
 from gatelab.results.store.records import Outcome, StudyRecord
-from gatelab.results.store.trials import read_description
+from gatelab.results.store.trials import has_begun, read_description
 
 SHOWN = 3
 """Changed fields that are named."""
@@ -41,7 +41,7 @@ def _reason(trial: Trial, folder: RunsFolder, former: str | None) -> Reason:
         first = (outcome.reason.strip().splitlines() or ["no reason was recorded"])[-1]
         kind = f" ({outcome.kind})" if outcome.kind else ""
         return Reason(trial, True, f"failed{kind}: {first}; goes on {_from(files)}")
-    if files.description.exists():
+    if has_begun(files):
         return Reason(trial, True, f"was interrupted; goes on {_from(files)}")
     if former is not None and former != trial.id:
         return Reason(trial, True, f"changed since the study was last run: {_changes(trial, folder, former)}")

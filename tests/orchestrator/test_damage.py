@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from gatelab.ablations.loading import make_study
 from gatelab.ablations.matrix import Matrix
+from gatelab.checksums import with_checksum
 from gatelab.cli.main import app
 from gatelab.errors import DamagedFile, DataError
 from gatelab.orchestrator.evaluation import EvalRequest, assign, eval_jobs, run_evals, unanswered
@@ -236,8 +237,10 @@ def test_a_configuration_of_another_form_is_named_with_its_key(
 ) -> None:
     """A trial that somebody edited, or that a later version wrote, cannot be evaluated: why is said."""
     _, folder, files = finished
-    content = read_json(files.description) or {}
-    write_json(files.description, {**content, "config": {**content["config"], "data": {"sourc": "x"}}})
+    description = whole_description(files)
+    assert description is not None
+    edited = description.model_copy(update={"config": {**description.config, "data": {"sourc": "x"}}})
+    write_json(files.outcome, (read_json(files.outcome) or {}) | {"description": with_checksum(edited.to_json())})
     with pytest.raises(DataError, match=r"cannot be read here: data\.sourc: "):
         eval_jobs(folder, "tiny")
 

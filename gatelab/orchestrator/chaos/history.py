@@ -5,6 +5,7 @@ came from nowhere or was changed, and one that is there twice is told apart from
 depends on the speed and the memory of the machine, are left out; all else must agree in every bit.
 """
 
+import contextlib
 import fnmatch
 import hashlib
 import json
@@ -23,7 +24,7 @@ from gatelab.results.analyses.comparison import SPEED, compare
 from gatelab.results.store.layout import RunsFolder, TrialFolder
 from gatelab.results.store.lease import holder_of
 from gatelab.results.store.metrics import metrics_from_journals
-from gatelab.results.store.records import Outcome, read_json
+from gatelab.results.store.records import DamagedRecord, Outcome, read_json
 from gatelab.results.store.runs import runs_from_journals
 from gatelab.results.store.trials import whole_description
 from gatelab.status import Status
@@ -153,7 +154,11 @@ def _data(folder: RunsFolder) -> Found:
 
 def _trials(folder: RunsFolder) -> Found:
     for files in _trial_folders(folder):
-        description = whole_description(files)
+        try:
+            description = whole_description(files)
+        except DamagedRecord as error:
+            yield (files.path.name, "id"), str(error)
+            continue
         if description is not None:
             said = description.to_json()
             for key in ("id", "config", "parent", "branch"):
@@ -306,7 +311,9 @@ def _of_trial(files: TrialFolder, known: Mapping[tuple[str, str, str], set[str]]
     trial = files.path.name
     if (holder := holder_of(files.path)) is not None:
         yield Violation("lease", trial, f"still held by {holder}")
-    description, outcome = whole_description(files), Outcome.read(files.outcome)
+    outcome, description = Outcome.read(files.outcome), None
+    with contextlib.suppress(DamagedRecord):  # as it was said of its id
+        description = whole_description(files)
     segments = sorted(files.journal.glob("*.arrows"))
     if outcome is not None and outcome.ended is not None and description is not None:
         for number, attempt in enumerate(description.attempts, 1):

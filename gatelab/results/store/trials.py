@@ -49,9 +49,14 @@ def read_outcome(files: TrialFolder) -> Outcome:
         _warn(reason)
     if outcome is not None:
         return outcome
-    if not files.description.exists() and not reason:
+    if not has_begun(files) and not reason:
         return Outcome(status=Status.WAITING)
     return Outcome(status=Status.RUNNING if holder_of(files.path) else Status.INTERRUPTED, reason=reason)
+
+
+def has_begun(files: TrialFolder) -> bool:
+    """Return whether a process has worked on a trial that is not over. Its outcome may have been removed."""
+    return files.description.exists() or files.journal.is_dir()
 
 
 def is_over(files: TrialFolder) -> bool:
