@@ -59,7 +59,7 @@ def _changes(trial: Trial, folder: RunsFolder, former: str) -> str:
     """Name the fields in which a trial differs from that of the same name before."""
     description = read_description(folder.trial(former))
     if description is None:
-        return "what it was is not known: it had not begun"
+        return "what it was is not known: it had not begun, or its files are gone"
     old, new = dict(flatten(description.config)), dict(flatten(trial.config.model_dump(mode="json")))
     fields = [
         f"{name} {_shown(old.get(name))} -> {_shown(new.get(name))}"
