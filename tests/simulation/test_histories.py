@@ -24,7 +24,7 @@ from tests.simulation.history import FAULTS, History, play, small_matrix
 from tests.simulation.many import Tally, play_all, play_in_processes
 from tests.simulation.world import Disk, World, inhabited
 
-HISTORIES = 10_000
+HISTORIES = 8_000
 
 
 def test_whatever_happens_the_table_is_the_undisturbed_one() -> None:
