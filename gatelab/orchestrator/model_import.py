@@ -28,7 +28,7 @@ from gatelab.orchestrator.study_manifest import study_record, write_record, writ
 from gatelab.results.store.journal import Journal
 from gatelab.results.store.layout import RunsFolder
 from gatelab.results.store.lease import acquire
-from gatelab.results.store.records import Attempt, Outcome, TrialDescription, write_json
+from gatelab.results.store.records import Attempt, Outcome, TrialDescription
 from gatelab.results.store.trials import is_over, write_end
 from gatelab.status import Status
 from gatelab.training.checkpoint import save_checkpoint
@@ -161,7 +161,6 @@ def _write(trial: Trial, folder: RunsFolder, state: TrainState, found: Evaluatio
             attempts=[Attempt(started=now, provenance=origin)],
             metrics=dump_specs(trial_metric_specs(trial.config)),
         )
-        write_json(files.description, description.to_json())
         with Journal(files.journal, trial=trial.id, fence=lease.check) as journal:
             journal.record(step, {**found.summary, **found.positions})
             for layer, values in enumerate(found.layers):
@@ -171,4 +170,4 @@ def _write(trial: Trial, folder: RunsFolder, state: TrainState, found: Evaluatio
         save_checkpoint(files.checkpoints, step, state.model, state.optimizer, progress.state())
         lease.check()
         outcome = Outcome(status=Status.FINISHED, trial=trial.id, step=step, metrics=found.summary, ended=time.time())
-        write_end(files, outcome)
+        write_end(files, outcome, description)

@@ -240,7 +240,7 @@ def _train(
     device = choose_device(device_name)
     prefix = _prefix_checkpoint(task)
     machine = environment(device, compute_dtype(task.config.training, device))
-    _describe_attempt(task, machine, forks=prefix is not None)
+    description = _describe_attempt(task, machine, forks=prefix is not None)
     dataset = Dataset(runs.data / task.data_identity)
     parent = None if task.parent is None else runs.trial(task.parent)
     begun = None if parent is None else Outcome.read(parent.outcome)
@@ -269,7 +269,7 @@ def _train(
         compact(files.journal, task.trial_id, lease.check)
         keep_newest(files.checkpoints)
         lease.check()
-        write_end(files, outcome)
+        write_end(files, outcome, description)
     return outcome
 
 
@@ -285,8 +285,8 @@ def _prefix_checkpoint(task: Task) -> Path | None:
     return folder if is_written(folder) else None
 
 
-def _describe_attempt(task: Task, machine: Mapping[str, str], *, forks: bool) -> None:
-    """Add this attempt to the trial's description: when, with which code, where, and what its metrics are.
+def _describe_attempt(task: Task, machine: Mapping[str, str], *, forks: bool) -> TrialDescription:
+    """Add this attempt to the trial's description, and return it: when, with which code, where, what its metrics are.
 
     A trial that forks from a longer one has the attempts of that one first. What earlier attempts measured stays
     described, as it stays in the journal.
@@ -307,6 +307,7 @@ def _describe_attempt(task: Task, machine: Mapping[str, str], *, forks: bool) ->
     metrics = told | dump_specs(specs)
     known = known.model_copy(update={"attempts": [*earlier, attempt], **fork, "metrics": metrics})
     write_json(task.files.description, known.to_json())
+    return known
 
 
 def _failure(files: TrialFolder, reason: str, kind: FailureKind, cause: str = "") -> Outcome:

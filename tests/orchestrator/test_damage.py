@@ -20,7 +20,7 @@ from gatelab.orchestrator.inline import InlineExecutor
 from gatelab.orchestrator.planning import plan_study
 from gatelab.orchestrator.study_manifest import changed_since, study_record, write_record
 from gatelab.orchestrator.worker import Task, run_task
-from gatelab.results.store.journal import JournalTail
+from gatelab.results.store.journal import Journal, JournalTail
 from gatelab.results.store.layout import RunsFolder, TrialFolder
 from gatelab.results.store.records import DamagedRecord, read_json, write_json
 from gatelab.results.store.runs import runs_from_journals
@@ -129,6 +129,24 @@ def test_a_damaged_trial_goes_on_to_the_undisturbed_end(
     description = whole_description(files)
     assert description is not None
     assert (description.id, len(description.attempts)) == (matrix.trials[0].id, 2)
+
+
+def test_a_description_that_is_damaged_during_training_costs_nothing(
+    stopped: tuple[Matrix, RunsFolder, TrialFolder],
+) -> None:
+    """The process that trains knows what it wrote: the trial ends as always, and says where it comes from."""
+    matrix, folder, files = stopped
+    trial = matrix.trials[0]
+
+    def damage(journal: Journal) -> Journal:
+        files.description.write_bytes(b"")
+        return journal
+
+    task = Task(trial.id, trial.config, trial.data_id, folder, folder.root / "never", checkpoint_seconds=60.0)
+    assert run_task(task, "cpu", damage, raise_errors=True).status == Status.FINISHED
+    description = whole_description(files)
+    assert description is not None
+    assert (description.id, len(description.attempts)) == (trial.id, 2)
 
 
 @pytest.fixture

@@ -119,14 +119,12 @@ def whole_description(files: TrialFolder) -> TrialDescription | None:
     return description
 
 
-def write_end(files: TrialFolder, outcome: Outcome) -> None:
-    """Write the outcome of a trial that is over: what it said of itself goes with it, into one file.
+def write_end(files: TrialFolder, outcome: Outcome, description: TrialDescription) -> None:
+    """Write the outcome of a trial that is over: what it says of itself goes with it, into one file.
 
     A kill leaves both files at worst, and they say the same. Each part has a checksum of its own.
     """
-    description = whole_description(files)
-    said = {} if description is None else {DESCRIPTION: with_checksum(description.to_json())}
-    write_json(files.outcome, outcome.to_json() | said)
+    write_json(files.outcome, {**outcome.to_json(), DESCRIPTION: with_checksum(description.to_json())})
     files.description.unlink(missing_ok=True)
 
 
