@@ -20,6 +20,9 @@ from gatelab.names import SEARCH_SUFFIX, STUDY_NAME
 
 DEFAULT_BASE = "tiny-dense"
 
+ADDED_LATER = ("learning_rate", "tolerance", "claims", "imported")
+"""Fields that the first studies had not: a study without them keeps its hash."""
+
 SIZES = frozenset(
     {
         *(f"model.{name}" for name in ("layers", "hidden_size", "query_heads", "kv_heads", "head_dim", "ffn_size")),
@@ -210,12 +213,7 @@ class StudyPlan:
     def hash(self) -> str:
         """SHA-256 of what was asked, wherever it was written."""
         asked = self.study.model_dump(mode="json", exclude={"base", "continues"})
-        for name in (
-            "learning_rate",
-            "tolerance",
-            "claims",
-            "imported",
-        ):  # added later: a study without them keeps its hash
+        for name in ADDED_LATER:
             if getattr(self.study, name) == Study.model_fields[name].default:
                 del asked[name]
         before = {} if self.parent is None else {"continues": self.parent.hash}

@@ -69,8 +69,8 @@ def has_lost_gcs() -> bool:
         socket.create_connection((host, int(port)), PROBE_SECONDS).close()
     except ConnectionRefusedError:
         return True
-    except OSError:  # it is busy
-        return False
+    except OSError:
+        pass  # it is busy
     return False
 
 

@@ -169,9 +169,9 @@ def mend(folder: Path, trial: str = "") -> int:
 def compact(folder: Path, trial: str = "", fence: Callable[[], None] = lambda: None) -> None:
     """Make one segment of several, unless anything in them is lost. For whoever holds the trial's lease."""
     old = segments(folder)
-    tail = JournalTail(folder)
     if len(old) < 2:
         return
+    tail = JournalTail(folder)
     rows = tail.read()
     if tail.lost:
         return
